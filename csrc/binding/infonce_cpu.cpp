@@ -1,0 +1,196 @@
+// infonce_forward and infonce_backward on CPU tensors: checks, allocation, dispatch on dtype.
+//
+// What a user can get wrong is checked in wscl_fast/functional.py, with an error that names the argument;
+// the checks here guard those who call the operators themselves.
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <tuple>
+
+#include "../core/infonce.h"
+
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+wscl::Threads torch_threads() {
+  return {static_cast<int>(torch::stable::get_num_threads()),
+          [](int64_t tasks, void (*task)(int64_t, void*), void* context) {
+            torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+              for (int64_t i = begin; i < end; ++i) task(i, context);
+            });
+          }};
+}
+
+// A matrix whose rows are contiguous: as it is where it can be, else a copy.
+Tensor with_unit_columns(const Tensor& matrix) {
+  return matrix.stride(1) == 1 || matrix.size(1) == 1 ? matrix : torch::stable::contiguous(matrix);
+}
+
+Tensor check_matrix(const char* name, const Tensor& matrix, ScalarType dtype) {
+  STD_TORCH_CHECK(matrix.dim() == 2, name, ": expected a matrix [rows, d], got ", matrix.dim(), " dimensions");
+  STD_TORCH_CHECK(matrix.scalar_type() == dtype, name, ": expected the dtype of queries");
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, name,
+                  ": expected float32 or float64");
+  return with_unit_columns(matrix);
+}
+
+Tensor check_vector(const char* name, const Tensor& vector, int64_t length, ScalarType dtype) {
+  STD_TORCH_CHECK(vector.dim() == 1 && vector.size(0) == length, name, ": expected a vector of length ", length);
+  STD_TORCH_CHECK(vector.scalar_type() == dtype, name, ": wrong dtype");
+  return torch::stable::contiguous(vector);
+}
+
+template <class T>
+const T* data(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.data_ptr());
+}
+
+template <class T>
+T* data(Tensor& tensor) {
+  return static_cast<T*>(tensor.data_ptr());
+}
+
+// The arguments, checked and made contiguous where the kernels need it; holds what the problem points to.
+struct Arguments {
+  Tensor queries;
+  std::optional<Tensor> keys;
+  Tensor query_clusters;
+  std::optional<Tensor> key_clusters, own;
+  double scale;
+  bool exclude_self, inner;
+  int64_t ignore_index;
+
+  Arguments(const Tensor& queries_, const std::optional<Tensor>& keys_, const Tensor& query_clusters_,
+            const std::optional<Tensor>& key_clusters_, const std::optional<Tensor>& own_, const Tensor& scale_,
+            bool exclude_self_, bool inner_, int64_t ignore_index_)
+      : queries(check_matrix("queries", queries_, queries_.scalar_type())),
+        query_clusters(check_vector("query_clusters", query_clusters_, queries_.size(0), ScalarType::Long)),
+        exclude_self(exclude_self_),
+        inner(inner_),
+        ignore_index(ignore_index_) {
+    STD_TORCH_CHECK(keys_.has_value() == key_clusters_.has_value(), "keys and key_clusters go together");
+    STD_TORCH_CHECK(keys_.has_value() || !own_.has_value(), "own: expected none where keys is none");
+    if (keys_) {
+      keys = check_matrix("keys", *keys_, queries.scalar_type());
+      STD_TORCH_CHECK(keys->size(1) == queries.size(1), "keys: expected ", queries.size(1), " columns, got ",
+                      keys->size(1));
+      key_clusters = check_vector("key_clusters", *key_clusters_, keys->size(0), ScalarType::Long);
+    }
+    if (own_) own = check_vector("own", *own_, queries.size(0), ScalarType::Long);
+    STD_TORCH_CHECK(scale_.dim() == 0 && scale_.scalar_type() == queries.scalar_type(),
+                    "scale: expected a 0-dim tensor of the dtype of queries");
+    scale = scale_.scalar_type() == ScalarType::Float ? *data<float>(scale_) : *data<double>(scale_);
+    STD_TORCH_CHECK(scale > 0, "scale: expected a number above 0, got ", scale);
+  }
+
+  template <class T>
+  wscl::InfoNCEProblem<T> problem() const {
+    wscl::InfoNCEProblem<T> p;
+    p.queries = data<T>(queries);
+    p.query_stride = queries.stride(0);
+    p.n = queries.size(0);
+    p.keys = keys ? data<T>(*keys) : nullptr;
+    p.key_stride = keys ? keys->stride(0) : 0;
+    p.m = keys ? keys->size(0) : p.n;
+    p.d = queries.size(1);
+    p.query_clusters = data<int64_t>(query_clusters);
+    p.key_clusters = keys ? data<int64_t>(*key_clusters) : nullptr;
+    p.own = own ? data<int64_t>(*own) : nullptr;
+    p.exclude_self = exclude_self;
+    p.inner = inner;
+    p.ignore_index = ignore_index;
+    p.scale = scale;
+    return p;
+  }
+};
+
+template <class F>
+void dispatch(ScalarType dtype, const F& f) {
+  if (dtype == ScalarType::Float)
+    f(float());
+  else
+    f(double());
+}
+
+// Problems of no keys at all are given a pointer that says "keys" rather than "the queries are the keys".
+template <class T>
+void mark_empty_keys(wscl::InfoNCEProblem<T>& p, const Arguments& arguments) {
+  static const T nothing{};
+  static const int64_t no_cluster{};
+  if (!arguments.keys || p.m > 0) return;
+  p.keys = &nothing;
+  p.key_clusters = &no_cluster;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> infonce_forward(
+    const Tensor& queries, const std::optional<Tensor>& keys, const Tensor& query_clusters,
+    const std::optional<Tensor>& key_clusters, const std::optional<Tensor>& own, const Tensor& scale,
+    bool exclude_self, bool inner, int64_t ignore_index, bool need_direction) {
+  const Arguments arguments(queries, keys, query_clusters, key_clusters, own, scale, exclude_self, inner,
+                            ignore_index);
+  const int64_t n = queries.size(0), d = queries.size(1);
+  const bool with_direction = need_direction && keys.has_value();
+  Tensor loss = torch::stable::new_empty(queries, {n});
+  Tensor count = torch::stable::new_empty(queries, {n}, ScalarType::Long);
+  Tensor stats = torch::stable::new_empty(queries, {wscl::infonce_stats(inner), n}, ScalarType::Double);
+  Tensor direction = torch::stable::new_empty(queries, {with_direction ? n : 0, d});
+  dispatch(queries.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    auto problem = arguments.problem<T>();
+    mark_empty_keys(problem, arguments);
+    wscl::infonce_forward<T>(problem, data<T>(loss), data<int64_t>(count), data<double>(stats),
+                             with_direction ? data<T>(direction) : nullptr, torch_threads());
+  });
+  return {loss, count, stats, direction};
+}
+
+std::tuple<Tensor, Tensor, Tensor> infonce_backward(
+    const Tensor& grad_loss, const Tensor& queries, const std::optional<Tensor>& keys,
+    const Tensor& query_clusters, const std::optional<Tensor>& key_clusters, const std::optional<Tensor>& own,
+    const Tensor& scale, bool exclude_self, bool inner, int64_t ignore_index, const Tensor& count,
+    const Tensor& stats, const Tensor& direction, bool need_queries, bool need_keys, bool need_scale) {
+  const Arguments arguments(queries, keys, query_clusters, key_clusters, own, scale, exclude_self, inner,
+                            ignore_index);
+  const int64_t n = queries.size(0), d = queries.size(1), m = keys ? keys->size(0) : 0;
+  const Tensor upstream = check_vector("grad_loss", grad_loss, n, queries.scalar_type());
+  const Tensor counts = check_vector("count", count, n, ScalarType::Long);
+  const Tensor softmax = torch::stable::contiguous(stats);
+  STD_TORCH_CHECK(softmax.dim() == 2 && softmax.size(0) == wscl::infonce_stats(inner) && softmax.size(1) == n &&
+                      softmax.scalar_type() == ScalarType::Double,
+                  "stats: expected the forward pass's");
+  const Tensor directions = torch::stable::contiguous(direction);
+  STD_TORCH_CHECK(!keys || !(need_queries || need_scale) || directions.size(0) == n,
+                  "direction: expected the forward pass's with need_direction");
+  // Where the queries are the keys, the gradient of the scale is read off that of the queries.
+  const bool queries_too = need_queries || (!keys && need_scale);
+  Tensor grad_queries = torch::stable::new_empty(queries, {queries_too ? n : 0, d});
+  Tensor grad_keys = torch::stable::new_empty(queries, {keys && need_keys ? m : 0, d});
+  Tensor grad_scale = torch::stable::new_zeros(scale, {});
+  dispatch(queries.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    auto problem = arguments.problem<T>();
+    mark_empty_keys(problem, arguments);
+    double to_scale = 0;
+    if (n > 0 && (queries_too || need_keys || need_scale))
+      wscl::infonce_backward<T>(problem, data<T>(upstream), data<int64_t>(counts), data<double>(softmax),
+                                data<T>(directions), queries_too ? data<T>(grad_queries) : nullptr,
+                                keys && need_keys ? data<T>(grad_keys) : nullptr,
+                                need_scale ? &to_scale : nullptr, torch_threads());
+    else if (keys && need_keys)
+      torch::stable::zero_(grad_keys);
+    *data<T>(grad_scale) = static_cast<T>(to_scale);
+  });
+  return {grad_queries, grad_keys, grad_scale};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(wscl_fast, CPU, m) {
+  m.impl("infonce_forward", TORCH_BOX(&infonce_forward));
+  m.impl("infonce_backward", TORCH_BOX(&infonce_backward));
+}

@@ -1,0 +1,34 @@
+// The extension as a Python module: what was built, and which instruction set runs. Importing it registers
+// the operators.
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "../core/cpu.h"
+
+#ifndef WSCL_CUDA_ARCHITECTURES
+#define WSCL_CUDA_ARCHITECTURES ""
+#endif
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "wscl_fast's compiled kernels; see wscl_fast.build_info()";
+  m.attr("cuda_architectures") = WSCL_CUDA_ARCHITECTURES;
+  m.def("built_instruction_sets", &wscl::built_instruction_sets);
+  m.def("supported_instruction_sets", &wscl::supported_instruction_sets);
+  m.def("instruction_set", [] { return std::string(wscl::cpu_kernels().name); });
+  m.def(
+      "use_instruction_set",
+      [](const std::string& name) {
+        if (!wscl::use_instruction_set(name))
+          throw std::invalid_argument("name: expected an instruction set that was built and that this processor"
+                                      " supports, got '" + name + "'");
+      },
+      pybind11::arg("name"));
+  m.def("tile", [] {
+    const wscl::SimilarityKernels& kernels = wscl::cpu_kernels();
+    return std::make_pair(kernels.row_tile, kernels.column_tile);
+  }, "Rows and columns of the float32 register tile in use");
+}

@@ -1,0 +1,15 @@
+// The operators' schemas, once. Meanings: csrc/core/infonce.h; fake kernels and autograd: wscl_fast/_ops.py.
+
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(wscl_fast, m) {
+  m.def(
+      "infonce_forward(Tensor queries, Tensor? keys, Tensor query_clusters, Tensor? key_clusters, Tensor? own,"
+      " Tensor scale, bool exclude_self, bool inner, int ignore_index, bool need_direction)"
+      " -> (Tensor loss, Tensor count, Tensor stats, Tensor direction)");
+  m.def(
+      "infonce_backward(Tensor grad_loss, Tensor queries, Tensor? keys, Tensor query_clusters,"
+      " Tensor? key_clusters, Tensor? own, Tensor scale, bool exclude_self, bool inner, int ignore_index,"
+      " Tensor count, Tensor stats, Tensor direction, bool need_queries, bool need_keys, bool need_scale)"
+      " -> (Tensor grad_queries, Tensor grad_keys, Tensor grad_scale)");
+}

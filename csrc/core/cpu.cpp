@@ -1,0 +1,72 @@
+#include "cpu.h"
+
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
+
+namespace wscl {
+namespace {
+
+struct Candidate {
+  const SimilarityKernels* kernels;
+  bool supported;
+};
+
+std::vector<Candidate> candidates() {
+  std::vector<Candidate> list = {{&kSimilarityPortable, true}};
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  list.push_back({&kSimilarityAvx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")});
+  list.push_back({&kSimilarityAvx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                                          __builtin_cpu_supports("avx512dq") &&
+                                          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma")});
+#endif
+  return list;
+}
+
+const SimilarityKernels* find(const std::string& name) {
+  for (const Candidate& c : candidates())
+    if (c.supported && name == c.kernels->name) return c.kernels;
+  return nullptr;
+}
+
+const SimilarityKernels* initial() {
+  const SimilarityKernels* best = nullptr;
+  for (const Candidate& c : candidates())
+    if (c.supported) best = c.kernels;
+  if (const char* wanted = std::getenv("WSCL_CPU_CAPABILITY")) {
+    if (const SimilarityKernels* found = find(wanted)) return found;
+    std::fprintf(stderr, "wscl_fast: WSCL_CPU_CAPABILITY=%s is not available here, using %s\n", wanted, best->name);
+  }
+  return best;
+}
+
+std::atomic<const SimilarityKernels*>& current() {
+  static std::atomic<const SimilarityKernels*> kernels{initial()};
+  return kernels;
+}
+
+}  // namespace
+
+const SimilarityKernels& cpu_kernels() { return *current().load(std::memory_order_relaxed); }
+
+std::vector<std::string> built_instruction_sets() {
+  std::vector<std::string> names;
+  for (const Candidate& c : candidates()) names.push_back(c.kernels->name);
+  return names;
+}
+
+std::vector<std::string> supported_instruction_sets() {
+  std::vector<std::string> names;
+  for (const Candidate& c : candidates())
+    if (c.supported) names.push_back(c.kernels->name);
+  return names;
+}
+
+bool use_instruction_set(const std::string& name) {
+  const SimilarityKernels* found = find(name);
+  if (found) current().store(found, std::memory_order_relaxed);
+  return found != nullptr;
+}
+
+}  // namespace wscl

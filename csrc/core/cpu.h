@@ -1,0 +1,21 @@
+// Which instruction set's kernels run, decided once: the best that the processor has, or what the
+// environment variable WSCL_CPU_CAPABILITY (portable, avx2, avx512) asks for.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "similarity.h"
+
+namespace wscl {
+
+const SimilarityKernels& cpu_kernels();
+
+// Names of the instruction sets that were built, and of those this processor can run, best last.
+std::vector<std::string> built_instruction_sets();
+std::vector<std::string> supported_instruction_sets();
+
+// Uses the named instruction set from here on; false where it was not built or the processor lacks it.
+bool use_instruction_set(const std::string& name);
+
+}  // namespace wscl

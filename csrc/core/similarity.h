@@ -1,0 +1,116 @@
+// The one pass over N × M that everything rests on: rows X meet columns Y, their similarities become
+// weights in an epilogue, and the weights may gather Y's rows into an output. No torch, no Python.
+//
+//   logits_ij  = scale · ⟨x_i, y_j⟩            (base 2: scale = log2(e) / temperature)
+//   kSoftmax:    row_max_i = max_j logits_ij,  row_sum_i = Σ_j 2^(logits_ij − row_max_i)
+//                output_i  = Σ_j 2^(logits_ij − row_max_i) y_j / row_sum_i
+//   kColumns:    output_i  = Σ_j column_weight_j · 2^(logits_ij − column_shift_j) y_j
+//   kSymmetric:  output_i  = Σ_j (row_weight_i · 2^(logits_ij − row_shift_i)
+//                                + column_weight_j · 2^(logits_ij − column_shift_j)) y_j
+//   kShared:     the same where all shifts are one number: one exponential a pair
+//
+// Excluded pairs and columns outside a row's range have logit −∞.
+#pragma once
+
+#include <cstdint>
+
+#include "threads.h"
+
+namespace wscl {
+
+// `count` rows of numbers; row r lies at data + (index ? index[r] : r) · stride. A position is a place in
+// this order; an index list makes it possible to leave rows out or to sort them without moving them.
+template <class T>
+struct Rows {
+  const T* data = nullptr;
+  int64_t stride = 0;
+  const int64_t* index = nullptr;
+  int64_t count = 0;
+
+  int64_t origin(int64_t position) const { return index ? index[position] : position; }
+  const T* row(int64_t position) const { return data + origin(position) * stride; }
+};
+
+struct Pair {
+  int64_t row, column;  // positions
+};
+
+enum class Epilogue { kSoftmax, kColumns, kSymmetric, kShared };
+
+template <class T>
+struct SimilarityParams {
+  Rows<T> x;  // [n, d]
+  Rows<T> y;  // [m, d]
+  int64_t d = 0;
+  T scale = 1;
+  Epilogue epilogue = Epilogue::kSoftmax;
+
+  const Pair* excluded = nullptr;  // sorted by row
+  int64_t excluded_count = 0;
+  const int64_t* begin = nullptr;  // [n] row i meets columns [begin_i, end_i) only; both non-decreasing
+  const int64_t* end = nullptr;    // [n]
+
+  const T* row_shift = nullptr;      // [n]
+  const T* row_weight = nullptr;     // [n]
+  const T* column_shift = nullptr;   // [m]
+  const T* column_weight = nullptr;  // [m]
+  T shift = 0;                       // kShared
+
+  double* row_max = nullptr;  // [n] kSoftmax, −∞ for a row that meets no column
+  double* row_sum = nullptr;  // [n] kSoftmax
+
+  // Row i's output goes to output + x.origin(i) · output_stride, times alpha, added to what stands there if
+  // `accumulate`. Null: nothing is gathered, and the second GEMM is not done.
+  T* output = nullptr;
+  int64_t output_stride = 0;
+  T alpha = 1;
+  bool accumulate = false;
+};
+
+// A part of a pass: rows [row0, row1) against columns [column0, column1). Results of a pass that is split
+// over columns lie in the part's own arrays, indexed by position − row0.
+template <class T>
+struct SimilarityPart {
+  int64_t row0, row1, column0, column1;
+  double* row_max;       // [row1 − row0]
+  double* row_sum;       // [row1 − row0]
+  T* output;             // null: the parameters' output, finished
+  int64_t output_stride; // of `output`
+};
+
+// Runs a pass on all threads: rows are cut into chunks, and where there are too few rows to keep the
+// threads busy, columns as well; the parts are then merged in order. The result depends on the number of
+// threads only through that cut, never on timing.
+template <class T>
+void run_similarity(const SimilarityParams<T>& params, const Threads& threads);
+
+// sums[s][c] = Σ_{r: segment_r = s} weight_r · rows[r][c], accumulated in double. Rows of a segment below 0
+// are left out; weights may be null.
+template <class T>
+void segment_sums(const Rows<T>& rows, int64_t d, const int64_t* segment, const T* weight, int64_t segments,
+                  T* sums /* [segments, d] */, const Threads& threads);
+
+// One instruction set's kernels.
+template <class T>
+struct TypedKernels {
+  void (*run_part)(const SimilarityParams<T>&, const SimilarityPart<T>&);
+  // Columns [c0, c1) of segment_sums, into sums[segments][c1 − c0].
+  void (*sum_columns)(const Rows<T>& rows, int64_t c0, int64_t c1, const int64_t* segment, const T* weight,
+                      double* sums);
+};
+
+struct SimilarityKernels {
+  const char* name;
+  int row_tile;     // rows of a register tile
+  int column_tile;  // its columns, float32
+  TypedKernels<float> of_float;
+  TypedKernels<double> of_double;
+};
+
+extern const SimilarityKernels kSimilarityPortable;
+#if defined(__x86_64__)
+extern const SimilarityKernels kSimilarityAvx2;
+extern const SimilarityKernels kSimilarityAvx512;
+#endif
+
+}  // namespace wscl

@@ -1,0 +1,16 @@
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+#include "similarity.h"
+#pragma GCC target("avx2,fma")
+#define WSCL_ISA avx2
+#define WSCL_VECTOR_BYTES 32
+#define WSCL_ROW_TILE 6
+#include "similarity_kernel.h"
+
+namespace wscl {
+const SimilarityKernels kSimilarityAvx2 = {"avx2", avx2::kRows, avx2::kColumns<float>,
+                                          avx2::kKernels<float>, avx2::kKernels<double>};
+}  // namespace wscl

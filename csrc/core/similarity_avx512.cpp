@@ -1,0 +1,16 @@
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <immintrin.h>
+#include "similarity.h"
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
+#define WSCL_ISA avx512
+#define WSCL_VECTOR_BYTES 64
+#define WSCL_ROW_TILE 12
+#include "similarity_kernel.h"
+
+namespace wscl {
+const SimilarityKernels kSimilarityAvx512 = {"avx512", avx512::kRows, avx512::kColumns<float>,
+                                          avx512::kKernels<float>, avx512::kKernels<double>};
+}  // namespace wscl

@@ -1,0 +1,16 @@
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+#include "similarity.h"
+
+#define WSCL_ISA portable
+#define WSCL_VECTOR_BYTES 16
+#define WSCL_ROW_TILE 6
+#include "similarity_kernel.h"
+
+namespace wscl {
+const SimilarityKernels kSimilarityPortable = {"portable", portable::kRows, portable::kColumns<float>,
+                                          portable::kKernels<float>, portable::kKernels<double>};
+}  // namespace wscl

@@ -1,0 +1,84 @@
+"""Builds the extension ``wscl_fast._C`` and says what it builds; everything else is in pyproject.toml.
+
+Environment: ``WSCL_CUDA=0`` leaves CUDA out and ``WSCL_CUDA=1`` insists on it; ``TORCH_CUDA_ARCH_LIST`` and
+``MAX_JOBS`` are torch.utils.cpp_extension's own.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from pathlib import Path
+
+from setuptools import setup
+from torch.utils import cpp_extension
+
+ROOT = Path(__file__).parent
+KERNELS = ("portable", "avx2", "avx512") if platform.machine() in ("x86_64", "AMD64") else ("portable",)
+
+
+def say(text: str) -> None:
+    """To the terminal even where pip hides a build's standard output only when it succeeds."""
+    print(f"wscl_fast: {text}", file=sys.stderr, flush=True)
+
+
+def cpu_sources() -> list[str]:
+    """Everything of csrc but the kernels of other machines' instruction sets."""
+    per_isa = {f"csrc/core/similarity_{isa}.cpp" for isa in ("portable", "avx2", "avx512")}
+    wanted = {f"csrc/core/similarity_{isa}.cpp" for isa in KERNELS}
+    found = {str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*.cpp")}
+    return sorted(found - per_isa | wanted)
+
+
+def cuda_architectures() -> str:
+    """The CUDA architectures to build for; empty, with the reason told, where there are none."""
+    wish = os.environ.get("WSCL_CUDA", "")
+    if wish not in ("", "0", "1"):
+        sys.exit(f"wscl_fast: WSCL_CUDA: expected 0 or 1, got {wish!r}")
+    sources = list((ROOT / "csrc" / "core").glob("*.cu"))
+    if wish == "0":
+        reason = "WSCL_CUDA=0"
+    elif not sources:
+        reason = "this version has no CUDA kernels yet, CUDA tensors take the chunked path"
+    elif cpp_extension.CUDA_HOME is None:
+        reason = "no CUDA toolkit found, or this PyTorch is a CPU build"
+    else:
+        return os.environ.get("TORCH_CUDA_ARCH_LIST", "8.0;8.6;8.9;9.0;10.0;12.0+PTX")
+    if wish == "1":
+        sys.exit(f"wscl_fast: WSCL_CUDA=1, but {reason}")
+    say(f"CUDA kernels: none ({reason})")
+    return ""
+
+
+architectures = cuda_architectures()
+say(f"CPU kernels: {', '.join(KERNELS)}, chosen at run time")
+if architectures:
+    say(f"CUDA kernels: {architectures}")
+
+extension = cpp_extension.CppExtension(
+    "wscl_fast._C",
+    cpu_sources(),
+    include_dirs=[str(ROOT / "csrc")],
+    define_macros=[
+        # LibTorch's stable ABI of 2.13: one binary serves that version and later ones.
+        ("TORCH_TARGET_VERSION", "0x020d000000000000"),
+        ("WSCL_CUDA_ARCHITECTURES", f'"{architectures}"'),
+    ],
+    extra_compile_args=[
+        "-std=c++17",
+        "-O3",
+        "-g0",
+        "-ffp-contract=fast",  # the kernels' multiply-adds
+        "-fvisibility=hidden",
+        "-Wall",
+        "-Wextra",
+    ],
+)
+# The operators go through the dispatcher: nothing here uses torch's Python bindings.
+extension.libraries.remove("torch_python")
+
+setup(
+    ext_modules=[extension],
+    cmdclass={"build_ext": cpp_extension.BuildExtension.with_options(use_ninja=True)},
+)

@@ -1,0 +1,159 @@
+"""The extension's operators: loading, fake kernels, autograd. The only user of ``torch.ops.wscl_fast``.
+
+The operators are registered by ``csrc/binding``; what they compute is said in ``csrc/core/infonce.h``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from types import ModuleType
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+
+def _load() -> tuple[ModuleType | None, str]:
+    """The extension, or why it is missing."""
+    try:
+        return importlib.import_module("wscl_fast._C"), ""
+    except ImportError as error:
+        return None, str(error)
+
+
+_C, load_error = _load()
+if _C is None:
+    warnings.warn(
+        f"wscl_fast: the fused kernels could not be loaded ({load_error}); plain PyTorch takes their place."
+        " Reinstall wscl-fast with a C++17 compiler to build them.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+def serves(device: torch.device) -> bool:
+    """Whether the fused kernels run on this device."""
+    return _C is not None and device.type == "cpu"
+
+
+def clustered_infonce(
+    queries: Tensor,  # [N, d]
+    keys: Tensor | None,  # [M, d], or None where the queries are the keys
+    query_clusters: Tensor,  # [N] int64
+    key_clusters: Tensor | None,  # [M] int64
+    own: Tensor | None,  # [N] int64
+    scale: Tensor,  # 0-dim, 1 / temperature
+    *,
+    exclude_self: bool,
+    inner: bool,
+    ignore_index: int,
+) -> tuple[Tensor, Tensor]:
+    """Loss ``[N]`` and positives' count ``[N]`` of every row, by the fused kernels."""
+    if not serves(queries.device):
+        reason = load_error if _C is None else f"there are no kernels for device {queries.device}"
+        raise RuntimeError(f"impl='fused' is not available: {reason}; impl='chunked' works everywhere")
+    # The softmax-weighted mean key is carried along only where a gradient will be read off it.
+    need_direction = torch.is_grad_enabled() and (queries.requires_grad or scale.requires_grad)
+    loss, count, _, _ = torch.ops.wscl_fast.infonce_forward(
+        queries,
+        keys,
+        query_clusters,
+        key_clusters,
+        own,
+        scale,
+        exclude_self,
+        inner,
+        ignore_index,
+        need_direction,
+    )
+    return cast(Tensor, loss), cast(Tensor, count)
+
+
+def _fake_forward(
+    queries: Tensor,
+    keys: Tensor | None,
+    query_clusters: Tensor,
+    key_clusters: Tensor | None,
+    own: Tensor | None,
+    scale: Tensor,
+    exclude_self: bool,
+    inner: bool,
+    ignore_index: int,
+    need_direction: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    n, d = queries.shape
+    return (
+        queries.new_empty(n),
+        queries.new_empty(n, dtype=torch.int64),
+        queries.new_empty(4 if inner else 2, n, dtype=torch.float64),
+        queries.new_empty(n if need_direction and keys is not None else 0, d),
+    )
+
+
+def _fake_backward(
+    grad_loss: Tensor,
+    queries: Tensor,
+    keys: Tensor | None,
+    query_clusters: Tensor,
+    key_clusters: Tensor | None,
+    own: Tensor | None,
+    scale: Tensor,
+    exclude_self: bool,
+    inner: bool,
+    ignore_index: int,
+    count: Tensor,
+    stats: Tensor,
+    direction: Tensor,
+    need_queries: bool,
+    need_keys: bool,
+    need_scale: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    n, d = queries.shape
+    from_queries = need_queries or (keys is None and need_scale)
+    return (
+        queries.new_empty(n if from_queries else 0, d),
+        queries.new_empty(keys.shape[0] if keys is not None and need_keys else 0, d),
+        scale.new_empty(()),
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, exclude_self, inner, ignore_index, _ = inputs
+    _, count, stats, direction = output
+    ctx.options = (exclude_self, inner, ignore_index)
+    ctx.mark_non_differentiable(count, stats, direction)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors, count, stats, direction)
+
+
+def _backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad_loss is None:
+        return (None,) * 10
+    *inputs, count, stats, direction = ctx.saved_tensors
+    need_queries, need_keys, need_scale = (ctx.needs_input_grad[i] for i in (0, 1, 5))
+    grad_queries, grad_keys, grad_scale = torch.ops.wscl_fast.infonce_backward(
+        grad_loss, *inputs, *ctx.options, count, stats, direction, need_queries, need_keys, need_scale
+    )
+    return (
+        grad_queries if need_queries else None,
+        grad_keys if need_keys else None,
+        *(None,) * 3,
+        grad_scale if need_scale else None,
+        *(None,) * 4,
+    )
+
+
+def _no_double_backward(ctx: Any, *_: Tensor) -> None:
+    raise NotImplementedError(
+        "clustered_infonce: the fused kernels have no second derivative; impl='reference' has"
+    )
+
+
+if _C is not None:
+    torch.library.register_fake("wscl_fast::infonce_forward", _fake_forward)
+    torch.library.register_fake("wscl_fast::infonce_backward", _fake_backward)
+    torch.library.register_autograd(
+        "wscl_fast::infonce_forward", _backward, setup_context=_setup_context
+    )
+    torch.library.register_autograd("wscl_fast::infonce_backward", _no_double_backward)
