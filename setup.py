@@ -72,7 +72,6 @@ extension = cpp_extension.CppExtension(
         "-ffp-contract=fast",  # the kernels' multiply-adds
         "-fvisibility=hidden",
         "-Wall",
-        "-Wextra",
     ],
 )
 # The operators go through the dispatcher: nothing here uses torch's Python bindings.

@@ -40,7 +40,8 @@ Tensor check_matrix(const char* name, const Tensor& matrix, ScalarType dtype) {
 }
 
 Tensor check_vector(const char* name, const Tensor& vector, int64_t length, ScalarType dtype) {
-  STD_TORCH_CHECK(vector.dim() == 1 && vector.size(0) == length, name, ": expected a vector of length ", length);
+  STD_TORCH_CHECK(vector.dim() == 1 && vector.size(0) == length, name, ": expected a vector of length ",
+                  length);
   STD_TORCH_CHECK(vector.scalar_type() == dtype, name, ": wrong dtype");
   return torch::stable::contiguous(vector);
 }

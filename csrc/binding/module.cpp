@@ -23,12 +23,17 @@ PYBIND11_MODULE(_C, m) {
       "use_instruction_set",
       [](const std::string& name) {
         if (!wscl::use_instruction_set(name))
-          throw std::invalid_argument("name: expected an instruction set that was built and that this processor"
-                                      " supports, got '" + name + "'");
+          throw std::invalid_argument(
+              "name: expected an instruction set that was built and that this processor"
+              " supports, got '" +
+              name + "'");
       },
       pybind11::arg("name"));
-  m.def("tile", [] {
-    const wscl::SimilarityKernels& kernels = wscl::cpu_kernels();
-    return std::make_pair(kernels.row_tile, kernels.column_tile);
-  }, "Rows and columns of the float32 register tile in use");
+  m.def(
+      "tile",
+      [] {
+        const wscl::SimilarityKernels& kernels = wscl::cpu_kernels();
+        return std::make_pair(kernels.row_tile, kernels.column_tile);
+      },
+      "Rows and columns of the float32 register tile in use");
 }

@@ -14,7 +14,9 @@ class IdTable {
     segments_.assign(size, kNoSegment);
   }
 
-  int64_t find(int64_t id) const { return segments_[slot(id)]; }
+  int64_t find(int64_t id) const {
+    return segments_[slot(id)];
+  }
 
   int64_t find_or_add(int64_t id, int64_t segment) {
     const uint64_t at = slot(id);

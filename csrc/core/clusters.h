@@ -15,7 +15,9 @@ struct Segments {
   std::vector<int64_t> of_query;  // [n] segment or kIgnored
   std::vector<int64_t> of_key;    // [m] segment, kNoSegment or kIgnored; empty where queries are the keys
 
-  const std::vector<int64_t>& keys() const { return of_key.empty() ? of_query : of_key; }
+  const std::vector<int64_t>& keys() const {
+    return of_key.empty() ? of_query : of_key;
+  }
 };
 
 Segments find_segments(const int64_t* query_clusters, int64_t n, const int64_t* key_clusters, int64_t m,

@@ -36,7 +36,8 @@ const SimilarityKernels* initial() {
     if (c.supported) best = c.kernels;
   if (const char* wanted = std::getenv("WSCL_CPU_CAPABILITY")) {
     if (const SimilarityKernels* found = find(wanted)) return found;
-    std::fprintf(stderr, "wscl_fast: WSCL_CPU_CAPABILITY=%s is not available here, using %s\n", wanted, best->name);
+    std::fprintf(stderr, "wscl_fast: WSCL_CPU_CAPABILITY=%s is not available here, using %s\n", wanted,
+                 best->name);
   }
   return best;
 }
@@ -48,7 +49,9 @@ std::atomic<const SimilarityKernels*>& current() {
 
 }  // namespace
 
-const SimilarityKernels& cpu_kernels() { return *current().load(std::memory_order_relaxed); }
+const SimilarityKernels& cpu_kernels() {
+  return *current().load(std::memory_order_relaxed);
+}
 
 std::vector<std::string> built_instruction_sets() {
   std::vector<std::string> names;

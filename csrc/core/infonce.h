@@ -33,7 +33,9 @@ struct InfoNCEProblem {
   double scale;  // 1 / temperature
 };
 
-constexpr int64_t infonce_stats(bool inner) { return inner ? 4 : 2; }
+constexpr int64_t infonce_stats(bool inner) {
+  return inner ? 4 : 2;
+}
 
 // Kept from the forward pass for the backward pass: for each query the base-2 maximum and the sum of
 // exponentials relative to it, over the allowed keys and, for "in", over the positives.
@@ -41,7 +43,8 @@ constexpr int64_t infonce_stats(bool inner) { return inner ? 4 : 2; }
 // ∂loss_i / ∂(scale · q_i). One pass of two GEMMs with it, of one without.
 template <class T>
 void infonce_forward(const InfoNCEProblem<T>& problem, T* loss /* [n] */, int64_t* count /* [n] */,
-                     double* stats /* [2 or 4][n] */, T* direction /* [n, d] or null */, const Threads& threads);
+                     double* stats /* [2 or 4][n] */, T* direction /* [n, d] or null */,
+                     const Threads& threads);
 
 // grad_loss [n] is any upstream gradient. With keys, `direction` is the forward pass's; grad_queries and
 // grad_scale come from it in O(n d), grad_keys from one pass of two GEMMs. Where the queries are the keys,

@@ -72,8 +72,8 @@ struct Prepared {
   }
 
   Rows<T> query_rows(const std::vector<int64_t>& order) const {
-    const bool all = static_cast<int64_t>(order.size()) == problem.n &&
-                     std::is_sorted(order.begin(), order.end());
+    const bool all =
+        static_cast<int64_t>(order.size()) == problem.n && std::is_sorted(order.begin(), order.end());
     return {problem.queries, problem.query_stride, all ? nullptr : order.data(),
             static_cast<int64_t>(order.size())};
   }
@@ -92,7 +92,9 @@ struct Prepared {
     return rows;
   }
 
-  int64_t position_of_key(int64_t j) const { return key_position.empty() ? j : key_position[j]; }
+  int64_t position_of_key(int64_t j) const {
+    return key_position.empty() ? j : key_position[j];
+  }
 };
 
 std::vector<int64_t> inverse(const std::vector<int64_t>& order, int64_t size) {
@@ -116,9 +118,8 @@ std::vector<Pair> excluded_pairs(const Prepared<T>& prepared, const std::vector<
     pairs.push_back(keys_are_rows ? Pair{column, row} : Pair{row, column});
   }
   if (keys_are_rows)
-    std::sort(pairs.begin(), pairs.end(), [](Pair a, Pair b) {
-      return a.row != b.row ? a.row < b.row : a.column < b.column;
-    });
+    std::sort(pairs.begin(), pairs.end(),
+              [](Pair a, Pair b) { return a.row != b.row ? a.row < b.row : a.column < b.column; });
   return pairs;
 }
 
@@ -209,8 +210,8 @@ void infonce_forward(const InfoNCEProblem<T>& p, T* loss, int64_t* count, double
   SimilarityParams<T> pass = base_pass(p);
   pass.output = direction;
   pass.output_stride = d;
-  const auto pairs = excluded_pairs(
-      prepared, prepared.queries, [&](int64_t j) { return prepared.position_of_key(j); }, false);
+  const auto pairs =
+      excluded_pairs(prepared, prepared.queries, [&](int64_t j) { return prepared.position_of_key(j); }, false);
   set_pairs(pass, pairs);
   softmax_pass(pass, prepared, prepared.queries, prepared.valid_keys(), stats, threads);
 
@@ -244,7 +245,8 @@ void infonce_forward(const InfoNCEProblem<T>& p, T* loss, int64_t* count, double
       if (count[i] == 0) continue;
       const T* sum = &sums[prepared.segments.of_query[i] * d];
       const T share = T(1) / static_cast<T>(count[i]);
-      const T* less = prepared.excludes_positive(i) ? prepared.all_keys().row(prepared.excluded_key(i)) : nullptr;
+      const T* less =
+          prepared.excludes_positive(i) ? prepared.all_keys().row(prepared.excluded_key(i)) : nullptr;
       for (int64_t c = 0; c < d; ++c) mean[c] = (less ? sum[c] - less[c] : sum[c]) * share;
       const double mean_logit = p.scale * dot(p.queries + i * p.query_stride, mean.data(), d);
       loss[i] = static_cast<T>(natural_lse(stats, n, i) - mean_logit);
@@ -296,7 +298,7 @@ void symmetric_pass(SimilarityParams<T> pass, const Prepared<T>& prepared, const
     low = std::min(low, lse);
     high = std::max(high, lse);
   }
-  const bool shared = high - low <= kSafeRange;
+  const bool shared = low <= high && high - low <= kSafeRange;
   pass.shift = shared ? static_cast<T>(high) : T(0);
   std::vector<T> shift(order.size()), weight(order.size());
   for (size_t q = 0; q < order.size(); ++q) {
@@ -335,8 +337,8 @@ void key_backward(const InfoNCEProblem<T>& p, const std::vector<double>& grad, c
   pass.output = grad_keys;
   pass.output_stride = d;
   pass.alpha = static_cast<T>(p.scale);
-  const auto pairs = excluded_pairs(
-      prepared, prepared.queries, [&](int64_t j) { return prepared.position_of_key(j); }, true);
+  const auto pairs =
+      excluded_pairs(prepared, prepared.queries, [&](int64_t j) { return prepared.position_of_key(j); }, true);
   set_pairs(pass, pairs);
   if (!prepared.key_position.empty()) std::fill(grad_keys, grad_keys + p.m * d, T(0));
   key_pass(pass, prepared, prepared.valid_keys(), prepared.queries, grad, stats, threads);
@@ -372,7 +374,8 @@ void key_backward(const InfoNCEProblem<T>& p, const std::vector<double>& grad, c
   for (int64_t i = 0; i < p.n; ++i) {
     if (count[i] == 0 || !prepared.excludes_positive(i)) continue;
     const int64_t j = prepared.excluded_key(i);
-    for (int64_t c = 0; c < d; ++c) grad_keys[j * d + c] += scale * share[i] * p.queries[i * p.query_stride + c];
+    for (int64_t c = 0; c < d; ++c)
+      grad_keys[j * d + c] += scale * share[i] * p.queries[i * p.query_stride + c];
   }
 }
 
@@ -387,8 +390,7 @@ void self_backward(const InfoNCEProblem<T>& p, const std::vector<double>& grad, 
   pass.output_stride = d;
   pass.alpha = static_cast<T>(p.scale);
   const std::vector<int64_t> position = inverse(prepared.queries, n);
-  const auto pairs =
-      excluded_pairs(prepared, prepared.queries, [&](int64_t j) { return position[j]; }, false);
+  const auto pairs = excluded_pairs(prepared, prepared.queries, [&](int64_t j) { return position[j]; }, false);
   set_pairs(pass, pairs);
   if (static_cast<int64_t>(prepared.queries.size()) != n) std::fill(grad_queries, grad_queries + n * d, T(0));
   symmetric_pass(pass, prepared, prepared.queries, grad, stats, threads);
@@ -408,8 +410,8 @@ void self_backward(const InfoNCEProblem<T>& p, const std::vector<double>& grad, 
     std::vector<T> share;
     const std::vector<T> pulled = pull_sums(prepared, grad, count, share, threads);
     std::vector<T> sums(prepared.segments.count * d);
-    segment_sums<T>(prepared.all_keys(), d, prepared.segments.of_query.data(), nullptr,
-                    prepared.segments.count, sums.data(), threads);
+    segment_sums<T>(prepared.all_keys(), d, prepared.segments.of_query.data(), nullptr, prepared.segments.count,
+                    sums.data(), threads);
     const T scale = static_cast<T>(p.scale);
     threads.ranges(n, kRowGrain, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
@@ -434,9 +436,9 @@ void self_backward(const InfoNCEProblem<T>& p, const std::vector<double>& grad, 
 }  // namespace
 
 template <class T>
-void infonce_backward(const InfoNCEProblem<T>& p, const T* grad_loss, const int64_t* count,
-                      const double* stats, const T* direction, T* grad_queries, T* grad_keys,
-                      double* grad_scale, const Threads& threads) {
+void infonce_backward(const InfoNCEProblem<T>& p, const T* grad_loss, const int64_t* count, const double* stats,
+                      const T* direction, T* grad_queries, T* grad_keys, double* grad_scale,
+                      const Threads& threads) {
   const std::vector<double> grad = upstream(grad_loss, count, p.n);
   if (!p.keys) return self_backward(p, grad, count, stats, grad_queries, grad_scale, threads);
   if (grad_queries)
@@ -459,10 +461,9 @@ template void infonce_forward<float>(const InfoNCEProblem<float>&, float*, int64
                                      const Threads&);
 template void infonce_forward<double>(const InfoNCEProblem<double>&, double*, int64_t*, double*, double*,
                                       const Threads&);
-template void infonce_backward<float>(const InfoNCEProblem<float>&, const float*, const int64_t*,
-                                      const double*, const float*, float*, float*, double*, const Threads&);
+template void infonce_backward<float>(const InfoNCEProblem<float>&, const float*, const int64_t*, const double*,
+                                      const float*, float*, float*, double*, const Threads&);
 template void infonce_backward<double>(const InfoNCEProblem<double>&, const double*, const int64_t*,
-                                       const double*, const double*, double*, double*, double*,
-                                       const Threads&);
+                                       const double*, const double*, double*, double*, double*, const Threads&);
 
 }  // namespace wscl

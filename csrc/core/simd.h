@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX512F__)
+#if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
@@ -32,7 +32,7 @@ struct Simd<float> {
   // 2^f on [−½, ½], relative error 2e-9 before rounding (Lawson's iteration, constant term held at 1)
   static constexpr int kDegree = 6;
   static constexpr float kCoefficients[kDegree + 1] = {
-      1.f,           0.6931472028550972f, 0.24022647913627762f,  0.05550332471040427f,
+      1.f,           0.6931472028550972f, 0.24022647913627762f,   0.05550332471040427f,
       0.0096184373f, 0.0013398874f,       0.00015353362007890114f};
 };
 
@@ -47,19 +47,18 @@ struct Simd<double> {
   static constexpr double kRound = 6755399441055744.;  // 1.5 · 2^52
   // 2^f on [−½, ½], relative error 7e-18 before rounding (Remez)
   static constexpr int kDegree = 11;
-  static constexpr double kCoefficients[kDegree + 1] = {
-      1.,
-      0.69314718055994533046,
-      0.24022650695910156204,
-      0.055504108664819921605,
-      0.0096181291075883352443,
-      0.0013333558146789921722,
-      0.00015403530462504632,
-      0.000015252733489988525649,
-      1.321543308967639918e-6,
-      1.0178198021671930844e-7,
-      7.0741056135081427963e-9,
-      4.4352827069572771511e-10};
+  static constexpr double kCoefficients[kDegree + 1] = {1.,
+                                                        0.69314718055994533046,
+                                                        0.24022650695910156204,
+                                                        0.055504108664819921605,
+                                                        0.0096181291075883352443,
+                                                        0.0013333558146789921722,
+                                                        0.00015403530462504632,
+                                                        0.000015252733489988525649,
+                                                        1.321543308967639918e-6,
+                                                        1.0178198021671930844e-7,
+                                                        7.0741056135081427963e-9,
+                                                        4.4352827069572771511e-10};
 };
 
 template <class T>
@@ -80,26 +79,98 @@ WSCL_INLINE void store(T* p, Vector<T> v) {
   *reinterpret_cast<typename Simd<T>::Unaligned*>(p) = v;
 }
 
-// Both keep a NaN that stands in their first argument.
-template <class V>
-WSCL_INLINE V maximum(V a, V b) {
-  return a < b ? b : a;
+// The larger of the two; b where either is NaN. One instruction, which compilers do not find by themselves.
+template <class T>
+WSCL_INLINE Vector<T> maximum(Vector<T> a, Vector<T> b) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(Vector<T>) == 64) {
+    if constexpr (sizeof(T) == 4)
+      return (Vector<T>)_mm512_max_ps((__m512)a, (__m512)b);
+    else
+      return (Vector<T>)_mm512_max_pd((__m512d)a, (__m512d)b);
+  }
+#elif defined(__AVX2__)
+  if constexpr (sizeof(Vector<T>) == 32) {
+    if constexpr (sizeof(T) == 4)
+      return (Vector<T>)_mm256_max_ps((__m256)a, (__m256)b);
+    else
+      return (Vector<T>)_mm256_max_pd((__m256d)a, (__m256d)b);
+  }
+#endif
+  return a > b ? a : b;
 }
 
-template <class T>
-WSCL_INLINE T horizontal_max(Vector<T> v) {
-  T result = v[0];
-  for (int i = 1; i < Simd<T>::kWidth; ++i) result = result < v[i] || v[i] != v[i] ? v[i] : result;
-  return result;
+template <int... kIndices>
+struct Indices {};
+template <int kCount, int... kIndices>
+struct Count : Count<kCount - 1, kCount - 1, kIndices...> {};
+template <int... kIndices>
+struct Count<0, kIndices...> {
+  using Type = Indices<kIndices...>;
+};
+
+// Lane i of the result is lane select(i) of a and b laid side by side.
+template <class T, class Select, int... i>
+WSCL_INLINE Vector<T> shuffle(Vector<T> a, Vector<T> b, Select, Indices<i...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, Select::lane(i)...);
+#else
+  return __builtin_shuffle(a, b, typename Simd<T>::Bits{Select::lane(i)...});
+#endif
 }
 
-template <class T>
+template <class T, class Select>
+WSCL_INLINE Vector<T> shuffle(Vector<T> a, Vector<T> b, Select select) {
+  return shuffle<T>(a, b, select, typename Count<Simd<T>::kWidth>::Type());
+}
+
+template <int kWidth, int kHalf>  // 0: the first halves of a and b, lane by lane; 1: the second halves
+struct Interleave {
+  static constexpr int lane(int i) {
+    return i % 2 * kWidth + i / 2 + kHalf * kWidth / 2;
+  }
+};
+
+template <int kWidth, int kBy>
+struct Rotate {
+  static constexpr int lane(int i) {
+    return (i + kBy) % kWidth;
+  }
+};
+
+template <class T, int kBy = Simd<T>::kWidth / 2>
 WSCL_INLINE T horizontal_sum(Vector<T> v) {
-  T part[Simd<T>::kWidth];
-  std::memcpy(part, &v, sizeof(part));
-  for (int half = Simd<T>::kWidth / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) part[i] += part[i + half];
-  return part[0];
+  v += shuffle<T>(v, v, Rotate<Simd<T>::kWidth, kBy>());
+  if constexpr (kBy > 1)
+    return horizontal_sum<T, kBy / 2>(v);
+  else
+    return v[0];
+}
+
+template <class T, int kBy = Simd<T>::kWidth / 2>
+WSCL_INLINE T horizontal_max(Vector<T> v) {
+  v = maximum<T>(v, shuffle<T>(v, v, Rotate<Simd<T>::kWidth, kBy>()));
+  if constexpr (kBy > 1)
+    return horizontal_max<T, kBy / 2>(v);
+  else
+    return v[0];
+}
+
+// rows[i][j] becomes rows[j][i]: as many perfect shuffles as the width has bits.
+template <class T, int kStage = Simd<T>::kWidth>
+WSCL_INLINE void transpose(Vector<T>* rows) {
+  constexpr int kWidth = Simd<T>::kWidth;
+  if constexpr (kStage > 1) {
+    Vector<T> next[kWidth];
+#pragma GCC unroll 16
+    for (int i = 0; i < kWidth / 2; ++i) {
+      next[2 * i] = shuffle<T>(rows[i], rows[i + kWidth / 2], Interleave<kWidth, 0>());
+      next[2 * i + 1] = shuffle<T>(rows[i], rows[i + kWidth / 2], Interleave<kWidth, 1>());
+    }
+    transpose<T, kStage / 2>(next);
+#pragma GCC unroll 16
+    for (int i = 0; i < kWidth; ++i) rows[i] = next[i];
+  }
 }
 
 // 2^x for x ≤ about 20; exactly 0 from the bottom of the normal range down, NaN for NaN.
@@ -108,7 +179,7 @@ template <class T>
 WSCL_INLINE Vector<T> exp2(Vector<T> x) {
   using S = Simd<T>;
   using Bits = typename S::Bits;
-  x = maximum(x, broadcast<T>(-S::kBias));
+  x = maximum<T>(broadcast<T>(-S::kBias), x);
   const Vector<T> shift = broadcast<T>(S::kRound + S::kBias);
   const Vector<T> rounded = x + shift;
   const Vector<T> f = x - (rounded - shift);

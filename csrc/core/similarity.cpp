@@ -12,13 +12,15 @@
 namespace wscl {
 namespace {
 
-constexpr int64_t kLeastRows = 96;          // fewer rows do not pay for packing a block of columns
-constexpr int64_t kLeastColumns = 1024;     // fewer columns do not pay for a merge
-constexpr int64_t kChunkBytes = 1 << 20;    // a chunk's rows, packed
-constexpr int64_t kSumBytes = 8 << 20;      // a thread's accumulators in segment_sums
-constexpr int64_t kLeastSumColumns = 16;    // a cache line of floats
+constexpr int64_t kLeastRows = 96;        // fewer rows do not pay for packing a block of columns
+constexpr int64_t kLeastColumns = 1024;   // fewer columns do not pay for a merge
+constexpr int64_t kChunkBytes = 1 << 20;  // a chunk's rows, packed
+constexpr int64_t kSumBytes = 8 << 20;    // a thread's accumulators in segment_sums
+constexpr int64_t kLeastSumColumns = 16;  // a cache line of floats
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
 
 template <class T>
 const TypedKernels<T>& kernels();
@@ -60,8 +62,7 @@ void merge(const SimilarityParams<T>& p, const std::vector<SimilarityPart<T>>& p
       for (int64_t c = 0; c < p.d; ++c) sum[c] += factor[s] * part[s].output[i * part[s].output_stride + c];
     T* to = p.output + p.x.origin(row) * p.output_stride;
     const double scale = total == 0 ? 0 : p.alpha / total;
-    for (int64_t c = 0; c < p.d; ++c)
-      to[c] = static_cast<T>((p.accumulate ? to[c] : T(0)) + scale * sum[c]);
+    for (int64_t c = 0; c < p.d; ++c) to[c] = static_cast<T>((p.accumulate ? to[c] : T(0)) + scale * sum[c]);
   }
 }
 
@@ -92,7 +93,14 @@ void run_similarity(const SimilarityParams<T>& p, const Threads& threads) {
     for (int64_t s = 0; s < splits; ++s) {
       const int64_t row0 = c * rows, row1 = std::min(n, row0 + rows);
       SimilarityPart<T>& part = parts[c * splits + s];
-      part = {row0, row1, m * s / splits, m * (s + 1) / splits, p.row_max ? p.row_max + row0 : nullptr, p.row_sum ? p.row_sum + row0 : nullptr, nullptr, 0};
+      part = {row0,
+              row1,
+              m * s / splits,
+              m * (s + 1) / splits,
+              p.row_max ? p.row_max + row0 : nullptr,
+              p.row_sum ? p.row_sum + row0 : nullptr,
+              nullptr,
+              0};
       if (splits > 1) {
         part.row_max = &part_stats[2 * s * n + row0];
         part.row_sum = &part_stats[(2 * s + 1) * n + row0];

@@ -2,7 +2,7 @@
 // weights in an epilogue, and the weights may gather Y's rows into an output. No torch, no Python.
 //
 //   logits_ij  = scale · ⟨x_i, y_j⟩            (base 2: scale = log2(e) / temperature)
-//   kSoftmax:    row_max_i = max_j logits_ij,  row_sum_i = Σ_j 2^(logits_ij − row_max_i)
+//   kSoftmax:    row_max_i ≥ logits_ij for all j,  row_sum_i = Σ_j 2^(logits_ij − row_max_i)
 //                output_i  = Σ_j 2^(logits_ij − row_max_i) y_j / row_sum_i
 //   kColumns:    output_i  = Σ_j column_weight_j · 2^(logits_ij − column_shift_j) y_j
 //   kSymmetric:  output_i  = Σ_j (row_weight_i · 2^(logits_ij − row_shift_i)
@@ -27,8 +27,12 @@ struct Rows {
   const int64_t* index = nullptr;
   int64_t count = 0;
 
-  int64_t origin(int64_t position) const { return index ? index[position] : position; }
-  const T* row(int64_t position) const { return data + origin(position) * stride; }
+  int64_t origin(int64_t position) const {
+    return index ? index[position] : position;
+  }
+  const T* row(int64_t position) const {
+    return data + origin(position) * stride;
+  }
 };
 
 struct Pair {
@@ -56,8 +60,8 @@ struct SimilarityParams {
   const T* column_weight = nullptr;  // [m]
   T shift = 0;                       // kShared
 
-  double* row_max = nullptr;  // [n] kSoftmax, −∞ for a row that meets no column
-  double* row_sum = nullptr;  // [n] kSoftmax
+  double* row_max = nullptr;  // [n] kSoftmax: a bound of the row's logits, an integer
+  double* row_sum = nullptr;  // [n] kSoftmax: 0 for a row that meets no column
 
   // Row i's output goes to output + x.origin(i) · output_stride, times alpha, added to what stands there if
   // `accumulate`. Null: nothing is gathered, and the second GEMM is not done.
@@ -72,10 +76,10 @@ struct SimilarityParams {
 template <class T>
 struct SimilarityPart {
   int64_t row0, row1, column0, column1;
-  double* row_max;       // [row1 − row0]
-  double* row_sum;       // [row1 − row0]
-  T* output;             // null: the parameters' output, finished
-  int64_t output_stride; // of `output`
+  double* row_max;        // [row1 − row0]
+  double* row_sum;        // [row1 − row0]
+  T* output;              // null: the parameters' output, finished
+  int64_t output_stride;  // of `output`
 };
 
 // Runs a pass on all threads: rows are cut into chunks, and where there are too few rows to keep the

@@ -11,6 +11,6 @@
 #include "similarity_kernel.h"
 
 namespace wscl {
-const SimilarityKernels kSimilarityAvx2 = {"avx2", avx2::kRows, avx2::kColumns<float>,
-                                          avx2::kKernels<float>, avx2::kKernels<double>};
+const SimilarityKernels kSimilarityAvx2 = {"avx2", avx2::kRows, avx2::kColumns<float>, avx2::kKernels<float>,
+                                           avx2::kKernels<double>};
 }  // namespace wscl

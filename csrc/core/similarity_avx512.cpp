@@ -1,8 +1,8 @@
+#include <immintrin.h>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <immintrin.h>
 #include "similarity.h"
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
 #define WSCL_ISA avx512
@@ -12,5 +12,5 @@
 
 namespace wscl {
 const SimilarityKernels kSimilarityAvx512 = {"avx512", avx512::kRows, avx512::kColumns<float>,
-                                          avx512::kKernels<float>, avx512::kKernels<double>};
+                                             avx512::kKernels<float>, avx512::kKernels<double>};
 }  // namespace wscl

@@ -15,13 +15,17 @@
 //
 // Memory traffic: x, y and the output once a chunk; S never leaves L1. The cost beside the GEMMs is the
 // epilogue, about 14 vector operations for kWidth pairs against d multiply-adds.
+//
+// A row's shift (its "maximum") is an upper bound of its logits, rounded up to an integer so that changing it
+// rescales by an exact power of two. Where Cauchy-Schwarz gives a bound so low that no exponential can
+// underflow, that bound is taken and no maximum is looked for; else the block's own maximum.
 #pragma once
 
 #include <cmath>
 #include <cstdlib>
 
-#include "similarity.h"
 #include "simd.h"
+#include "similarity.h"
 
 namespace wscl {
 namespace WSCL_ISA {
@@ -34,13 +38,20 @@ constexpr int kColumns = kVectors * Simd<T>::kWidth;
 template <class T>
 constexpr int kBlock = 1024 / sizeof(T);
 constexpr int64_t kBlockBytes = 192 * 1024;
+// Logits within ± this need no maximum: 2^(−2 · kSafeLogit) is far above the smallest normal number.
+template <class T>
+constexpr T kSafeLogit = sizeof(T) == sizeof(float) ? 48 : 400;
 
 WSCL_INLINE int64_t round_up(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
 
-WSCL_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-WSCL_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+WSCL_INLINE int64_t smaller(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}
+WSCL_INLINE int64_t larger(int64_t a, int64_t b) {
+  return a > b ? a : b;
+}
 
 // c[kRows][kColumns] (+)= Σ_p a(r, p) · b[p][kColumns], with a(r, p) = a[r · kRowStep + p · kDepthStep].
 template <class T, int kRowStep, int kDepthStep, bool kAccumulate>
@@ -77,17 +88,48 @@ WSCL_INLINE void gemm_tile(const T* __restrict a, const T* __restrict b, int64_t
 
 // Rows [first, first + count) as [d][kTile], zero beyond count.
 template <class T, int kTile>
-void pack_transposed(const Rows<T>& rows, int64_t first, int64_t count, int64_t d, T* out) {
-  const T* source[kTile];
-  for (int r = 0; r < kTile; ++r) source[r] = r < count ? rows.row(first + r) : nullptr;
-  if (count == kTile) {
-    for (int64_t p = 0; p < d; ++p)
-#pragma GCC unroll 32
-      for (int r = 0; r < kTile; ++r) out[p * kTile + r] = source[r][p];
-  } else {
-    for (int64_t p = 0; p < d; ++p)
-      for (int r = 0; r < kTile; ++r) out[p * kTile + r] = source[r] ? source[r][p] : T(0);
+void pack_rows(const Rows<T>& rows, int64_t first, int64_t count, int64_t d, T* out) {
+  for (int64_t r = 0; r < kTile; ++r) {
+    const T* source = r < count ? rows.row(first + r) : nullptr;
+    for (int64_t p = 0; p < d; ++p) out[p * kTile + r] = source ? source[p] : T(0);
   }
+}
+
+// The same for a panel of kColumns rows, a square of kWidth × kWidth at a time. Returns the largest squared
+// norm, lane by lane.
+template <class T>
+Vector<T> pack_columns(const Rows<T>& rows, int64_t first, int64_t count, int64_t d, T* out) {
+  constexpr int kWidth = Simd<T>::kWidth;
+  Vector<T> largest = {};
+  for (int v = 0; v < kVectors; ++v) {
+    const T* source[kWidth];
+    for (int r = 0; r < kWidth; ++r)
+      source[r] = v * kWidth + r < count ? rows.row(first + v * kWidth + r) : nullptr;
+    const bool whole = (v + 1) * kWidth <= count;
+    Vector<T> norm = {};
+    for (int64_t p = 0; p < d; p += kWidth) {
+      Vector<T> square[kWidth];
+      const int64_t depth = smaller(kWidth, d - p);
+      if (whole && depth == kWidth) {
+#pragma GCC unroll 16
+        for (int r = 0; r < kWidth; ++r) square[r] = load(source[r] + p);
+      } else {
+        for (int r = 0; r < kWidth; ++r) {
+          square[r] = Vector<T>{};
+          for (int64_t e = 0; source[r] && e < depth; ++e) square[r][e] = source[r][p + e];
+        }
+      }
+      transpose<T>(square);
+#pragma GCC unroll 16
+      for (int e = 0; e < kWidth; ++e) {
+        if (e >= depth) break;
+        norm += square[e] * square[e];
+        store(out + (p + e) * kColumns<T> + v * kWidth, square[e]);
+      }
+    }
+    largest = maximum<T>(largest, norm);
+  }
+  return largest;
 }
 
 // Rows [first, first + count) as [panel of d][count][kColumns], zero beyond d.
@@ -117,6 +159,7 @@ struct Workspace {
   T* y_panels;       // [panels of d][block][kColumns], for an output
   T* output;         // [rows][d rounded up], for an output
   T* logits;         // [kRows][kBlock]
+  T* norms;          // [rows]
   T* column_shift;   // [kBlock]
   T* column_weight;  // [kBlock]
   void* memory;
@@ -127,19 +170,22 @@ struct Workspace {
                              with_output ? block * d_padded : 0,
                              with_output ? rows * d_padded : 0,
                              kRows * kBlock<T>,
+                             rows,
                              kBlock<T>,
                              kBlock<T>};
-    T** pieces[] = {&x_packed, &y_packed, &y_panels, &output, &logits, &column_shift, &column_weight};
+    T** pieces[] = {&x_packed, &y_packed, &y_panels, &output, &logits, &norms, &column_shift, &column_weight};
     int64_t total = 0;
     for (int64_t size : sizes) total += round_up(size * sizeof(T), 64);
     memory = std::aligned_alloc(64, larger(total, 64));
     char* at = static_cast<char*>(memory);
-    for (int i = 0; i < 7; ++i) {
+    for (int i = 0; i < 8; ++i) {
       *pieces[i] = reinterpret_cast<T*>(at);
       at += round_up(sizes[i] * sizeof(T), 64);
     }
   }
-  ~Workspace() { std::free(memory); }
+  ~Workspace() {
+    std::free(memory);
+  }
 };
 
 template <class T, Epilogue kEpilogue, bool kOutput>
@@ -154,15 +200,15 @@ struct Pass {
   const int64_t block;     // columns of a block
   Workspace<T> space;
   int64_t first_excluded;  // of this part's rows
+  T column_norm = 0;       // the largest of the block's
 
   Pass(const SimilarityParams<T>& p, const SimilarityPart<T>& part)
       : params(p),
         part(part),
         rows(part.row1 - part.row0),
         d_padded(round_up(p.d, kColumns<T>)),
-        block(larger(kColumns<T>,
-                     smaller(kBlock<T>, kBlockBytes / larger(1, p.d * int64_t(sizeof(T))) / kColumns<T> *
-                                            kColumns<T>))),
+        block(larger(kColumns<T>, smaller(kBlock<T>, kBlockBytes / larger(1, p.d * int64_t(sizeof(T))) /
+                                                         kColumns<T> * kColumns<T>))),
         space(round_up(rows, kRows), block, p.d, d_padded, kOutput) {
     int64_t low = 0, high = p.excluded_count;
     while (low < high) {
@@ -177,12 +223,16 @@ struct Pass {
 
   void run() {
     for (int64_t r = 0; r < rows; r += kRows)
-      pack_transposed<T, kRows>(params.x, part.row0 + r, smaller(kRows, rows - r), params.d,
-                                space.x_packed + r * params.d);
+      pack_rows<T, kRows>(params.x, part.row0 + r, smaller(kRows, rows - r), params.d,
+                          space.x_packed + r * params.d);
     if (kOutput)
       for (int64_t i = 0; i < round_up(rows, kRows) * d_padded; ++i) space.output[i] = 0;
     if (kEpilogue == Epilogue::kSoftmax)
-      for (int64_t i = 0; i < rows; ++i) part.row_max[i] = -kInfinity, part.row_sum[i] = 0;
+      for (int64_t i = 0; i < rows; ++i) {
+        part.row_max[i] = -kInfinity;
+        part.row_sum[i] = 0;
+        space.norms[i] = norm(params.x.row(part.row0 + i));
+      }
 
     int64_t column0 = part.column0, column1 = part.column1;
     if (params.begin && rows > 0) {
@@ -195,9 +245,12 @@ struct Pass {
 
   void stream_block(int64_t c0, int64_t count) {
     const int64_t padded = round_up(count, kColumns<T>);
+    Vector<T> largest = {};
     for (int64_t c = 0; c < padded; c += kColumns<T>)
-      pack_transposed<T, kColumns<T>>(params.y, c0 + c, smaller(kColumns<T>, count - c), params.d,
-                                      space.y_packed + c * params.d);
+      largest = maximum<T>(largest, pack_columns<T>(params.y, c0 + c, smaller(kColumns<T>, count - c), params.d,
+                                                    space.y_packed + c * params.d));
+    // A NaN or an infinity in the block makes the bound useless, and the maximum is looked for.
+    column_norm = std::sqrt(horizontal_max<T>(largest));
     if (kOutput) pack_panels<T>(params.y, c0, count, params.d, space.y_panels);
     if (kEpilogue != Epilogue::kSoftmax)
       for (int64_t c = 0; c < padded; ++c) {
@@ -211,8 +264,8 @@ struct Pass {
       const int64_t excluded_before = excluded;
       while (excluded < params.excluded_count && params.excluded[excluded].row < part.row0 + r + live)
         ++excluded;
-      if (params.begin && (params.begin[part.row0 + r] >= c0 + count ||
-                           params.end[part.row0 + r + live - 1] <= c0))
+      if (params.begin &&
+          (params.begin[part.row0 + r] >= c0 + count || params.end[part.row0 + r + live - 1] <= c0))
         continue;
       for (int64_t c = 0; c < padded; c += kColumns<T>)
         gemm_tile<T, 1, kRows, false>(space.x_packed + r * params.d, space.y_packed + c * params.d, params.d,
@@ -245,21 +298,33 @@ struct Pass {
       }
   }
 
+  T largest_logit(const T* logits, int64_t padded) const {
+    Vector<T> top = load(logits);
+    for (int64_t c = kWidth; c < padded; c += kWidth) top = maximum<T>(load(logits + c), top);
+    return horizontal_max<T>(top) * params.scale;
+  }
+
+  T norm(const T* row) const {
+    double sum = 0;
+    for (int64_t c = 0; c < params.d; ++c) sum += static_cast<double>(row[c]) * row[c];
+    return static_cast<T>(std::sqrt(sum));
+  }
+
   // Logits of row i of this part become its weights.
   void weigh(int64_t i, T* logits, int64_t padded) {
     const Vector<T> scale = broadcast(params.scale);
     if (kEpilogue == Epilogue::kSoftmax) {
-      Vector<T> top = load(logits);
-      for (int64_t c = kWidth; c < padded; c += kWidth) top = maximum(top, load(logits + c));
-      const T best = horizontal_max<T>(top) * params.scale;
+      const T bound = std::ceil(params.scale * space.norms[i] * column_norm * T(1.0001));
+      const T best = bound <= kSafeLogit<T> ? bound : std::ceil(largest_logit(logits, padded));
       T row_max = static_cast<T>(part.row_max[i]);
       if (!(best <= row_max)) {  // also where NaN came in
-        const T shrink = row_max == -kInfinity ? T(0) : exp2<T>(broadcast(row_max - best))[0];
+        const T shrink = row_max == -kInfinity ? T(0) : std::exp2(row_max - best);
         part.row_max[i] = row_max = best;
         part.row_sum[i] *= shrink;
         if (kOutput) {
           T* output = space.output + i * d_padded;
-          for (int64_t c = 0; c < d_padded; c += kWidth) store(output + c, load(output + c) * broadcast(shrink));
+          for (int64_t c = 0; c < d_padded; c += kWidth)
+            store(output + c, load(output + c) * broadcast(shrink));
         }
       }
       if (row_max == -kInfinity) {  // nothing but masked columns so far
@@ -276,8 +341,8 @@ struct Pass {
       part.row_sum[i] += horizontal_sum<T>(sum);
     } else if (kEpilogue == Epilogue::kColumns) {
       for (int64_t c = 0; c < padded; c += kWidth)
-        store(logits + c, load(space.column_weight + c) *
-                              exp2<T>(load(logits + c) * scale - load(space.column_shift + c)));
+        store(logits + c,
+              load(space.column_weight + c) * exp2<T>(load(logits + c) * scale - load(space.column_shift + c)));
     } else if (kEpilogue == Epilogue::kShared) {
       const Vector<T> shift = broadcast(params.shift), weight = broadcast(params.row_weight[part.row0 + i]);
       for (int64_t c = 0; c < padded; c += kWidth)
@@ -305,7 +370,7 @@ struct Pass {
       T* to = params.output + params.x.origin(part.row0 + i) * params.output_stride;
       T factor = params.alpha;
       if (kEpilogue == Epilogue::kSoftmax)
-        factor = part.row_max[i] == -kInfinity ? T(0) : static_cast<T>(params.alpha / part.row_sum[i]);
+        factor = part.row_sum[i] == 0 ? T(0) : static_cast<T>(params.alpha / part.row_sum[i]);
       if (params.accumulate)
         for (int64_t c = 0; c < params.d; ++c) to[c] += factor * from[c];
       else

@@ -12,5 +12,5 @@
 
 namespace wscl {
 const SimilarityKernels kSimilarityPortable = {"portable", portable::kRows, portable::kColumns<float>,
-                                          portable::kKernels<float>, portable::kKernels<double>};
+                                               portable::kKernels<float>, portable::kKernels<double>};
 }  // namespace wscl

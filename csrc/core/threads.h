@@ -16,7 +16,8 @@ struct Threads {
       for (int64_t i = 0; i < tasks; ++i) task(i);
       return;
     }
-    run(tasks, [](int64_t i, void* context) { (*static_cast<const F*>(context))(i); },
+    run(
+        tasks, [](int64_t i, void* context) { (*static_cast<const F*>(context))(i); },
         const_cast<void*>(static_cast<const void*>(&task)));
   }
 

@@ -1,0 +1,223 @@
+// The CPU kernels against the definition in double, for every instruction set this processor has, with one
+// thread and with several.
+
+#include <cmath>
+#include <cstdio>
+#include <limits>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "core/clusters.h"
+#include "core/cpu.h"
+#include "core/infonce.h"
+
+namespace {
+
+int failures = 0;
+
+#define CHECK(condition, ...)                                     \
+  do {                                                            \
+    if (!(condition)) {                                           \
+      ++failures;                                                 \
+      std::printf("%s:%d: %s: ", __FILE__, __LINE__, #condition); \
+      std::printf(__VA_ARGS__);                                   \
+      std::printf("\n");                                          \
+    }                                                             \
+  } while (0)
+
+void run_on_threads(int64_t tasks, void (*task)(int64_t, void*), void* context) {
+  std::vector<std::thread> pool;
+  for (int64_t i = 0; i < tasks; ++i) pool.emplace_back(task, i, context);
+  for (std::thread& thread : pool) thread.join();
+}
+
+struct Case {
+  int64_t n, m, d;
+  bool self, inner, own;
+  int64_t clusters;
+  double temperature, magnitude;
+};
+
+struct Gradients {
+  std::vector<double> loss, queries, keys;
+  double scale = 0;
+};
+
+// The definition, with gradients by hand, in double.
+Gradients definition(const Case& c, const std::vector<double>& q, const std::vector<double>& k,
+                     const std::vector<int64_t>& qc, const std::vector<int64_t>& kc,
+                     const std::vector<int64_t>& own, const std::vector<double>& upstream) {
+  const double s = 1 / c.temperature;
+  Gradients result;
+  result.loss.assign(c.n, 0);
+  result.queries.assign(c.n * c.d, 0);
+  result.keys.assign(c.m * c.d, 0);
+  for (int64_t i = 0; i < c.n; ++i) {
+    std::vector<double> logit(c.m, -std::numeric_limits<double>::infinity());
+    std::vector<bool> positive(c.m, false);
+    double top = -std::numeric_limits<double>::infinity(), top_positive = top, count = 0;
+    for (int64_t j = 0; j < c.m; ++j) {
+      if (kc[j] == -1 || own[i] == j) continue;
+      double dot = 0;
+      for (int64_t e = 0; e < c.d; ++e) dot += q[i * c.d + e] * k[j * c.d + e];
+      logit[j] = s * dot;
+      positive[j] = qc[i] != -1 && qc[i] == kc[j];
+      count += positive[j];
+      top = std::max(top, logit[j]);
+      if (positive[j]) top_positive = std::max(top_positive, logit[j]);
+    }
+    if (count == 0) continue;
+    double total = 0, total_positive = 0, mean = 0;
+    for (int64_t j = 0; j < c.m; ++j) {
+      total += std::exp(logit[j] - top);
+      if (positive[j]) total_positive += std::exp(logit[j] - top_positive), mean += logit[j] / count;
+    }
+    const double lse = top + std::log(total), lse_positive = top_positive + std::log(total_positive);
+    result.loss[i] = lse - (c.inner ? lse_positive - std::log(count) : mean);
+    for (int64_t j = 0; j < c.m; ++j) {
+      if (std::isinf(logit[j])) continue;
+      double weight = std::exp(logit[j] - lse);
+      if (positive[j]) weight -= c.inner ? std::exp(logit[j] - lse_positive) : 1 / count;
+      weight *= upstream[i];
+      result.scale += weight * logit[j] / s;
+      for (int64_t e = 0; e < c.d; ++e) {
+        result.queries[i * c.d + e] += s * weight * k[j * c.d + e];
+        result.keys[j * c.d + e] += s * weight * q[i * c.d + e];
+      }
+    }
+  }
+  return result;
+}
+
+double largest(const std::vector<double>& values) {
+  double top = 0;
+  for (double v : values) top = std::max(top, std::abs(v));
+  return top;
+}
+
+template <class T>
+void compare(const char* what, const std::string& isa, const Case& c, const std::vector<T>& got,
+             const std::vector<double>& want, double tolerance) {
+  // A logit's rounding error is relative to its size, and that of a probability to the logit's.
+  const double logit = c.magnitude * c.magnitude / c.temperature;
+  const double allowed = tolerance * (largest(want) + logit) * std::max(1.0, logit / 100);
+  for (size_t i = 0; i < want.size(); ++i)
+    if (!(std::abs(got[i] - want[i]) <= allowed)) {
+      CHECK(false, "%s %s (%s) n=%ld m=%ld d=%ld self=%d inner=%d tau=%g at %zu: %g, expected %g", isa.c_str(),
+            what, sizeof(T) == 4 ? "float" : "double", long(c.n), long(c.m), long(c.d), c.self, c.inner,
+            c.temperature, i, double(got[i]), want[i]);
+      return;
+    }
+}
+
+template <class T>
+void check(const Case& c, const std::string& isa, int thread_count) {
+  std::mt19937 random(17);
+  std::normal_distribution<double> normal(0, c.magnitude / std::sqrt(double(c.d)));
+  std::uniform_int_distribution<int64_t> cluster(-1, c.clusters - 1), key(-1, c.m - 1);
+  std::vector<T> q(c.n * c.d), k(c.m * c.d), upstream(c.n);
+  std::vector<int64_t> qc(c.n), kc(c.m), own(c.n, -1);
+  for (T& v : q) v = T(normal(random));
+  for (T& v : k) v = T(normal(random));
+  for (int64_t& v : qc) v = cluster(random);
+  for (int64_t& v : kc) v = cluster(random);
+  for (int64_t i = 0; i < c.n; ++i) upstream[i] = T(0.5 + i % 7);
+  if (c.self) k = q, kc = qc;
+  for (int64_t i = 0; i < c.n; ++i) own[i] = c.self ? i : c.own ? key(random) : -1;
+
+  const std::vector<double> q64(q.begin(), q.end()), k64(k.begin(), k.end()),
+      up64(upstream.begin(), upstream.end());
+  Gradients want = definition(c, q64, k64, qc, kc, own, up64);
+  if (c.self)
+    for (size_t i = 0; i < want.queries.size(); ++i) want.queries[i] += want.keys[i];
+
+  wscl::Threads threads;
+  threads.count = thread_count;
+  threads.run = run_on_threads;
+  wscl::InfoNCEProblem<T> p{q.data(),
+                            c.d,
+                            c.n,
+                            c.self ? nullptr : k.data(),
+                            c.d,
+                            c.m,
+                            c.d,
+                            qc.data(),
+                            c.self ? nullptr : kc.data(),
+                            c.own && !c.self ? own.data() : nullptr,
+                            c.self,
+                            c.inner,
+                            -1,
+                            1 / c.temperature};
+  std::vector<T> loss(c.n), direction(c.n * c.d), grad_queries(c.n * c.d), grad_keys(c.m * c.d);
+  std::vector<int64_t> count(c.n);
+  std::vector<double> stats(4 * c.n);
+  double grad_scale = 0;
+  wscl::infonce_forward<T>(p, loss.data(), count.data(), stats.data(), c.self ? nullptr : direction.data(),
+                           threads);
+  wscl::infonce_backward<T>(p, upstream.data(), count.data(), stats.data(), direction.data(),
+                            grad_queries.data(), c.self ? nullptr : grad_keys.data(), &grad_scale, threads);
+  const double tolerance = sizeof(T) == 4 ? 2e-6 : 1e-13;
+  compare<T>("loss", isa, c, loss, want.loss, tolerance);
+  compare<T>("grad_queries", isa, c, grad_queries, want.queries, tolerance * 4);
+  if (!c.self) compare<T>("grad_keys", isa, c, grad_keys, want.keys, tolerance * 4);
+  compare<double>("grad_scale", isa, c, {grad_scale}, {want.scale},
+                  tolerance * 4 * std::sqrt(double(c.n)) * (1 + largest(up64)));
+
+  // The same bits from the same call.
+  std::vector<T> again(c.n);
+  wscl::infonce_forward<T>(p, again.data(), count.data(), stats.data(), nullptr, threads);
+  wscl::infonce_forward<T>(p, loss.data(), count.data(), stats.data(), nullptr, threads);
+  CHECK(again == loss, "%s: a second call gave other bits", isa.c_str());
+}
+
+void check_segments() {
+  const int64_t huge = std::numeric_limits<int64_t>::max(), low = std::numeric_limits<int64_t>::min();
+  const std::vector<int64_t> queries = {7, huge, -1, 7, low}, keys = {low, 5, -1, huge, 7};
+  const wscl::Segments found = wscl::find_segments(queries.data(), 5, keys.data(), 5, -1);
+  CHECK(found.count == 3, "count %ld", long(found.count));
+  CHECK((found.of_query == std::vector<int64_t>{0, 1, wscl::kIgnored, 0, 2}), "queries' segments");
+  CHECK((found.of_key == std::vector<int64_t>{2, wscl::kNoSegment, wscl::kIgnored, 1, 0}), "keys' segments");
+  const wscl::Grouping grouped = wscl::group(found.of_query, found.count);
+  CHECK((grouped.order == std::vector<int64_t>{0, 3, 1, 4}), "order");
+  CHECK((grouped.start == std::vector<int64_t>{0, 2, 3, 4}), "start");
+}
+
+}  // namespace
+
+int main() {
+  check_segments();
+  std::vector<Case> cases;
+  for (bool inner : {false, true}) {
+    for (double temperature : {0.005, 0.07, 1.0, 10.0})
+      cases.push_back({40, 300, 48, false, inner, false, 6, temperature, 1});
+    for (int64_t d : {1, 8, 31, 33, 200}) {
+      cases.push_back({30, 129, d, false, inner, true, 4, 0.5, 2});
+      cases.push_back({77, 77, d, true, inner, false, 5, 0.5, 2});
+    }
+    for (int64_t n : {1, 11, 12, 13, 127}) {
+      cases.push_back({n, 64, 16, false, inner, true, 3, 0.2, 1});
+      cases.push_back({n, n, 16, true, inner, false, 3, 0.2, 1});
+    }
+    cases.push_back({3, 5000, 20, false, inner, false, 9, 0.1, 1});  // few rows: split over columns
+    cases.push_back({700, 3, 20, false, inner, true, 2, 0.1, 1});
+    cases.push_back({64, 1, 20, false, inner, false, 1, 0.1, 1});
+    cases.push_back({300, 300, 24, true, inner, false, 1, 0.1, 1});       // one cluster
+    cases.push_back({300, 300, 24, true, inner, false, 100000, 0.1, 1});  // hardly a positive
+    cases.push_back({50, 400, 16, false, inner, false, 3, 0.01, 10});     // logits to 1e4
+    cases.push_back({90, 90, 16, true, inner, false, 3, 0.01, 10});
+  }
+  for (const std::string& isa : wscl::supported_instruction_sets()) {
+    if (!wscl::use_instruction_set(isa)) return 1;
+    for (const Case& c : cases)
+      for (int threads : {1, 3}) {
+        check<float>(c, isa, threads);
+        check<double>(c, isa, threads);
+      }
+    std::printf("%s: %zu cases\n", isa.c_str(), cases.size());
+  }
+  CHECK(!wscl::use_instruction_set("abacus"), "an unknown instruction set was accepted");
+  std::printf(failures ? "FAILED: %d\n" : "all passed\n", failures);
+  return failures != 0;
+}
