@@ -1,0 +1,319 @@
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from wscl_fast.clustering import KMeans, assign
+from wscl_fast.clustering import lloyd as lloyd_module
+
+
+def blobs(n: int, d: int, k: int, *, seed: int = 0, spread: float = 1.0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(k, d))[rng.integers(k, size=n)] * 3 + rng.normal(size=(n, d)) * spread
+
+
+# --- assign -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+@pytest.mark.parametrize(("n", "k", "d"), [(1, 1, 1), (127, 5, 3), (1000, 129, 17)])
+def test_assign_equals_the_definition(metric, n, k, d, monkeypatch):
+    monkeypatch.setitem(
+        lloyd_module._BLOCK_ELEMENTS, "cpu", 100 * max(k, d)
+    )  # several blocks, the last short
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(n, d, generator=generator, dtype=torch.float64)
+    c = torch.randn(k, d, generator=generator, dtype=torch.float64)
+    assignment, distance = assign(x, c, metric)
+    if metric == "cosine":
+        x, c = torch.nn.functional.normalize(x, dim=1), torch.nn.functional.normalize(c, dim=1)
+    expected = (x[:, None] - c[None]).square().sum(-1)
+    assert torch.equal(assignment, expected.argmin(1))
+    torch.testing.assert_close(distance, expected.min(1).values)
+
+
+def test_assign_far_from_the_origin_keeps_its_digits():
+    x = torch.from_numpy(blobs(500, 8, 10)).float()
+    x = (x * 64).round() / 64  # exactly representable after the move
+    c = x[:10]
+    near, near_distance = assign(x, c)
+    far, far_distance = assign(x + 2.0**16, c + 2.0**16)
+    assert torch.equal(near, far)
+    torch.testing.assert_close(near_distance, far_distance, rtol=0, atol=0)
+
+
+def test_assign_tight_cone_of_directions():
+    generator = torch.Generator().manual_seed(0)
+    axis = torch.zeros(16, dtype=torch.float64)
+    axis[0] = 1000
+    centroids = axis + torch.randn(6, 16, generator=generator, dtype=torch.float64)
+    truth = torch.arange(6).repeat(20)
+    x = centroids[truth] + 0.01 * torch.randn(120, 16, generator=generator, dtype=torch.float64)
+    assert torch.equal(assign(x.float(), centroids.float(), "cosine")[0], truth)
+
+
+def test_assign_ties_go_to_the_first():
+    c = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [1.0, 0.0]])
+    assert assign(torch.zeros(3, 2), c)[0].tolist() == [0, 0, 0]
+
+
+def test_assign_zero_vector_in_cosine_goes_to_cluster_0():
+    c = torch.randn(7, 5, generator=torch.Generator().manual_seed(0))
+    assignment, distance = assign(torch.zeros(2, 5), c, "cosine")
+    assert assignment.tolist() == [0, 0]
+    torch.testing.assert_close(distance, torch.ones(2))
+
+
+def test_assign_under_autocast_stays_exact():
+    x = torch.from_numpy(blobs(300, 8, 10)).float()
+    plain = assign(x, x[:10])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = assign(x, x[:10])
+    assert torch.equal(plain[0], cast[0])
+    assert torch.equal(plain[1], cast[1])
+
+
+# --- against scikit-learn -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("n", "d", "k", "spread"), [(600, 2, 4, 0.3), (2000, 16, 20, 2.0), (500, 5, 120, 3.0)]
+)
+def test_same_start_same_clusters_as_scikit_learn(dtype, n, d, k, spread):
+    cluster = pytest.importorskip("sklearn.cluster")
+    x = (blobs(n, d, k, spread=spread) + 100).astype(dtype)
+    start = x[np.random.default_rng(1).choice(n, k, replace=False)]
+    theirs = cluster.KMeans(k, init=start, n_init=1, max_iter=50, tol=1e-4, algorithm="lloyd").fit(x)
+    ours = KMeans(k, init=start, max_iter=50, tol=1e-4).fit(x)
+    assert np.array_equal(ours.labels_, theirs.labels_)
+    assert ours.n_iter_ == theirs.n_iter_
+    exact = ((x.astype(np.float64) - theirs.cluster_centers_.astype(np.float64)[theirs.labels_]) ** 2).sum()
+    assert ours.inertia_ == pytest.approx(exact, rel=1e-6)
+    np.testing.assert_allclose(ours.centroids_, theirs.cluster_centers_, rtol=1e-5)
+    assert np.array_equal(ours.predict(x), theirs.predict(x))
+
+
+def test_empty_clusters_take_the_farthest_points_as_in_scikit_learn():
+    cluster = pytest.importorskip("sklearn.cluster")
+    x = blobs(300, 3, 6, spread=0.5)
+    start = np.concatenate([x[:3], np.full((3, 3), 1e3) + np.arange(3)[:, None]])
+    theirs = cluster.KMeans(6, init=start, n_init=1, max_iter=50).fit(x)
+    ours = KMeans(6, init=start).fit(x)
+    assert np.bincount(ours.labels_, minlength=6).min() > 0
+    assert ours.inertia_ == pytest.approx(theirs.inertia_, rel=1e-9)
+
+
+def test_seeding_is_as_good_as_scikit_learns():
+    cluster = pytest.importorskip("sklearn.cluster")
+    x = blobs(1500, 8, 40, spread=0.2)
+    ours = np.mean([KMeans(40, seed=s).fit(x).inertia_ for s in range(8)])
+    theirs = np.mean(
+        [cluster.KMeans(40, n_init=1, max_iter=50, random_state=s).fit(x).inertia_ for s in range(8)]
+    )
+    assert ours <= theirs * 1.15
+
+
+def test_cosine_equals_scikit_learn_on_a_sphere_up_to_the_projection():
+    """At a fixed point of spherical k-means each centroid is the direction of the sum of its points."""
+    x = blobs(800, 6, 12, spread=1.0)
+    model = KMeans(12, metric="cosine", max_iter=200, tol=0).fit(x)
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    sums = np.stack([unit[model.labels_ == k].sum(0) for k in range(12)])
+    np.testing.assert_allclose(
+        model.centroids_, sums / np.linalg.norm(sums, axis=1, keepdims=True), atol=1e-12
+    )
+    assert np.array_equal(model.labels_, (unit @ model.centroids_.T).argmax(1))
+    assert model.inertia_ == pytest.approx((2 - 2 * (unit @ model.centroids_.T).max(1)).sum(), rel=1e-9)
+
+
+# --- the estimator ------------------------------------------------------------------------------------
+
+
+def test_finds_well_separated_clusters():
+    truth = np.repeat(np.arange(50), 20)
+    x = np.random.default_rng(0).normal(size=(50, 10))[truth] * 100 + np.random.default_rng(1).normal(
+        size=(1000, 10)
+    )
+    labels = KMeans(50, n_init=3).fit_predict(x)
+    assert len(set(zip(labels.tolist(), truth.tolist(), strict=True))) == 50
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_same_seed_same_clusters_and_another_seed_another_start(metric):
+    x = blobs(400, 4, 30, spread=3.0)
+    a, b, c = (KMeans(30, metric=metric, seed=s).fit(x) for s in (3, 3, 4))
+    assert np.array_equal(a.centroids_, b.centroids_)
+    assert np.array_equal(a.labels_, b.labels_)
+    assert not np.array_equal(a.centroids_, c.centroids_)
+
+
+def test_restarts_keep_the_lowest_inertia():
+    x = blobs(400, 4, 30, spread=2.0)
+    inertias = [KMeans(30, n_init=n).fit(x).inertia_ for n in (1, 2, 4, 8)]
+    assert inertias == sorted(inertias, reverse=True)
+    assert inertias[-1] < inertias[0]
+
+
+def test_inertia_never_rises_with_more_iterations():
+    x = blobs(500, 5, 20, spread=2.0)
+    inertias = [KMeans(20, max_iter=m, tol=0).fit(x).inertia_ for m in range(1, 12)]
+    assert all(b <= a * (1 + 1e-12) for a, b in pairwise(inertias))
+
+
+def test_warm_start_from_the_solution_stops_at_once():
+    x = blobs(500, 5, 8)
+    cold = KMeans(8, max_iter=300, tol=0).fit(x)
+    warm = KMeans(8, init=cold.centroids_, tol=0).fit(x)
+    assert warm.n_iter_ <= 2
+    assert np.array_equal(warm.labels_, cold.labels_)
+
+
+def test_numpy_gives_numpy_and_torch_gives_torch():
+    x = blobs(100, 3, 4).astype(np.float32)
+    ours = KMeans(4).fit(x)
+    assert isinstance(ours.centroids_, np.ndarray)
+    assert ours.centroids_.dtype == np.float32
+    assert ours.labels_.dtype == np.int64
+    theirs = KMeans(4).fit(torch.from_numpy(x).requires_grad_())
+    assert isinstance(theirs.centroids_, torch.Tensor)
+    assert not theirs.centroids_.requires_grad
+    assert np.array_equal(theirs.labels_.numpy(), ours.labels_)
+    assert isinstance(theirs.predict(x), np.ndarray)
+    assert isinstance(ours.predict(torch.from_numpy(x)), torch.Tensor)
+    assert np.array_equal(ours.predict(x.astype(np.float64)), ours.labels_)
+
+
+def test_input_is_not_changed_and_may_be_strided_or_read_only():
+    x = blobs(200, 6, 4)
+    expected = KMeans(4).fit(x[:, ::2].copy()).labels_
+    view = x[:, ::2]
+    view.flags.writeable = False
+    before = x.copy()
+    assert np.array_equal(KMeans(4).fit(view).labels_, expected)
+    assert np.array_equal(
+        KMeans(4, metric="cosine").fit(view).labels_, KMeans(4, metric="cosine").fit_predict(view)
+    )
+    assert np.array_equal(x, before)
+
+
+def test_data_far_from_the_origin_in_float32():
+    x = np.round(blobs(600, 4, 6, spread=0.2) * 64) / 64
+    near = KMeans(6, n_init=2).fit(x.astype(np.float32))
+    far = KMeans(6, n_init=2).fit((x + 2.0**16).astype(np.float32))
+    assert np.array_equal(near.labels_, far.labels_)
+    # 2^16 + c keeps 2^-8 of c, so the inertia must be taken before the centroids are moved back
+    assert far.inertia_ == pytest.approx(near.inertia_, rel=1e-5)
+
+
+def test_zero_vectors_sit_out_of_a_cosine_fit():
+    x = blobs(200, 4, 5)
+    with_zeros = np.concatenate([x[:50], np.zeros((3, 4)), x[50:]])
+    plain = KMeans(5, metric="cosine").fit(x)
+    model = KMeans(5, metric="cosine").fit(with_zeros)
+    np.testing.assert_allclose(model.centroids_, plain.centroids_)
+    assert model.labels_[50:53].tolist() == [0, 0, 0]
+    assert np.array_equal(np.delete(model.labels_, [50, 51, 52]), plain.labels_)
+    assert model.inertia_ == pytest.approx(plain.inertia_ + 3)
+    assert model.predict(np.zeros((1, 4))).tolist() == [0]
+
+
+def test_cosine_ignores_length_even_when_tiny():
+    x = blobs(200, 4, 5)
+    scale = 10.0 ** np.random.default_rng(0).integers(-150, 100, size=(200, 1))
+    plain = KMeans(5, metric="cosine").fit(x)
+    assert np.array_equal(KMeans(5, metric="cosine").fit(x * scale).labels_, plain.labels_)
+
+
+def test_every_sample_its_own_cluster_and_one_cluster():
+    x = blobs(30, 3, 4)
+    model = KMeans(30).fit(x)
+    assert sorted(model.labels_.tolist()) == list(range(30))
+    assert model.inertia_ == pytest.approx(0, abs=1e-12)
+    np.testing.assert_allclose(KMeans(1).fit(x).centroids_[0], x.mean(0))
+
+
+def test_too_few_distinct_samples_warns():
+    x = np.repeat(np.eye(3), 10, axis=0)
+    with pytest.warns(UserWarning, match="left 2 of 5 clusters empty"):
+        model = KMeans(5).fit(x)
+    assert model.inertia_ == pytest.approx(0, abs=1e-12)
+    assert len(set(model.labels_.tolist())) == 3
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_state_dict_round_trip(metric):
+    x = blobs(200, 4, 6)
+    model = KMeans(6, metric=metric, n_init=2, max_iter=7, tol=1e-3, seed=5).fit(torch.from_numpy(x))
+    again = KMeans.from_state_dict(model.state_dict())
+    assert np.array_equal(again.predict(x), model.predict(x))
+    first, second = model.state_dict(), again.state_dict()
+    assert np.array_equal(first.pop("centroids"), second.pop("centroids"))
+    assert first == second
+
+
+# --- errors -------------------------------------------------------------------------------------------
+
+GOOD = blobs(20, 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "match"),
+    [
+        (lambda: KMeans(0), ValueError, "n_clusters: expected at least 1, got 0"),
+        (lambda: KMeans(2.0), TypeError, "n_clusters: expected an int, got float"),
+        (lambda: KMeans(True), TypeError, "n_clusters: expected an int, got bool"),
+        (lambda: KMeans(2, metric="manhattan"), ValueError, "metric: expected one of .*'manhattan'"),
+        (lambda: KMeans(2, init="random"), ValueError, "init: expected .*'random'"),
+        (lambda: KMeans(2, n_init=0), ValueError, "n_init"),
+        (lambda: KMeans(2, max_iter=0), ValueError, "max_iter"),
+        (lambda: KMeans(2, tol=-1.0), ValueError, "tol"),
+        (lambda: KMeans(2, tol=float("nan")), ValueError, "tol"),
+        (lambda: KMeans(2, seed=-1), ValueError, "seed"),
+        (lambda: KMeans(2).fit([[1.0, 2.0]]), TypeError, "info: expected a numpy array"),
+        (lambda: KMeans(2).fit(np.ones((3, 2), dtype=np.int64)), TypeError, "float32 or float64, got int64"),
+        (lambda: KMeans(2).fit(torch.ones(3, 2, dtype=torch.bfloat16)), TypeError, "got bfloat16"),
+        (
+            lambda: KMeans(2).fit(np.ones(3)),
+            ValueError,
+            r"info: expected \[samples, features\], got shape \[3\]",
+        ),
+        (lambda: KMeans(2).fit(np.ones((3, 0))), ValueError, r"got shape \[3, 0\]"),
+        (lambda: KMeans(2).fit(np.array([[1.0], [np.nan]])), ValueError, "info: .*NaN or infinity"),
+        (lambda: KMeans(2).fit(np.array([[1.0], [np.inf]])), ValueError, "info: .*NaN or infinity"),
+        (
+            lambda: KMeans(2).fit(np.float32([[1e30], [-1e30]])),
+            ValueError,
+            "info: .*square fits torch.float32",
+        ),
+        (lambda: KMeans(21).fit(GOOD), ValueError, "n_clusters: expected at most the 20 samples, got 21"),
+        (lambda: KMeans(2).fit(GOOD[:0]), ValueError, "n_clusters: expected at most the 0 samples"),
+        (
+            lambda: KMeans(2, metric="cosine").fit(np.array([[0.0], [1.0]])),
+            ValueError,
+            "at most the 1 samples that are not zero, got 2",
+        ),
+        (lambda: KMeans(2, init=np.ones((3, 3))).fit(GOOD), ValueError, r"init: expected centroids \[2, 3\]"),
+        (lambda: KMeans(2, init=np.full((2, 3), np.nan)).fit(GOOD), ValueError, "init: .*NaN"),
+        (
+            lambda: KMeans(2, metric="cosine", init=np.eye(3)[:2] * [[1], [0]]).fit(GOOD),
+            ValueError,
+            "init: .*zero vector",
+        ),
+        (lambda: KMeans(2).predict(GOOD), RuntimeError, "KMeans is not fitted"),
+        (lambda: KMeans(2).state_dict(), RuntimeError, "KMeans is not fitted"),
+        (
+            lambda: KMeans(2).fit(GOOD).predict(GOOD[:, :2]),
+            ValueError,
+            "expected 3 features as fitted, got 2",
+        ),
+        (lambda: assign(torch.ones(2, 2), torch.ones(2, 2), "l1"), ValueError, "metric"),
+        (lambda: KMeans.from_state_dict({"method": "IdClusters"}), ValueError, "expected one of KMeans"),
+    ],
+)
+def test_errors_name_the_argument(make, error, match):
+    with pytest.raises(error, match=match):
+        make()

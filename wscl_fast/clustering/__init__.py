@@ -1,0 +1,55 @@
+"""Stage 1: cluster ids out of auxiliary information, and how good they are.
+
+Each method has `fit`, `predict`, `fit_predict`, `n_clusters_`, `state_dict` and `from_state_dict`; it is
+fitted on the training split and gives −1 to a sample that it knows nothing about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from wscl_fast.clustering.attributes import AttributeClusters
+from wscl_fast.clustering.base import NO_CLUSTER, ClusterMethod
+from wscl_fast.clustering.diagnostics import ClusterReport, diagnose, entropy
+from wscl_fast.clustering.hierarchy import HierarchyClusters
+from wscl_fast.clustering.ids import IdClusters
+from wscl_fast.clustering.kmeans import KMeans
+from wscl_fast.clustering.lloyd import assign
+from wscl_fast.clustering.tags import TagClusters
+
+__all__ = [
+    "NO_CLUSTER",
+    "AttributeClusters",
+    "ClusterMethod",
+    "ClusterReport",
+    "HierarchyClusters",
+    "IdClusters",
+    "KMeans",
+    "TagClusters",
+    "assign",
+    "diagnose",
+    "entropy",
+    "method_from_state_dict",
+]
+
+_METHODS: tuple[type[ClusterMethod[Any, Any]], ...] = (
+    AttributeClusters,
+    HierarchyClusters,
+    IdClusters,
+    KMeans,
+    TagClusters,
+)
+
+
+def method_from_state_dict(state: Mapping[str, Any]) -> ClusterMethod[Any, Any]:
+    """The fitted method that a `state_dict` describes, whichever it is.
+
+    Raises:
+        ValueError: `state["method"]` names no method.
+    """
+    for method in _METHODS:
+        if state.get("method") == method.__name__:
+            return method.from_state_dict(state)
+    names = [method.__name__ for method in _METHODS]
+    raise ValueError(f"state: expected a method of {names}, got {state.get('method')!r}")

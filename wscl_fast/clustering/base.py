@@ -1,0 +1,112 @@
+"""What every clustering of stage 1 offers, and how plain values are read from what a user passes."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+IdArray: TypeAlias = npt.NDArray[np.int64]
+Value: TypeAlias = str | int | float | bool | None
+
+Info = TypeVar("Info")
+Ids = TypeVar("Ids")
+
+NO_CLUSTER = -1
+
+
+class ClusterMethod(ABC, Generic[Info, Ids]):
+    """Turns the auxiliary information of samples into cluster ids `0 … n_clusters_ − 1`.
+
+    A method is fitted on the training split only; any other sample is assigned with what was fitted,
+    and gets −1 where that says nothing about it.
+    """
+
+    n_clusters_: int
+
+    @abstractmethod
+    def fit(self, info: Info) -> Self:
+        """Learn the clusters from the training samples."""
+
+    @abstractmethod
+    def predict(self, info: Info) -> Ids:
+        """Cluster id of each sample, int64 [n], −1 where it has none."""
+
+    def fit_predict(self, info: Info) -> Ids:
+        """`fit(info).predict(info)`."""
+        return self.fit(info).predict(info)
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Everything `predict` needs: scalars, strings, lists and numpy arrays."""
+
+    @classmethod
+    @abstractmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> Self:
+        """The fitted method that `state_dict` described."""
+
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "n_clusters_"):
+            raise RuntimeError(f"{type(self).__name__} is not fitted: call fit first")
+
+    @classmethod
+    def _check_state(cls, state: Mapping[str, Any]) -> None:
+        if state.get("method") != cls.__name__:
+            raise ValueError(f"state: expected one of {cls.__name__}, got method={state.get('method')!r}")
+
+
+def check_count(value: int, name: str, *, least: int = 1) -> int:
+    """The argument `name` as an int that is at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{name}: expected at least {least}, got {value}")
+    return int(value)
+
+
+def as_values(column: Sequence[Any] | npt.NDArray[Any] | Tensor, name: str) -> list[Value]:
+    """A column as a list of plain values, one per sample, which JSON can hold."""
+    if isinstance(column, np.ndarray | Tensor):
+        if column.ndim != 1:
+            raise ValueError(f"{name}: expected one value per sample (1-D), got {column.ndim} dimensions")
+        values = column.tolist()
+    elif isinstance(column, Sequence) and not isinstance(column, str | bytes):
+        values = [v.item() if isinstance(v, np.generic) else v for v in column]
+    else:
+        raise TypeError(f"{name}: expected a sequence with one value per sample, got {type(column).__name__}")
+    for row, value in enumerate(values):
+        if not (value is None or isinstance(value, str | int | float)):
+            raise TypeError(f"{name}[{row}]: expected a string or a number, got {type(value).__name__}")
+        if isinstance(value, float) and math.isnan(value):
+            raise ValueError(f"{name}[{row}]: NaN equals nothing, itself included; name the missing value")
+    return values
+
+
+def as_string_lists(info: Sequence[Sequence[str]], name: str) -> list[list[str]]:
+    """One list of strings per sample; a bare string, which is a sequence too, is refused."""
+    if isinstance(info, str) or not isinstance(info, Sequence | np.ndarray):
+        raise TypeError(f"{name}: expected a sequence with one list per sample, got {type(info).__name__}")
+    lists: list[list[str]] = []
+    for row, entry in enumerate(info):
+        if isinstance(entry, str) or not isinstance(entry, Iterable):
+            raise TypeError(f"{name}[{row}]: expected a list of strings, got {type(entry).__name__}")
+        strings = list(entry)
+        for value in strings:
+            if not isinstance(value, str):
+                raise TypeError(f"{name}[{row}]: expected strings, got {type(value).__name__}")
+        lists.append(strings)
+    return lists
+
+
+def sorted_unique(values: Iterable[Value]) -> list[Value]:
+    """The distinct values in an order that does not depend on the order of the samples."""
+    # The type comes first so that None, numbers and strings may meet in one column.
+    return sorted(set(values), key=lambda v: (v is not None, isinstance(v, str), v))
