@@ -22,8 +22,8 @@ def _load() -> tuple[ModuleType | None, str]:
         return None, str(error)
 
 
-_C, load_error = _load()
-if _C is None:
+extension, load_error = _load()
+if extension is None:
     warnings.warn(
         f"wscl_fast: the fused kernels could not be loaded ({load_error}); plain PyTorch takes their place."
         " Reinstall wscl-fast with a C++17 compiler to build them.",
@@ -34,7 +34,7 @@ if _C is None:
 
 def serves(device: torch.device) -> bool:
     """Whether the fused kernels run on this device."""
-    return _C is not None and device.type == "cpu"
+    return extension is not None and device.type == "cpu"
 
 
 def clustered_infonce(
@@ -51,7 +51,7 @@ def clustered_infonce(
 ) -> tuple[Tensor, Tensor]:
     """Loss ``[N]`` and positives' count ``[N]`` of every row, by the fused kernels."""
     if not serves(queries.device):
-        reason = load_error if _C is None else f"there are no kernels for device {queries.device}"
+        reason = load_error if extension is None else f"there are no kernels for device {queries.device}"
         raise RuntimeError(f"impl='fused' is not available: {reason}; impl='chunked' works everywhere")
     # The softmax-weighted mean key is carried along only where a gradient will be read off it.
     need_direction = torch.is_grad_enabled() and (queries.requires_grad or scale.requires_grad)
@@ -150,10 +150,8 @@ def _no_double_backward(ctx: Any, *_: Tensor) -> None:
     )
 
 
-if _C is not None:
+if extension is not None:
     torch.library.register_fake("wscl_fast::infonce_forward", _fake_forward)
     torch.library.register_fake("wscl_fast::infonce_backward", _fake_backward)
-    torch.library.register_autograd(
-        "wscl_fast::infonce_forward", _backward, setup_context=_setup_context
-    )
+    torch.library.register_autograd("wscl_fast::infonce_forward", _backward, setup_context=_setup_context)
     torch.library.register_autograd("wscl_fast::infonce_backward", _no_double_backward)

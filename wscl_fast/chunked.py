@@ -167,7 +167,7 @@ class _ClusteredInfoNCE(torch.autograd.Function):
         return loss, count
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         queries, keys, scale, query_clusters, key_clusters, own, count, lse, positive_lse, direction = (
             ctx.saved_tensors
@@ -194,8 +194,10 @@ def clustered_infonce(
     inner: bool,
     ignore_index: int,
 ) -> tuple[Tensor, Tensor]:
-    """Clustered InfoNCE of every row in memory linear in N + M; the contract of :mod:`wscl_fast.reference`."""
-    loss, count = _ClusteredInfoNCE.apply(
+    """Clustered InfoNCE of every row in memory linear in N + M, as :mod:`wscl_fast.reference` defines it."""
+    # Dynamo does not trace a Function that is given one tensor twice; a view of it is another tensor.
+    keys, key_clusters = keys.view_as(keys), key_clusters.view_as(key_clusters)
+    loss, count = _ClusteredInfoNCE.apply(  # type: ignore[no-untyped-call]
         queries, keys, scale.to(queries.dtype), query_clusters, key_clusters, own, inner, ignore_index
     )
     return loss, count

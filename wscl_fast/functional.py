@@ -45,7 +45,7 @@ def clustered_infonce(
 
     Args:
         queries: ``[N, d]``, float32 or float64 (bfloat16 and float16 are computed in float32).
-        keys: ``[M, d]``. Without keys the queries are contrasted with each other, each one's own row left out.
+        keys: ``[M, d]``. Without keys the queries are contrasted with each other, each without itself.
         query_clusters: ``[N]``, int64 cluster ids, any values.
         key_clusters: ``[M]``, int64; by default ``query_clusters`` (then M = N).
         temperature: positive number, or a 0-dim tensor, which then receives its exact gradient.
@@ -144,7 +144,7 @@ def clustered_infonce(
 def _own_keys(
     exclude_self: bool | Tensor | None, queries: Tensor, keys: Tensor | None
 ) -> tuple[Tensor | None, bool]:
-    """The index of every query's own key, or, where the queries are the keys, whether to leave the diagonal out."""
+    """The index of every query's own key; where the queries are the keys, whether to leave it out."""
     if exclude_self is None or isinstance(exclude_self, bool):
         if keys is None:
             return None, exclude_self is not False

@@ -28,7 +28,7 @@ class ClusteredInfoNCE(nn.Module):
     Args:
         temperature: positive; the starting value where it is learnt.
         learnable_temperature: make the logarithm of 1 / temperature a parameter (as CLIP does); the
-            temperature is held at or above ``min_temperature``.
+            temperature is held at or above ``min_temperature`` by clamping the parameter.
         min_temperature: lower limit of a learnable temperature.
         positives: ``"out"`` or ``"in"``, see :func:`wscl_fast.functional.clustered_infonce`.
         normalize: divide the features (and keys) by their Euclidean norm first.
@@ -92,9 +92,7 @@ class ClusteredInfoNCE(nn.Module):
     @property
     def temperature(self) -> float | Tensor:
         """The temperature in use: a number, or a tensor with a gradient where it is learnt."""
-        if self.log_scale is None:
-            return self._temperature
-        return torch.exp(-self.log_scale).clamp(min=self.min_temperature)
+        return self._temperature if self.log_scale is None else torch.exp(-self.log_scale)
 
     def forward(
         self,
@@ -122,6 +120,10 @@ class ClusteredInfoNCE(nn.Module):
         if self.normalize:
             queries = nn.functional.normalize(queries, dim=-1)
             keys = None if keys is None else nn.functional.normalize(keys, dim=-1)
+        if self.log_scale is not None and self.training:
+            # The parameter itself is clamped: a clamped output would have no gradient to come back by.
+            with torch.no_grad():
+                self.log_scale.clamp_(max=-math.log(self.min_temperature))
         temperature = self.temperature
         loss = clustered_infonce(
             queries,
@@ -148,7 +150,7 @@ class ClusteredInfoNCE(nn.Module):
         if not loss.detach().any():
             self._warned = True
             warnings.warn(
-                "ClusteredInfoNCE: no query of this batch had a positive key, so the loss is 0 and has no gradient;"
+                "ClusteredInfoNCE: no query of this batch had a positive key, so its loss is 0;"
                 " draw batches with several samples per cluster or several views per sample",
                 stacklevel=3,
             )
@@ -156,4 +158,5 @@ class ClusteredInfoNCE(nn.Module):
     def extra_repr(self) -> str:
         """The settings, for ``print(module)``."""
         learnt = ", learnable_temperature=True" if self.log_scale is not None else ""
-        return f"temperature={float(self.temperature):g}{learnt}, positives={self.positives!r}, impl={self.impl!r}"
+        temperature = self._temperature if self.log_scale is None else math.exp(-self.log_scale.item())
+        return f"temperature={temperature:g}{learnt}, positives={self.positives!r}, impl={self.impl!r}"

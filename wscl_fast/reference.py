@@ -1,4 +1,4 @@
-"""The definition in plain PyTorch: the oracle of the tests, the last fallback, the baseline of the benchmarks.
+"""The definition in plain PyTorch: oracle of the tests, last fallback, baseline of the benchmarks.
 
 Every function here materialises the N × M logits and says what is computed in the fewest words;
 :mod:`wscl_fast.chunked` and the fused kernels are held to it.
@@ -27,7 +27,7 @@ def clustered_infonce(
     ``inner=False`` and ``− logmeanexp(S over positives)`` for ``inner=True``.
 
     Returns:
-        The loss of every row ``[N]``, zero where a row has no positive, and the positives' count ``[N]`` int64.
+        The loss of every row ``[N]``, zero without a positive, and the count of its positives ``[N]``, int64.
     """
     allowed = (key_clusters != ignore_index).expand(len(queries), -1)
     if own is not None:

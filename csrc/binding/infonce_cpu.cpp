@@ -169,20 +169,21 @@ std::tuple<Tensor, Tensor, Tensor> infonce_backward(
                   "direction: expected the forward pass's with need_direction");
   // Where the queries are the keys, the gradient of the scale is read off that of the queries.
   const bool queries_too = need_queries || (!keys && need_scale);
+  const bool keys_too = keys && need_keys;
   Tensor grad_queries = torch::stable::new_empty(queries, {queries_too ? n : 0, d});
-  Tensor grad_keys = torch::stable::new_empty(queries, {keys && need_keys ? m : 0, d});
+  Tensor grad_keys = torch::stable::new_empty(queries, {keys_too ? m : 0, d});
   Tensor grad_scale = torch::stable::new_zeros(scale, {});
   dispatch(queries.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     auto problem = arguments.problem<T>();
     mark_empty_keys(problem, arguments);
     double to_scale = 0;
-    if (n > 0 && (queries_too || need_keys || need_scale))
+    if (n > 0 && (queries_too || keys_too || need_scale))
       wscl::infonce_backward<T>(problem, data<T>(upstream), data<int64_t>(counts), data<double>(softmax),
                                 data<T>(directions), queries_too ? data<T>(grad_queries) : nullptr,
-                                keys && need_keys ? data<T>(grad_keys) : nullptr,
-                                need_scale ? &to_scale : nullptr, torch_threads());
-    else if (keys && need_keys)
+                                keys_too ? data<T>(grad_keys) : nullptr, need_scale ? &to_scale : nullptr,
+                                torch_threads());
+    else if (keys_too)
       torch::stable::zero_(grad_keys);
     *data<T>(grad_scale) = static_cast<T>(to_scale);
   });

@@ -45,6 +45,7 @@ class IdTable {
 Segments find_segments(const int64_t* query_clusters, int64_t n, const int64_t* key_clusters, int64_t m,
                        int64_t ignore_index) {
   Segments found;
+  found.self = !key_clusters;
   found.of_query.resize(n);
   IdTable table(n);
   for (int64_t i = 0; i < n; ++i) {

@@ -13,13 +13,15 @@ constexpr int64_t kIgnored = -2;    // no cluster at all
 struct Segments {
   int64_t count = 0;
   std::vector<int64_t> of_query;  // [n] segment or kIgnored
-  std::vector<int64_t> of_key;    // [m] segment, kNoSegment or kIgnored; empty where queries are the keys
+  std::vector<int64_t> of_key;    // [m] segment, kNoSegment or kIgnored; unused where queries are the keys
+  bool self = false;              // the queries are the keys
 
   const std::vector<int64_t>& keys() const {
-    return of_key.empty() ? of_query : of_key;
+    return self ? of_query : of_key;
   }
 };
 
+// Without key_clusters the queries are the keys.
 Segments find_segments(const int64_t* query_clusters, int64_t n, const int64_t* key_clusters, int64_t m,
                        int64_t ignore_index);
 

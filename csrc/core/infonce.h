@@ -49,7 +49,7 @@ void infonce_forward(const InfoNCEProblem<T>& problem, T* loss /* [n] */, int64_
 // grad_loss [n] is any upstream gradient. With keys, `direction` is the forward pass's; grad_queries and
 // grad_scale come from it in O(n d), grad_keys from one pass of two GEMMs. Where the queries are the keys,
 // `direction` and grad_keys are null and everything comes from one symmetric pass of two GEMMs.
-// Null outputs are not computed.
+// Null outputs are not computed; there, grad_queries is always wanted.
 template <class T>
 void infonce_backward(const InfoNCEProblem<T>& problem, const T* grad_loss, const int64_t* count,
                       const double* stats, const T* direction, T* grad_queries /* [n, d] */,

@@ -218,6 +218,18 @@ int main() {
     std::printf("%s: %zu cases\n", isa.c_str(), cases.size());
   }
   CHECK(!wscl::use_instruction_set("abacus"), "an unknown instruction set was accepted");
+  // No keys at all, which is not the same as queries that are the keys.
+  const float query[4] = {1, 2, 3, 4}, no_keys[1] = {0};
+  const int64_t cluster[2] = {0, 0}, no_cluster[1] = {0};
+  for (bool inner : {false, true}) {
+    const wscl::InfoNCEProblem<float> p{query,   2,          2,       no_keys, 2,     0,  2,
+                                        cluster, no_cluster, nullptr, false,   inner, -1, 10};
+    float loss[2] = {7, 7}, direction[4];
+    int64_t count[2];
+    double stats[8];
+    wscl::infonce_forward<float>(p, loss, count, stats, direction, wscl::Threads());
+    CHECK(loss[0] == 0 && loss[1] == 0 && count[0] == 0 && count[1] == 0, "a loss without keys");
+  }
   std::printf(failures ? "FAILED: %d\n" : "all passed\n", failures);
   return failures != 0;
 }

@@ -1,0 +1,92 @@
+# make train      both stages on real images, to a table and pictures in runs/
+# make test       lint, C++ tests, Python tests
+# make bench      speed of the kernels, beside what a user would pick instead
+# make lint       ruff, mypy, clang-format
+# make reproduce  every method of the README's table, with more seeds
+# make sanitize   the C++ tests under AddressSanitizer and UBSan
+#
+# Each sets up what it needs in .venv first, and does nothing that is done already.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+# pip's own chatter about indexes and versions is noise here
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train reproduce test lint bench sanitize check-tools clean
+
+help:
+	@sed -n '1,8s/^# \{0,1\}//p' Makefile
+
+# --- set-up -------------------------------------------------------------------------------------------------
+
+CORE_SOURCES := $(wildcard csrc/core/* csrc/binding/*)
+
+check-tools:
+	@command -v $(PYTHON) >/dev/null || { echo "wscl_fast: $(PYTHON) is missing: apt install python3 python3-venv python3-dev"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "wscl_fast: Python 3.10 or newer is needed, $(PYTHON) is $$($(PYTHON) -V 2>&1): apt install python3, or make PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "wscl_fast: Python's venv module is missing: apt install python3-venv"; exit 1; }
+	@$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' || { echo "wscl_fast: Python's headers are missing: apt install python3-dev"; exit 1; }
+	@command -v $${CXX:-g++} >/dev/null || { echo "wscl_fast: a C++17 compiler is missing: apt install g++"; exit 1; }
+	@echo 'int main() { if constexpr (true) return 0; }' | $${CXX:-g++} -std=c++17 -x c++ -fsyntax-only - 2>/dev/null || { echo "wscl_fast: $${CXX:-g++} does not understand C++17: apt install g++"; exit 1; }
+
+# A folder that was left half-made has no stamp, and is made again.
+$(VENV)/.created: | check-tools
+	@echo "wscl_fast: creating $(VENV)"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+# One list for every verb: what the build needs, then the extras that pyproject.toml names. torch comes first
+# and alone, so that nothing can draw in another build of it.
+$(VENV)/.installed: $(VENV)/.created constraints.txt pyproject.toml
+	@echo "wscl_fast: installing PyTorch and the tools"
+	@$(PIP) install --constraint constraints.txt torch numpy
+	@$(PIP) install --constraint constraints.txt setuptools wheel pybind11 ninja \
+	  $$($(BIN)/python tools/requirements.py train test lint)
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.installed setup.py $(CORE_SOURCES)
+	@echo "wscl_fast: building the extension"
+	@PATH="$(BIN):$$PATH" $(PIP) install --no-build-isolation --no-deps --editable .
+	@$(BIN)/python -c 'import wscl_fast; print(wscl_fast.build_info())'
+	@touch $@
+
+setup: $(VENV)/.built
+
+# --- the verbs ----------------------------------------------------------------------------------------------
+
+train: setup
+	@$(BIN)/wscl-fast compare
+
+reproduce: setup
+	@$(BIN)/wscl-fast compare --recipe reproduce
+
+test: lint build/release/.built
+	@build/release/test_infonce
+	@$(BIN)/python -m pytest
+
+lint: setup
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*/*.h csrc/*/*.cpp tests/cpp/*.cpp)
+
+bench: setup
+	@$(BIN)/python -m benchmarks.bench_infonce
+
+# cmake comes from the system where it is there, else into .venv.
+CMAKE = $$(PATH="$(BIN):$$PATH" command -v cmake || { $(PIP) install cmake >&2 && echo $(BIN)/cmake; })
+
+build/%/.built: $(VENV)/.installed CMakeLists.txt CMakePresets.json $(CORE_SOURCES) $(wildcard tests/cpp/*)
+	@echo "wscl_fast: building the C++ tests ($*)"
+	@cmake=$(CMAKE); export PATH="$(BIN):$$PATH"; \
+	  $$cmake --preset $* >build/cmake-$*.log 2>&1 || { mkdir -p build; $$cmake --preset $*; } && \
+	  $$cmake --build --preset $* >/dev/null || $$cmake --build --preset $*
+	@touch $@
+
+sanitize: build/sanitize/.built
+	@build/sanitize/test_infonce
+
+clean:
+	rm -rf build dist *.egg-info wscl_fast/*.so $(VENV)/.built

@@ -1,0 +1,218 @@
+// The backward pass of infonce.h: the keys' gradient from a transposed pass, or everything from a symmetric
+// one where the queries are the keys.
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "infonce.h"
+#include "infonce_problem.h"
+
+namespace wscl {
+namespace {
+
+// Everything the backward passes share: the upstream gradient of each query, zero where it takes no part.
+template <class T>
+std::vector<double> upstream(const T* grad_loss, const int64_t* count, int64_t n) {
+  std::vector<double> grad(n);
+  for (int64_t i = 0; i < n; ++i) grad[i] = count[i] > 0 ? static_cast<double>(grad_loss[i]) : 0.0;
+  return grad;
+}
+
+// grad_keys (+)= alpha · Σ_i g_i softmax_ij q_i over the queries at `order`.
+template <class T>
+void key_pass(SimilarityParams<T> pass, const Prepared<T>& prepared, Rows<T> keys,
+              const std::vector<int64_t>& order, const std::vector<double>& grad, const double* stats,
+              const Threads& threads) {
+  std::vector<T> shift(order.size()), weight(order.size());
+  for (size_t q = 0; q < order.size(); ++q) {
+    shift[q] = static_cast<T>(stats[order[q]]);
+    weight[q] = static_cast<T>(grad[order[q]] / stats[prepared.problem.n + order[q]]);
+  }
+  pass.epilogue = Epilogue::kColumns;
+  pass.x = keys;
+  pass.y = prepared.query_rows(order);
+  pass.column_shift = shift.data();
+  pass.column_weight = weight.data();
+  run_similarity(pass, threads);
+}
+
+// grad (+)= alpha · Σ_j (g_i softmax_ij + g_j softmax_ji) x_j over the rows at `order`. One exponential a pair
+// where the rows' log-sum-exps lie close enough together for one common shift.
+template <class T>
+void symmetric_pass(SimilarityParams<T> pass, const Prepared<T>& prepared, const std::vector<int64_t>& order,
+                    const std::vector<double>& grad, const double* stats, const Threads& threads) {
+  constexpr double kSafeRange = sizeof(T) == sizeof(float) ? 60 : 500;  // log2 of the spread of the weights
+  const int64_t n = prepared.problem.n;
+  double low = kInfinity, high = -kInfinity;
+  for (int64_t i : order) {
+    const double lse = stats[i] + std::log2(stats[n + i]);
+    if (stats[n + i] == 0) continue;
+    low = std::min(low, lse);
+    high = std::max(high, lse);
+  }
+  const bool shared = low <= high && high - low <= kSafeRange;
+  pass.shift = shared ? static_cast<T>(high) : T(0);
+  std::vector<T> shift(order.size()), weight(order.size());
+  for (size_t q = 0; q < order.size(); ++q) {
+    const double top = stats[order[q]], sum = stats[n + order[q]];
+    if (sum == 0) continue;  // it meets no one
+    shift[q] = static_cast<T>(top);
+    weight[q] = static_cast<T>(grad[order[q]] / sum * (shared ? std::exp2(pass.shift - top) : 1));
+  }
+  pass.epilogue = shared ? Epilogue::kShared : Epilogue::kSymmetric;
+  pass.x = pass.y = prepared.query_rows(order);
+  pass.row_shift = pass.column_shift = shift.data();
+  pass.row_weight = pass.column_weight = weight.data();
+  run_similarity(pass, threads);
+}
+
+// Σ_{i of the segment} share_i q_i, with share_i = g_i / |P(i)|: what the positives of "out" pull towards.
+template <class T>
+std::vector<T> pull_sums(const Prepared<T>& prepared, const std::vector<double>& grad, const int64_t* count,
+                         std::vector<T>& share, const Threads& threads) {
+  const InfoNCEProblem<T>& p = prepared.problem;
+  share.resize(p.n);
+  for (int64_t i = 0; i < p.n; ++i) share[i] = count[i] > 0 ? static_cast<T>(grad[i] / count[i]) : T(0);
+  std::vector<T> sums(prepared.segments.count * p.d);
+  segment_sums<T>({p.queries, p.query_stride, nullptr, p.n}, p.d, prepared.segments.of_query.data(),
+                  share.data(), prepared.segments.count, sums.data(), threads);
+  return sums;
+}
+
+template <class T>
+void key_backward(const InfoNCEProblem<T>& p, const std::vector<double>& grad, const int64_t* count,
+                  const double* stats, T* grad_keys, const Threads& threads) {
+  Prepared<T> prepared(p);
+  prepared.choose_queries(count);
+  const int64_t d = p.d;
+  SimilarityParams<T> pass = base_pass(p);
+  pass.output = grad_keys;
+  pass.output_stride = d;
+  pass.alpha = static_cast<T>(p.scale);
+  const auto pairs =
+      excluded_pairs(prepared, prepared.queries, [&](int64_t j) { return prepared.position_of_key(j); }, true);
+  set_pairs(pass, pairs);
+  if (!prepared.key_position.empty()) std::fill(grad_keys, grad_keys + p.m * d, T(0));
+  key_pass(pass, prepared, prepared.valid_keys(), prepared.queries, grad, stats, threads);
+
+  if (p.inner) {
+    Matching matching = match(prepared, count);
+    matching.set_ranges(matching.keys, matching.queries);
+    const auto matched_pairs = excluded_pairs(
+        prepared, matching.queries.order, [&](int64_t j) { return matching.key_position[j]; }, true);
+    set_pairs(pass, matched_pairs);
+    pass.begin = matching.begin.data();
+    pass.end = matching.end.data();
+    pass.alpha = -pass.alpha;
+    pass.accumulate = true;
+    Rows<T> keys = prepared.all_keys();
+    keys.index = matching.keys.order.data();
+    keys.count = static_cast<int64_t>(matching.keys.order.size());
+    key_pass(pass, prepared, keys, matching.queries.order, grad, stats + 2 * p.n, threads);
+    return;
+  }
+
+  std::vector<T> share;
+  const std::vector<T> sums = pull_sums(prepared, grad, count, share, threads);
+  const T scale = static_cast<T>(p.scale);
+  threads.ranges(p.m, kRowGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t j = begin; j < end; ++j) {
+      const int64_t s = prepared.segments.of_key[j];
+      if (s < 0) continue;
+      for (int64_t c = 0; c < d; ++c) grad_keys[j * d + c] -= scale * sums[s * d + c];
+    }
+  });
+  // A query does not pull its own key, which the sum of its segment counted.
+  for (int64_t i = 0; i < p.n; ++i) {
+    if (count[i] == 0 || !prepared.excludes_positive(i)) continue;
+    const int64_t j = prepared.excluded_key(i);
+    for (int64_t c = 0; c < d; ++c)
+      grad_keys[j * d + c] += scale * share[i] * p.queries[i * p.query_stride + c];
+  }
+}
+
+template <class T>
+void self_backward(const InfoNCEProblem<T>& p, const std::vector<double>& grad, const int64_t* count,
+                   const double* stats, T* grad_queries, double* grad_scale, const Threads& threads) {
+  Prepared<T> prepared(p);
+  prepared.choose_queries(count);
+  const int64_t n = p.n, d = p.d;
+  SimilarityParams<T> pass = base_pass(p);
+  pass.output = grad_queries;
+  pass.output_stride = d;
+  pass.alpha = static_cast<T>(p.scale);
+  const std::vector<int64_t> position = inverse(prepared.queries, n);
+  const auto pairs = excluded_pairs(prepared, prepared.queries, [&](int64_t j) { return position[j]; }, false);
+  set_pairs(pass, pairs);
+  if (static_cast<int64_t>(prepared.queries.size()) != n) std::fill(grad_queries, grad_queries + n * d, T(0));
+  symmetric_pass(pass, prepared, prepared.queries, grad, stats, threads);
+
+  if (p.inner) {
+    Matching matching = match(prepared, count);
+    matching.set_ranges(matching.queries, matching.keys);
+    const auto matched_pairs = excluded_pairs(
+        prepared, matching.queries.order, [&](int64_t j) { return matching.key_position[j]; }, false);
+    set_pairs(pass, matched_pairs);
+    pass.begin = matching.begin.data();
+    pass.end = matching.end.data();
+    pass.alpha = -pass.alpha;
+    pass.accumulate = true;
+    symmetric_pass(pass, prepared, matching.queries.order, grad, stats + 2 * n, threads);
+  } else {
+    std::vector<T> share;
+    const std::vector<T> pulled = pull_sums(prepared, grad, count, share, threads);
+    std::vector<T> sums(prepared.segments.count * d);
+    segment_sums<T>(prepared.all_keys(), d, prepared.segments.of_query.data(), nullptr, prepared.segments.count,
+                    sums.data(), threads);
+    const T scale = static_cast<T>(p.scale);
+    threads.ranges(n, kRowGrain, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t s = prepared.segments.of_query[i];
+        if (s < 0) continue;
+        const T* x = p.queries + i * p.query_stride;
+        const T less = p.exclude_self ? T(1) : T(0);
+        for (int64_t c = 0; c < d; ++c)
+          grad_queries[i * d + c] -= scale * (share[i] * (sums[s * d + c] - less * x[c]) +
+                                              (pulled[s * d + c] - less * share[i] * x[c]));
+      }
+    });
+  }
+  // Every logit has two rows of x in it: Σ_i ⟨x_i, ∂L/∂x_i⟩ counts each of them twice.
+  if (grad_scale) {
+    double sum = 0;
+    for (int64_t i = 0; i < n; ++i) sum += dot(p.queries + i * p.query_stride, grad_queries + i * d, d);
+    *grad_scale = sum / (2 * p.scale);
+  }
+}
+
+}  // namespace
+
+template <class T>
+void infonce_backward(const InfoNCEProblem<T>& p, const T* grad_loss, const int64_t* count, const double* stats,
+                      const T* direction, T* grad_queries, T* grad_keys, double* grad_scale,
+                      const Threads& threads) {
+  const std::vector<double> grad = upstream(grad_loss, count, p.n);
+  if (!p.keys) return self_backward(p, grad, count, stats, grad_queries, grad_scale, threads);
+  if (grad_queries)
+    threads.ranges(p.n, kRowGrain, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const T factor = static_cast<T>(grad[i] * p.scale);
+        for (int64_t c = 0; c < p.d; ++c) grad_queries[i * p.d + c] = factor * direction[i * p.d + c];
+      }
+    });
+  if (grad_scale) {
+    double sum = 0;
+    for (int64_t i = 0; i < p.n; ++i)
+      sum += grad[i] * dot(p.queries + i * p.query_stride, direction + i * p.d, p.d);
+    *grad_scale = sum;
+  }
+  if (grad_keys) key_backward(p, grad, count, stats, grad_keys, threads);
+}
+
+template void infonce_backward<float>(const InfoNCEProblem<float>&, const float*, const int64_t*, const double*,
+                                      const float*, float*, float*, double*, const Threads&);
+template void infonce_backward<double>(const InfoNCEProblem<double>&, const double*, const int64_t*,
+                                       const double*, const double*, double*, double*, double*, const Threads&);
+
+}  // namespace wscl

@@ -1,0 +1,27 @@
+"""What every test can use."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `problems`
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def extension():  # type: ignore[no-untyped-def]
+    """The compiled extension; tests of it are skipped, with the reason, where it was not built."""
+    from wscl_fast import _ops
+
+    if _ops.extension is None:
+        pytest.skip(f"the extension is not built: {_ops.load_error}")
+    return _ops.extension

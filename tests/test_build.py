@@ -1,0 +1,81 @@
+"""What an installation says of itself, and how it lives without its extension."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import wscl_fast
+
+# Stands in front of the real import machinery and hides the extension.
+HIDE = """
+import sys
+class Hide:
+    def find_spec(self, name, path=None, target=None):
+        if name == "wscl_fast._C":
+            raise ImportError("hidden for this test")
+sys.meta_path.insert(0, Hide())
+"""
+
+
+def run(script: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+
+
+def test_build_info_of_a_built_package(extension) -> None:  # type: ignore[no-untyped-def]
+    info = wscl_fast.build_info()
+    assert info.version == wscl_fast.__version__
+    assert info.kernels == "fused"
+    assert info.instruction_set == extension.instruction_set()
+    assert info.instruction_set in info.built_instruction_sets
+    assert f"CPU instruction set: {info.instruction_set}" in str(info)
+    assert "CUDA architectures: " in str(info)
+    rows, columns = extension.tile()
+    assert rows > 0
+    assert columns > 0
+
+
+def test_without_the_extension_everything_works_with_one_warning() -> None:
+    done = run(
+        HIDE
+        + """
+import torch, wscl_fast
+from wscl_fast import clustered_infonce
+info = wscl_fast.build_info()
+assert info.kernels == "fallback" and "hidden for this test" in str(info), info
+x = torch.randn(8, 4, requires_grad=True)
+clustered_infonce(x, query_clusters=torch.arange(8) // 2).backward()
+wscl_fast.ClusteredInfoNCE()(x, torch.arange(8) // 2)
+try:
+    clustered_infonce(x, query_clusters=torch.arange(8) // 2, impl="fused")
+except RuntimeError as error:
+    print(error)
+"""
+    )
+    assert done.returncode == 0, done.stderr
+    assert "impl='fused' is not available: hidden for this test" in done.stdout
+    assert done.stderr.count("RuntimeWarning") == 1
+    assert "hidden for this test" in done.stderr
+
+
+@pytest.mark.usefixtures("extension")
+def test_the_instruction_set_can_be_chosen() -> None:
+    script = "import wscl_fast; print(wscl_fast.build_info().instruction_set)"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PATH": "", "WSCL_CPU_CAPABILITY": "portable"},
+    )
+    assert done.stdout.strip() == "portable"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PATH": "", "WSCL_CPU_CAPABILITY": "abacus"},
+    )
+    assert "WSCL_CPU_CAPABILITY=abacus is not available here" in done.stderr

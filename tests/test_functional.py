@@ -1,0 +1,246 @@
+"""``clustered_infonce``: every implementation against the definition in float64, and every refusal."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from problems import Problem, problem, problems
+from torch import Tensor
+
+from wscl_fast import _ops
+from wscl_fast.functional import clustered_infonce
+
+CASES = dict(problems())
+NOT_BUILT = pytest.mark.skipif(_ops.extension is None, reason=f"no extension: {_ops.load_error}")
+IMPLS = ["chunked", pytest.param("fused", marks=NOT_BUILT)]
+
+
+def values(case: Problem, impl: str, dtype: torch.dtype) -> list[Tensor]:
+    """Unreduced loss and all gradients under an uneven upstream gradient."""
+    leaves, arguments = case.arguments(dtype)
+    loss = clustered_infonce(**arguments, reduction="none", impl=impl)
+    upstream = torch.linspace(0.5, 1.5, len(loss), dtype=dtype)
+    gradients = torch.autograd.grad((loss * upstream).sum(), leaves)
+    return [loss.detach(), *gradients]
+
+
+def difference(a: Tensor, b: Tensor) -> float:
+    return float((a.double() - b.double()).abs().max()) if a.numel() else 0.0
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("name", CASES)
+def test_float64_is_the_definition(name: str, impl: str) -> None:
+    for got, want in zip(
+        values(CASES[name], impl, torch.float64), values(CASES[name], "reference", torch.float64), strict=True
+    ):
+        assert torch.isfinite(got).all()
+        logit = 100 / CASES[name].temperature.item() if "1e4" in name else 1 / CASES[name].temperature.item()
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12 * max(logit, 1) ** 1.5)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("name", CASES)
+def test_float32_is_as_exact_as_plain_pytorch(name: str, impl: str) -> None:
+    case = CASES[name]
+    exact = values(case, "reference", torch.float64)
+    # What one logit's rounding does, which plain PyTorch may escape by luck where there are only a few.
+    largest = case.queries.norm(dim=-1).square().max().item() if len(case.queries) else 0
+    rounding = 2e-6 * largest / case.temperature.item()
+    for got, plain, want in zip(
+        values(case, impl, torch.float32), values(case, "reference", torch.float32), exact, strict=True
+    ):
+        assert torch.isfinite(got).all()
+        size = float(want.abs().max()) if want.numel() else 0.0
+        assert difference(got, want) <= difference(plain, want) + 2e-6 * size + rounding
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n=st.integers(1, 70),
+    m=st.one_of(st.none(), st.integers(1, 300)),
+    d=st.integers(1, 70),
+    clusters=st.integers(1, 40),
+    temperature=st.floats(0.02, 10),
+    positives=st.sampled_from(["out", "in"]),
+    seed=st.integers(0, 2**31),
+)
+def test_random_shapes(
+    n: int, m: int | None, d: int, clusters: int, temperature: float, positives: str, seed: int
+) -> None:
+    case = problem(n, m, d, clusters=clusters, temperature=temperature, positives=positives, seed=seed)
+    impls = ["chunked"] + (["fused"] if _ops.serves(torch.device("cpu")) else [])
+    want = values(case, "reference", torch.float64)
+    for impl in impls:
+        for got, right in zip(values(case, impl, torch.float64), want, strict=True):
+            torch.testing.assert_close(got, right, rtol=1e-8, atol=1e-9)
+
+
+def test_infonce_and_supcon_are_special_cases() -> None:
+    """Sample ids give the cross-entropy of SimCLR's other view; labels give SupCon's L_out by its formula."""
+    a, b = torch.nn.functional.normalize(torch.randn(2, 50, 16, dtype=torch.float64), dim=-1)
+    ids = torch.arange(50)
+    simclr = torch.nn.functional.cross_entropy(a @ b.T / 0.1, ids)
+    torch.testing.assert_close(clustered_infonce(a, b, query_clusters=ids), simclr)
+
+    x, labels = torch.cat([a, b]), torch.randint(0, 4, (100,))
+    logits = (x @ x.T / 0.1).fill_diagonal_(-math.inf)
+    log_probability = logits - logits.logsumexp(1, keepdim=True)
+    positive = (labels[:, None] == labels) & ~torch.eye(100, dtype=torch.bool)
+    supcon = -(log_probability.masked_fill(~positive, 0).sum(1) / positive.sum(1)).mean()
+    torch.testing.assert_close(clustered_infonce(x, query_clusters=labels), supcon)
+
+
+@pytest.mark.parametrize("impl", [*IMPLS, "reference"])
+def test_reductions_and_weights(impl: str) -> None:
+    q, k = torch.randn(6, 4), torch.randn(9, 4)
+    qc, kc = torch.tensor([0, 1, 7, -1, 1, 0]), torch.tensor([0, 1, 1, 0, 2, 2, -1, -1, 3])
+    w = torch.tensor([1.0, 2.0, 5.0, 7.0, 0.5, 0.0])
+
+    def loss(**options: object) -> Tensor:
+        return clustered_infonce(q, k, query_clusters=qc, key_clusters=kc, impl=impl, **options)
+
+    rows = loss(reduction="none")
+    assert rows.shape == (6,)
+    assert (rows[[2, 3]] == 0).all()  # no key of cluster 7; no cluster at all
+    torch.testing.assert_close(loss(reduction="sum"), rows.sum())
+    torch.testing.assert_close(loss(), rows.sum() / 4)
+    torch.testing.assert_close(loss(weights=w, reduction="none"), rows * w)
+    torch.testing.assert_close(loss(weights=w), (rows * w).sum() / 3.5)
+    torch.testing.assert_close(loss(weights=torch.zeros(6)), torch.tensor(0.0))
+
+
+@pytest.mark.parametrize("impl", [*IMPLS, "reference"])
+def test_ignored_keys_are_no_ones_negatives(impl: str) -> None:
+    """Empty slots of a queue change nothing, whatever lies in them."""
+    q, k = torch.randn(8, 5), torch.randn(20, 5)
+    qc, kc = torch.randint(0, 3, (8,)), torch.randint(0, 3, (20,))
+    kc[10:] = -1
+    garbage = k.clone()
+    garbage[10:] = 1e6
+    whole = clustered_infonce(q, k[:10], query_clusters=qc, key_clusters=kc[:10], impl=impl)
+    torch.testing.assert_close(
+        clustered_infonce(q, garbage, query_clusters=qc, key_clusters=kc, impl=impl), whole
+    )
+
+
+@pytest.mark.parametrize("impl", [*IMPLS, "reference"])
+@pytest.mark.parametrize("positives", ["out", "in"])
+def test_nothing_to_learn_from(impl: str, positives: str) -> None:
+    for ids in (torch.full((5,), -1), torch.arange(5)):
+        x = torch.randn(5, 3, requires_grad=True)
+        loss = clustered_infonce(x, query_clusters=ids, impl=impl, positives=positives)
+        loss.backward()
+        assert loss.item() == 0
+        assert (x.grad == 0).all()
+
+
+@pytest.mark.parametrize("impl", [*IMPLS, "reference"])
+def test_partial_gradients_and_layouts(impl: str) -> None:
+    q, k = torch.randn(16, 40, dtype=torch.float64), torch.randn(40, 30, dtype=torch.float64).T
+    qc, kc = torch.randint(0, 3, (16,)), torch.randint(0, 3, (60,))[::2]
+    strided = torch.randn(16, 80, dtype=torch.float64)[:, ::2]
+    for x in (q, strided, q.expand(2, 16, 40)[1], q.flip(0)):
+        want = None
+        for needs in ((True, True), (True, False), (False, True), (False, False)):
+            a, b = (t.detach().requires_grad_(need) for t, need in zip((x, k), needs, strict=True))
+            loss = clustered_infonce(a, b, query_clusters=qc, key_clusters=kc, impl=impl)
+            gradients = [None, None]
+            if any(needs):
+                loss.backward()
+                gradients = [a.grad, b.grad]
+            want = want or [loss.detach(), *gradients]
+            torch.testing.assert_close(loss.detach(), want[0])
+            for need, got, right in zip(needs, gradients, want[1:], strict=True):
+                assert (got is not None) == need
+                if need:
+                    torch.testing.assert_close(got, right)
+
+
+def test_half_precision_is_computed_in_float32() -> None:
+    x, ids = torch.randn(40, 16), torch.randint(0, 4, (40,))
+    for dtype in (torch.bfloat16, torch.float16):
+        half = x.to(dtype).requires_grad_()
+        loss = clustered_infonce(half, query_clusters=ids)
+        loss.backward()
+        assert loss.dtype == torch.float32
+        assert half.grad is not None
+        assert half.grad.dtype == dtype
+        torch.testing.assert_close(loss, clustered_infonce(x.to(dtype).float(), query_clusters=ids))
+
+
+@pytest.mark.parametrize("impl", [*IMPLS, "reference"])
+def test_autocast_does_not_touch_the_logits(impl: str) -> None:
+    x, ids = torch.randn(40, 16, requires_grad=True), torch.randint(0, 4, (40,))
+    outside = clustered_infonce(x, query_clusters=ids, impl=impl)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = clustered_infonce(x, query_clusters=ids, impl=impl)
+    torch.testing.assert_close(inside, outside, rtol=0, atol=0)
+
+
+GOOD = {"queries": torch.randn(4, 3), "query_clusters": torch.zeros(4, dtype=torch.int64)}
+KEYS = {"keys": torch.randn(5, 3), "key_clusters": torch.zeros(5, dtype=torch.int64)}
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"queries": np.zeros((4, 3))}, TypeError, "queries: expected a tensor, got ndarray"),
+        ({"queries": torch.zeros(4, 3, dtype=torch.int64)}, TypeError, "queries: expected a floating-point"),
+        ({"queries": torch.randn(4)}, ValueError, r"queries: expected a matrix .* got shape \(4,\)"),
+        ({"query_clusters": torch.zeros(4)}, TypeError, "query_clusters: expected int64, got torch.float32"),
+        (
+            {"query_clusters": torch.zeros(3, dtype=torch.int64)},
+            ValueError,
+            r"query_clusters: expected shape \(4,\)",
+        ),
+        ({"query_clusters": [0, 0, 0, 0]}, TypeError, "query_clusters: expected a tensor, got list"),
+        ({**KEYS, "keys": torch.randn(5, 2)}, ValueError, "keys: expected 3 columns"),
+        ({**KEYS, "keys": torch.randn(5, 3, device="meta")}, ValueError, "keys: expected device cpu"),
+        ({**KEYS, "key_clusters": None}, ValueError, "key_clusters: needed"),
+        ({**KEYS, "keys": None}, ValueError, "key_clusters: expected None where keys is None"),
+        ({"temperature": 0}, ValueError, "temperature: expected a finite number above 0, got 0"),
+        ({"temperature": float("nan")}, ValueError, "temperature: .* got nan"),
+        ({"temperature": torch.tensor(-1.0)}, ValueError, "temperature: .* got -1.0"),
+        ({"temperature": torch.ones(4)}, TypeError, r"temperature: .* got shape \(4,\)"),
+        ({"temperature": "hot"}, TypeError, "temperature: expected a number .* got str"),
+        ({"positives": "both"}, ValueError, "positives: expected one of 'out', 'in', got 'both'"),
+        ({"reduction": "median"}, ValueError, "reduction: expected one of"),
+        ({"impl": "fastest"}, ValueError, "impl: expected one of"),
+        ({"weights": torch.ones(3)}, ValueError, r"weights: expected shape \(4,\)"),
+        (
+            {"weights": torch.ones(4, dtype=torch.int64)},
+            TypeError,
+            "weights: expected a floating-point dtype",
+        ),
+        ({"ignore_index": 0.5}, TypeError, "ignore_index: expected an int, got float"),
+        (
+            {"exclude_self": torch.zeros(4, dtype=torch.int64)},
+            ValueError,
+            "exclude_self: expected a bool where",
+        ),
+        (
+            {**KEYS, "exclude_self": torch.zeros(5, dtype=torch.int64)},
+            ValueError,
+            r"exclude_self: expected shape",
+        ),
+        ({**KEYS, "exclude_self": "yes"}, TypeError, "exclude_self: expected a bool or a tensor, got str"),
+        (
+            {
+                "keys": torch.randn(2, 3),
+                "key_clusters": torch.zeros(2, dtype=torch.int64),
+                "exclude_self": True,
+            },
+            ValueError,
+            "exclude_self: expected a key for each of the 4 queries, got 2 keys",
+        ),
+    ],
+)
+def test_refusals(change: dict[str, object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        clustered_infonce(**{**GOOD, **change})

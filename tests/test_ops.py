@@ -1,0 +1,201 @@
+"""The operators under PyTorch's own checks: opcheck, gradcheck, torch.compile, determinism, threads."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+from problems import problems
+from torch import Tensor
+
+from wscl_fast.functional import clustered_infonce
+
+pytestmark = pytest.mark.usefixtures("extension")
+SMALL = [
+    (name, case)
+    for name, case in problems()
+    if name.split("-")[1] in ("1x1x4", "1x4", "2x3", "no", "empty", "1x300x33")
+]
+
+
+def forward_arguments(
+    dtype: torch.dtype, *, in_batch: bool, inner: bool, gradient: bool
+) -> tuple[object, ...]:
+    q = torch.randn(13, 6, dtype=dtype, requires_grad=gradient)
+    k = None if in_batch else torch.randn(17, 6, dtype=dtype, requires_grad=gradient)
+    qc, kc = torch.randint(-1, 3, (13,)), None if in_batch else torch.randint(-1, 3, (17,))
+    own = None if in_batch else torch.randint(-1, 17, (13,))
+    scale = torch.tensor(2.0, dtype=dtype, requires_grad=gradient)
+    return q, k, qc, kc, own, scale, in_batch, inner, -1, True
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("in_batch", [False, True])
+@pytest.mark.parametrize("inner", [False, True])
+def test_opcheck(dtype: torch.dtype, in_batch: bool, inner: bool) -> None:
+    for gradient in (False, True):
+        arguments = forward_arguments(dtype, in_batch=in_batch, inner=inner, gradient=gradient)
+        torch.library.opcheck(torch.ops.wscl_fast.infonce_forward.default, arguments)
+    plain = forward_arguments(dtype, in_batch=in_batch, inner=inner, gradient=False)
+    _, count, stats, direction = torch.ops.wscl_fast.infonce_forward(*plain)
+    for needs in ((True, True, True), (True, False, False), (False, True, False), (False, False, True)):
+        backward = (torch.randn(13, dtype=dtype), *plain[:-1], count, stats, direction, *needs)
+        torch.library.opcheck(torch.ops.wscl_fast.infonce_backward.default, backward)
+
+
+@pytest.mark.parametrize("in_batch", [False, True])
+@pytest.mark.parametrize("positives", ["out", "in"])
+@pytest.mark.parametrize("exclude", [True, False])
+def test_gradcheck(in_batch: bool, positives: str, exclude: bool) -> None:
+    q = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
+    k = torch.randn(9, 5, dtype=torch.float64, requires_grad=True)
+    t = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    qc, kc = torch.tensor([0, 0, 1, 1, 2, -1, 5]), torch.tensor([0, 1, 1, 2, 2, -1, 0, 3, 1])
+
+    def loss(q: Tensor, k: Tensor, t: Tensor) -> Tensor:
+        return clustered_infonce(
+            q,
+            None if in_batch else k,
+            query_clusters=qc,
+            key_clusters=None if in_batch else kc,
+            temperature=t,
+            positives=positives,
+            exclude_self=exclude,
+            reduction="none",
+            impl="fused",
+        )
+
+    assert torch.autograd.gradcheck(loss, (q, k, t) if not in_batch else (q, k.detach(), t))
+
+
+@pytest.mark.parametrize("impl", ["fused", "chunked", "reference"])
+@pytest.mark.parametrize("in_batch", [False, True])
+def test_compiles_without_a_graph_break(impl: str, in_batch: bool) -> None:
+    q, k = torch.randn(20, 8, requires_grad=True), torch.randn(30, 8, requires_grad=True)
+    qc, kc = torch.randint(-1, 4, (20,)), torch.randint(-1, 4, (30,))
+    temperature = torch.tensor(0.3, requires_grad=True)
+
+    def loss(q: Tensor, k: Tensor, temperature: Tensor) -> Tensor:
+        q = torch.nn.functional.normalize(q, dim=-1)
+        keys = {} if in_batch else {"keys": k, "key_clusters": kc}
+        return clustered_infonce(q, query_clusters=qc, temperature=temperature, impl=impl, **keys)
+
+    leaves = (q, temperature) if in_batch else (q, k, temperature)
+    want = loss(q, k, temperature)
+    gradients = torch.autograd.grad(want, leaves)
+    # aot_eager traces forward and backward through the fake kernels without needing a compiler at run time.
+    got = torch.compile(loss, fullgraph=True, backend="aot_eager")(q, k, temperature)
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(torch.autograd.grad(got, leaves), gradients)
+
+
+@pytest.mark.slow
+def test_compiles_with_inductor() -> None:
+    x, ids = torch.randn(32, 8, requires_grad=True), torch.randint(0, 4, (32,))
+
+    @torch.compile(fullgraph=True)
+    def loss(x: Tensor, ids: Tensor) -> Tensor:
+        return clustered_infonce(torch.nn.functional.normalize(x, dim=-1) * 1.0, query_clusters=ids) * 2
+
+    got = loss(x, ids)
+    (gradient,) = torch.autograd.grad(got, x)
+    want = 2 * clustered_infonce(torch.nn.functional.normalize(x, dim=-1), query_clusters=ids)
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(gradient, torch.autograd.grad(want, x)[0])
+
+
+def test_no_second_derivative_is_an_error_not_a_wrong_number() -> None:
+    x = torch.randn(6, 4, requires_grad=True)
+    loss = clustered_infonce(x, query_clusters=torch.tensor([0, 0, 1, 1, 2, 2]), impl="fused")
+    (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
+    with pytest.raises(NotImplementedError, match="no second derivative; impl='reference' has"):
+        gradient.sum().backward()
+
+
+def test_the_same_bits_every_time_and_from_every_thread() -> None:
+    q, k = torch.randn(300, 64), torch.randn(2000, 64)
+    qc, kc = torch.randint(0, 20, (300,)), torch.randint(0, 20, (2000,))
+
+    def run() -> list[Tensor]:
+        leaves = [q.clone().requires_grad_(), k.clone().requires_grad_()]
+        loss = clustered_infonce(*leaves, query_clusters=qc, key_clusters=kc, impl="fused")
+        return [loss.detach(), *torch.autograd.grad(loss, leaves)]
+
+    first = run()
+    results: list[list[Tensor]] = []
+    workers = [threading.Thread(target=lambda: results.extend([run() for _ in range(3)])) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(results) == 12
+    for result in [run(), *results]:
+        for got, want in zip(result, first, strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-7)  # another thread may see another pool
+    for got, want in zip(run(), first, strict=True):
+        assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_few_rows_split_over_columns(threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        q, k = torch.randn(5, 24, dtype=torch.float64), torch.randn(9000, 24, dtype=torch.float64)
+        qc, kc = torch.randint(0, 5, (5,)), torch.randint(0, 5, (9000,))
+        for positives in ("out", "in"):
+            fused, definition = (
+                clustered_infonce(q, k, query_clusters=qc, key_clusters=kc, positives=positives, impl=impl)
+                for impl in ("fused", "reference")
+            )
+            torch.testing.assert_close(fused, definition)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_every_instruction_set_agrees(extension) -> None:  # type: ignore[no-untyped-def]
+    before = extension.instruction_set()
+    x, ids = torch.randn(130, 50, dtype=torch.float64), torch.randint(0, 9, (130,))
+    want = clustered_infonce(x, query_clusters=ids, impl="reference")
+    try:
+        for name in extension.supported_instruction_sets():
+            extension.use_instruction_set(name)
+            torch.testing.assert_close(clustered_infonce(x, query_clusters=ids, impl="fused"), want)
+        with pytest.raises(ValueError, match=r"name: expected an instruction set .* got 'abacus'"):
+            extension.use_instruction_set("abacus")
+    finally:
+        extension.use_instruction_set(before)
+
+
+def test_memory_stays_linear() -> None:
+    """The logits of this problem would take 2 GiB; the process may grow by 64 MiB."""
+    script = """
+import resource, torch
+from wscl_fast.functional import clustered_infonce
+def loss(n, m):
+    q, k = torch.randn(n, 4, requires_grad=True), torch.randn(m, 4, requires_grad=True)
+    ids = torch.arange(max(n, m)) % 100
+    clustered_infonce(q, k, query_clusters=ids[:n], key_clusters=ids[:m], impl="fused").backward()
+loss(64, 64)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+loss(8192, 65536)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 64
+
+
+def test_wrong_direct_calls_are_refused() -> None:
+    arguments = list(forward_arguments(torch.float32, in_batch=False, inner=False, gradient=False))
+    for place, value, message in (
+        (1, torch.randn(17, 5), "keys: expected 6 columns"),
+        (2, torch.zeros(3, dtype=torch.int64), "query_clusters: expected a vector of length 13"),
+        (5, torch.tensor(0.0), "scale: expected a number above 0"),
+        (3, None, "keys and key_clusters go together"),
+    ):
+        wrong = [*arguments[:place], value, *arguments[place + 1 :]]
+        with pytest.raises(RuntimeError, match=message):
+            torch.ops.wscl_fast.infonce_forward(*wrong)
