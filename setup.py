@@ -73,6 +73,7 @@ extension = cpp_extension.CppExtension(
         "-fvisibility=hidden",
         "-Wall",
     ],
+    extra_link_args=["-pthread"],
 )
 # The operators go through the dispatcher: nothing here uses torch's Python bindings.
 extension.libraries.remove("torch_python")

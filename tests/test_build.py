@@ -35,6 +35,9 @@ def test_build_info_of_a_built_package(extension) -> None:  # type: ignore[no-un
     rows, columns = extension.tile()
     assert rows > 0
     assert columns > 0
+    assert extension.multiply_add_peak(1, 0.001) > 1e8
+    with pytest.raises(ValueError, match="threads: expected at least 1, got 0"):
+        extension.multiply_add_peak(0)
 
 
 def test_without_the_extension_everything_works_with_one_warning() -> None:

@@ -36,4 +36,14 @@ PYBIND11_MODULE(_C, m) {
         return std::make_pair(kernels.row_tile, kernels.column_tile);
       },
       "Rows and columns of the float32 register tile in use");
+  m.def(
+      "multiply_add_peak",
+      [](int threads, double seconds) {
+        if (threads < 1)
+          throw std::invalid_argument("threads: expected at least 1, got " + std::to_string(threads));
+        pybind11::gil_scoped_release release;
+        return wscl::multiply_add_peak(threads, seconds);
+      },
+      pybind11::arg("threads"), pybind11::arg("seconds") = 0.02,
+      "Flops a second of independent float32 multiply-adds on that many threads, measured now");
 }

@@ -1,8 +1,10 @@
 #include "cpu.h"
 
 #include <atomic>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <thread>
 
 namespace wscl {
 namespace {
@@ -70,6 +72,28 @@ bool use_instruction_set(const std::string& name) {
   const SimilarityKernels* found = find(name);
   if (found) current().store(found, std::memory_order_relaxed);
   return found != nullptr;
+}
+
+double multiply_add_peak(int threads, double seconds) {
+  using Clock = std::chrono::steady_clock;
+  constexpr int64_t kRounds = 1 << 14;
+  std::vector<double> speed(threads);
+  std::vector<std::thread> workers;
+  for (int t = 0; t < threads; ++t)
+    workers.emplace_back([&, t] {
+      const SimilarityKernels& kernels = cpu_kernels();
+      const Clock::time_point start = Clock::now();
+      double flops = 0, elapsed = 0;
+      do {
+        flops += kernels.multiply_add(kRounds);
+        elapsed = std::chrono::duration<double>(Clock::now() - start).count();
+      } while (elapsed < seconds);
+      speed[t] = flops / elapsed;
+    });
+  for (std::thread& worker : workers) worker.join();
+  double sum = 0;
+  for (double s : speed) sum += s;
+  return sum;
 }
 
 }  // namespace wscl

@@ -14,6 +14,15 @@
 
 #define WSCL_INLINE inline __attribute__((always_inline))
 
+// Makes the compiler believe that a vector changed.
+#if defined(__x86_64__)
+#define WSCL_KEEP(vector) asm volatile("" : "+x"(vector))
+#elif defined(__aarch64__)
+#define WSCL_KEEP(vector) asm volatile("" : "+w"(vector))
+#else
+#define WSCL_KEEP(vector) asm volatile("" : "+m"(vector))
+#endif
+
 namespace wscl {
 namespace WSCL_ISA {
 

@@ -11,6 +11,10 @@
 #include "similarity_kernel.h"
 
 namespace wscl {
-const SimilarityKernels kSimilarityAvx2 = {"avx2", avx2::kRows, avx2::kColumns<float>, avx2::kKernels<float>,
+const SimilarityKernels kSimilarityAvx2 = {"avx2",
+                                           avx2::kRows,
+                                           avx2::kColumns<float>,
+                                           avx2::multiply_add,
+                                           avx2::kKernels<float>,
                                            avx2::kKernels<double>};
 }  // namespace wscl

@@ -11,6 +11,10 @@
 #include "similarity_kernel.h"
 
 namespace wscl {
-const SimilarityKernels kSimilarityAvx512 = {"avx512", avx512::kRows, avx512::kColumns<float>,
-                                             avx512::kKernels<float>, avx512::kKernels<double>};
+const SimilarityKernels kSimilarityAvx512 = {"avx512",
+                                             avx512::kRows,
+                                             avx512::kColumns<float>,
+                                             avx512::multiply_add,
+                                             avx512::kKernels<float>,
+                                             avx512::kKernels<double>};
 }  // namespace wscl

@@ -299,6 +299,23 @@ void sum_columns(const Rows<T>& rows, int64_t c0, int64_t c1, const int64_t* seg
   }
 }
 
+// What the processor can do at most: enough chains to cover the latency, nothing loaded or stored.
+inline double multiply_add(int64_t rounds) {
+  constexpr int kChains = 12;
+  const Vector<float> factor = broadcast(0.999f), summand = broadcast(0.001f);
+  Vector<float> chain[kChains];
+#pragma GCC unroll 12
+  for (int c = 0; c < kChains; ++c) chain[c] = broadcast(float(c));
+  for (int64_t i = 0; i < rounds; ++i) {
+#pragma GCC unroll 12
+    for (int c = 0; c < kChains; ++c) {
+      chain[c] = chain[c] * factor + summand;
+      WSCL_KEEP(chain[c]);  // one multiply-add after the other, as written
+    }
+  }
+  return 2.0 * rounds * kChains * Simd<float>::kWidth;
+}
+
 template <class T>
 constexpr TypedKernels<T> kKernels = {run<T>, sum_columns<T>};
 

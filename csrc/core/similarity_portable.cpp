@@ -11,6 +11,10 @@
 #include "similarity_kernel.h"
 
 namespace wscl {
-const SimilarityKernels kSimilarityPortable = {"portable", portable::kRows, portable::kColumns<float>,
-                                               portable::kKernels<float>, portable::kKernels<double>};
+const SimilarityKernels kSimilarityPortable = {"portable",
+                                               portable::kRows,
+                                               portable::kColumns<float>,
+                                               portable::multiply_add,
+                                               portable::kKernels<float>,
+                                               portable::kKernels<double>};
 }  // namespace wscl

@@ -1,0 +1,110 @@
+"""What every benchmark shares: interleaved timing, the machine's peak, peak memory, tables of results.
+
+Machines are shared and noisy, so an absolute time says little. The sides of a comparison take turns
+(A B C, A B C, …) in one process, and reported is the median over the turns of the ratio within a turn.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import wscl_fast
+from wscl_fast import _C
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One side of a comparison: seconds of every turn, and the multiply-add peak measured beside it."""
+
+    seconds: tuple[float, ...]
+    peak: tuple[float, ...]  # flops a second
+
+    @property
+    def median(self) -> float:
+        """Seconds."""
+        return statistics.median(self.seconds)
+
+    def share(self, flops: float) -> float:
+        """Share of the peak that ``flops`` in this time make: the median over the turns."""
+        pairs = zip(self.seconds, self.peak, strict=True)
+        return statistics.median(flops / (seconds * peak) for seconds, peak in pairs)
+
+    def times_faster_than(self, other: Timing) -> float:
+        """Median over the turns of the other side's time to this one's."""
+        pairs = zip(self.seconds, other.seconds, strict=True)
+        return statistics.median(theirs / ours for ours, theirs in pairs)
+
+
+def interleave(sides: dict[str, Callable[[], object]], *, turns: int = 7) -> dict[str, Timing]:
+    """Times every side once a turn, after a warm-up of each; the peak is measured before each of them."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    peaks: dict[str, list[float]] = {name: [] for name in sides}
+    for side in sides.values():
+        side()
+    for _ in range(turns):
+        for name, side in sides.items():
+            peaks[name].append(_C.multiply_add_peak(torch.get_num_threads()))
+            start = time.perf_counter()
+            side()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: Timing(tuple(seconds[name]), tuple(peaks[name])) for name in sides}
+
+
+def peak_memory(script: str) -> float:
+    """MiB by which a child process grows while it runs ``measured()`` of a script."""
+    wrapped = (
+        f"import resource\n{script}\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "measured()\n"
+        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", wrapped], capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+def machine() -> str:
+    """The processor's name, how many threads run on it, and with what."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        name = names[0].split(":", 1)[1].strip() if names else name
+    info = wscl_fast.build_info()
+    return (
+        f"{name} ({os.cpu_count()} cores), {torch.get_num_threads()} threads, {info.instruction_set},"
+        f" torch {torch.__version__}, wscl_fast {info.version}"
+    )
+
+
+def write_csv(name: str, rows: Sequence[dict[str, object]]) -> Path:
+    """Rows of one table into ``results/<name>.csv``, moved into place when it is whole."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.csv"
+    part = path.with_suffix(".part")
+    with part.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    part.replace(path)
+    return path
+
+
+def show(rows: Sequence[dict[str, object]]) -> None:
+    """A table for the terminal."""
+    cells = [[str(name) for name in rows[0]], *([str(value) for value in row.values()] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    for row in cells:
+        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)), flush=True)

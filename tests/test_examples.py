@@ -1,0 +1,44 @@
+"""The examples and the README's snippets run as printed."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_plain_pytorch_learns() -> None:
+    losses = load(ROOT / "examples" / "plain_pytorch.py").main(steps=30)
+    assert losses[-1] < losses[0] - 0.1
+
+
+def test_memory_queue_learns() -> None:
+    losses = load(ROOT / "examples" / "memory_queue.py").main(steps=60, queue=2048, batch=128)
+    assert losses[-1] < losses[16]  # the queue is full from then on
+
+
+SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("number", range(len(SNIPPETS)))
+def test_readme_snippets_run_as_printed(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(SNIPPETS[number], f"README.md snippet {number}", "exec"), {})
+
+
+def test_the_readme_has_snippets_for_each_kind_of_user() -> None:
+    assert len(SNIPPETS) >= 3
