@@ -1,0 +1,209 @@
+"""A comparison: its table, its files, its members kept and resumed, its workers minded."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wscl_fast.train.cli import main
+from wscl_fast.train.config import Config
+from wscl_fast.train.evaluation import Score
+from wscl_fast.train.monitor import Bar, Monitor, Silent
+from wscl_fast.train.report import table
+from wscl_fast.train.results import Result
+from wscl_fast.train.workers import WorkerError, run_tasks
+
+SMALL = ["--train.epochs", "2", "--cluster.kmeans.n-clusters", "4", "--cluster.kmeans.warmup-epochs", "1"]
+
+
+def test_compare_end_to_end(own_data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two workers; then a member lost and one method more: only what is missing is trained."""
+    command = ["compare", *own_data, *SMALL, "--compare.seeds", "3,4", "--compare.workers", "2"]
+    assert main([*command, "--compare.methods", "random,pixels,none,tags"]) == 0
+    out = capsys.readouterr().out
+    assert "training 4 runs of 2 epochs, 2 side by side" in out
+    assert "Cl-InfoNCE, hashtags, seed 4: label" in out
+    lines = [line for line in out.splitlines() if line.startswith("| ")]
+    assert [line.split("|")[1].strip() for line in lines] == [
+        "method", "random encoder", "pixels", "InfoNCE, no auxiliary information", "Cl-InfoNCE, hashtags"
+    ]  # fmt: skip
+    assert len({len(line) for line in lines}) == 1
+    assert re.search(r"Cl-InfoNCE, hashtags +\| +[\d.]+ ± [\d.]+ \| +[\d.]+ ± [\d.]+ \|", out)
+    assert "±" not in next(line for line in lines if "pixels" in line)
+
+    run = tmp_path / "runs" / "compare"
+    for name in ("config.yaml", "report.md", "curves.png", "embedding.png", "nearest-neighbours.png"):
+        assert (run / name).stat().st_size > 500
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert {(m["method"], m["seed"]) for m in metrics} == {("none", 3), ("none", 4), ("tags", 3), ("tags", 4)}
+    assert (run / "encoder.safetensors").read_bytes() == (
+        run / "tags-seed3" / "encoder.safetensors"
+    ).read_bytes()
+    report = (run / "report.md").read_text()
+    assert "is the encoder of: Cl-InfoNCE, hashtags, seed 3" in report
+    assert "mean ± standard deviation over 2 seeds" in report
+    results = json.loads((run / "evaluation.json").read_text())["results"]
+    assert len(results) == 7  # 2 random encoders, pixels once, 2 × 2 trained
+
+    (run / "tags-seed3" / "evaluation.json").unlink()
+    before = {p: p.stat().st_mtime_ns for p in run.glob("*-seed*/encoder.safetensors")}
+    command += ["--compare.workers", "1"]
+    assert main([*command, "--compare.methods", "random,pixels,none,tags,kmeans"]) == 0
+    out = capsys.readouterr().out
+    assert "6 of 9 runs stand already" in out
+    assert "training 3 runs" in out
+    assert "k-means clusters" in out
+    untouched = {p for p, t in before.items() if p.stat().st_mtime_ns == t}
+    assert {p.parent.name for p in untouched} == {"none-seed3", "none-seed4", "tags-seed4"}
+    again = json.loads((run / "evaluation.json").read_text())["results"]
+    kept = [r for r in again if r["method"] != "kmeans"]
+    assert kept == results  # the lost one was resumed from its last epoch: the same scores
+
+    assert main([*command, "--compare.methods", "none", "--optim.lr", "0.01"]) == 0
+    assert "training 2 runs" in capsys.readouterr().out  # another budget: the old members do not count
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--compare.methods", "none,hierarchy"], "needs data.hierarchy_columns"),
+        (["--compare.methods", ""], "need at least one entry"),
+        (["--compare.seeds", ""], "need at least one entry"),
+        (["--compare.methods", "none,supcon"], "compare.methods cannot be 'supcon'"),
+    ],
+)
+def test_bad_comparisons(
+    arguments: list[str], message: str, own_data: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", *own_data, *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_member_that_diverges_stops_the_comparison(
+    own_data: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    wild = [
+        "--optim.name",
+        "sgd",
+        "--optim.lr",
+        "1e30",
+        "--optim.warmup-epochs",
+        "0",
+        "--compare.workers",
+        "2",
+    ]
+    assert main(["compare", *own_data, *wild, "--compare.methods", "none,tags"]) == 1
+    assert "wscl-fast: error: the loss is nan" in capsys.readouterr().err
+
+
+def scores(value: float) -> dict[str, Score]:
+    """The same accuracy in every column."""
+    return {"kind": Score(value, value, value, value, 0.1, 4, 30, 10, 10)}
+
+
+def test_the_table_has_mean_and_spread() -> None:
+    features = np.zeros((1, 1), dtype=np.float32)
+    results = [Result("none", 0, scores(0.5), features), Result("none", 1, scores(0.6), features)]
+    assert table([*results, Result("pixels", 0, scores(0.25), features)]).splitlines() == [
+        "| method                            | kind linear |  kind k-NN |",
+        "|:----------------------------------|------------:|-----------:|",
+        "| InfoNCE, no auxiliary information |  55.0 ± 7.1 | 55.0 ± 7.1 |",
+        "| pixels                            |        25.0 |       25.0 |",
+    ]
+
+
+class Heard(Silent):
+    """Remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.images = 0
+
+    def advance(self, images: int, note: str = "") -> None:
+        self.images += images
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Monitor], str]:
+    """A task that does what it is called, in a module that a fresh process can import."""
+    (tmp_path / "tasks_to_run.py").write_text(
+        """
+import os, time
+
+def work(task, monitor):
+    monitor.start(100, 2)
+    monitor.advance(3)
+    monitor.say("a line of one run")
+    monitor.stop()
+    if task == "mistake":
+        raise ValueError("a user's mistake")
+    if task == "bug":
+        raise KeyError("a bug")
+    if task == "die":
+        os._exit(9)
+    if task == "sleep":
+        time.sleep(60)
+    return task
+"""
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "tasks_to_run", raising=False)
+    return importlib.import_module("tasks_to_run").work  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_tasks_are_all_done(workers: int, work: Callable[[str, Monitor], str]) -> None:
+    heard = Heard()
+    run_tasks(work, ["a", "b", "c"], workers=workers, threads=1, monitor=heard)
+    assert sorted(line for line in heard.lines if line != "a line of one run") == ["a", "b", "c"]
+    assert heard.images == (15 if workers == 2 else 9)
+
+
+@pytest.mark.parametrize(
+    ("task", "kind", "message"),
+    [
+        ("mistake", ValueError, "a user's mistake"),
+        ("bug", WorkerError, "a bug"),
+        ("die", WorkerError, "a worker died with exit code 9"),
+    ],
+)
+def test_a_failed_task_ends_the_others(
+    task: str, kind: type[Exception], message: str, work: Callable[[str, Monitor], str]
+) -> None:
+    began = time.monotonic()
+    with pytest.raises(kind, match=message):
+        run_tasks(work, ["sleep", task], workers=2, threads=1, monitor=Heard())
+    assert time.monotonic() - began < 30
+
+
+def test_the_bar_speaks_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    bar = Bar(quiet_seconds=0.0)
+    bar.start(100, 20)
+    time.sleep(0.01)
+    bar.advance(30, "note")
+    bar.say("a line")
+    bar.stop()
+    out = capsys.readouterr().out
+    assert re.search(r"50%  [\d,]+ img/s, 00:00 left\na line\n", out)
+
+
+def test_recipes_are_valid() -> None:
+    from wscl_fast.train.cli import _recipe, _recipes
+    from wscl_fast.train.settings import load_config
+
+    assert _recipes() == ["compare", "reproduce"]
+    for name in _recipes():
+        config = load_config(_recipe(name))
+        assert isinstance(config, Config)
+        assert "tags" in config.compare.methods

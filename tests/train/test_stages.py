@@ -1,0 +1,146 @@
+"""Stage 1 in the trainer: which method `auto` picks, what each gives, and when k-means comes back."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+
+from wscl_fast.data import ImageDataset
+from wscl_fast.train.config import ClusterConfig, Config, KMeansConfig, LabelsConfig, TagsConfig, replace
+from wscl_fast.train.stages import (
+    clusters_for_epoch,
+    diagnose_training,
+    fit_clusters,
+    is_due,
+    resolve_method,
+    training_ids,
+)
+
+N = 12
+SPLIT = np.array(["train"] * 8 + ["test"] * 4)
+
+
+def dataset(**more: Any) -> ImageDataset:
+    """Twelve images of two kinds, with nothing known but what is given."""
+    kinds = np.arange(N) % 2
+    return ImageDataset(
+        name="tiny",
+        images=np.zeros((N, 3, 8, 8), dtype=np.uint8),
+        keys=[str(i) for i in range(N)],
+        split=SPLIT,
+        labels={"kind": kinds},
+        label_names={"kind": ["a", "b"]},
+        **more,
+    )
+
+
+TAGS = [("cat", "pet") if i % 2 else ("car", "road") for i in range(N - 1)] + [("zebra",)]
+FULL = dataset(
+    tags=TAGS,
+    attributes={"tone": np.array(["light", "dark"] * 6), "form": np.array(["round"] * 6 + ["flat"] * 6)},
+    hierarchy=[("root", "x", str(i)) if i % 2 else ("root", "y") for i in range(N)],
+    clusters=np.array(["u", "v", "w"] * 4),
+)
+
+
+def test_auto_takes_what_the_data_has() -> None:
+    auto = ClusterConfig()
+    order = ["tags", "attributes", "hierarchy", "clusters"]
+    for dropped, method in enumerate(["tags", "attributes", "hierarchy", "ids", "kmeans"]):
+        left = dataclasses.replace(FULL, **dict.fromkeys(order[:dropped]))
+        assert resolve_method(auto, left) == method
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (ClusterConfig(method="tags"), "'tags' needs data.tag_column; 'tiny' offers kmeans, none"),
+        (ClusterConfig(method="attributes"), "needs data.attribute_columns"),
+        (ClusterConfig(method="hierarchy"), "needs data.hierarchy_columns"),
+        (ClusterConfig(method="ids"), "needs data.cluster_column"),
+        (
+            ClusterConfig(method="labels", labels=LabelsConfig("kinf")),
+            "'kinf' is no label of 'tiny': choose from kind",
+        ),
+    ],
+)
+def test_what_the_data_lacks_is_named(config: ClusterConfig, message: str) -> None:
+    with pytest.raises(ValueError, match=r"cluster\.") as caught:
+        resolve_method(config, dataset())
+    assert message in str(caught.value)
+
+
+def test_labels_without_labels() -> None:
+    bare = dataclasses.replace(dataset(), labels={}, label_names={})
+    with pytest.raises(ValueError, match=r"needs data\.label_columns"):
+        resolve_method(ClusterConfig(method="labels"), bare)
+
+
+EXPECTED = {"none": 8, "tags": 2, "attributes": 4, "hierarchy": 2, "ids": 3, "labels": 2}
+
+
+@pytest.mark.parametrize(("method", "clusters"), list(EXPECTED.items()))
+def test_each_method_clusters_the_training_split(method: str, clusters: int) -> None:
+    config = ClusterConfig(tags=TagsConfig(n_clusters=2, min_count=1))
+    config = replace(Config(cluster=config), **{"cluster.hierarchy.level": 2}).cluster
+    fitted = fit_clusters(config, FULL, method)
+    assert fitted.ids.shape == (N,)
+    assert fitted.ids.dtype == np.int64
+    assert len(np.unique(fitted.ids[:8])) == clusters
+    report = diagnose_training(fitted, FULL, "kind")
+    assert report.n_clusters == clusters
+    assert (report.mutual_information == pytest.approx(1.0)) is (method != "ids")  # ids cut across the kinds
+
+
+def test_fitted_on_the_training_split_alone() -> None:
+    """A tag and a joint value that only a test image has are unknown, not clusters of their own."""
+    config = ClusterConfig(tags=TagsConfig(n_clusters=2, min_count=1))
+    assert fit_clusters(config, FULL, "tags").ids[-1] == -1
+    tones = np.array(["light", "dark"] * 5 + ["never", "dark"])
+    strange = dataclasses.replace(FULL, attributes={"tone": tones})
+    assert fit_clusters(config, strange, "attributes").ids[-2:].tolist() == [-1, fit_clusters(
+        config, strange, "attributes").ids[1]]  # fmt: skip
+
+
+def test_samples_without_a_cluster_become_their_own() -> None:
+    tags = [(), ("cat",), ("cat",), (), *TAGS[4:]]
+    data = dataclasses.replace(FULL, tags=tags)
+    fitted = fit_clusters(ClusterConfig(tags=TagsConfig(n_clusters=3, min_count=1)), data, "tags")
+    assert (fitted.ids[[0, 3]] == -1).all()
+    ids = training_ids(fitted, data)
+    assert ids.shape == (8,)
+    assert (ids >= 0).all()
+    assert ids[0] != ids[3]
+    assert not set(ids[[0, 3]]) & set(ids[[1, 2, 4, 5, 6, 7]])
+
+
+def test_kmeans_comes_back_and_starts_late() -> None:
+    config = ClusterConfig(kmeans=KMeansConfig(n_clusters=2, warmup_epochs=2, every=3))
+    assert [e for e in range(10) if is_due(config, "kmeans", e)] == [0, 2, 5, 8]
+    assert [e for e in range(10) if is_due(config, "tags", e)] == [0]
+
+    features = np.random.default_rng(0).normal(size=(N, 4)).astype(np.float32)
+    features[::2] += 9
+    features[1::2] -= 9
+    asked = []
+
+    def give() -> Any:
+        asked.append(1)
+        return features
+
+    early = clusters_for_epoch(config, FULL, "kmeans", 0, features=give, seed=0)
+    assert early.method == "none"
+    assert not asked
+    late = clusters_for_epoch(config, FULL, "kmeans", 2, features=give, seed=0)
+    assert (late.ids[::2] == late.ids[0]).all()
+    assert (late.ids[1::2] == 1 - late.ids[0]).all()
+    assert late.state
+    many = ClusterConfig(kmeans=KMeansConfig(n_clusters=500))
+    assert len(np.unique(fit_clusters(many, FULL, "kmeans", features=features).ids[:8])) == 8
+    with pytest.raises(ValueError, match="features"):
+        fit_clusters(config, FULL, "kmeans")
+    with pytest.raises(ValueError, match="unknown clustering method"):
+        fit_clusters(config, FULL, "magic")

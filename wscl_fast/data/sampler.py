@@ -1,0 +1,118 @@
+"""Batches in which samples of one cluster come together, so that anchors have positives.
+
+The definition draws pairs within clusters; a uniform batch of 256 out of thousands of samples in hundreds of
+clusters leaves most anchors without a positive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class ClusterBatchSampler:
+    """Epochs of shuffled batches in which each cluster's samples are drawn in groups.
+
+    Every cluster is shuffled and dealt into groups of at least ``samples_per_cluster`` (a smaller cluster is
+    one group); the groups are shuffled and laid end to end, and that line is cut into batches. A sample comes
+    once per epoch at most. A group may straddle the edge of a batch: at most one per edge.
+
+    Args:
+        clusters: int64 [n], the cluster of each sample; −1 is no cluster, drawn alone.
+        batch_size: samples in a batch.
+        samples_per_cluster: the least number drawn together; 1 is a uniform shuffle.
+        seed: of the shuffles; an epoch's batches depend on (seed, epoch) only.
+        drop_last: leave out the samples beyond the last full batch, other ones in each epoch.
+
+    Raises:
+        TypeError: if clusters are not integers.
+        ValueError: if clusters are not one-dimensional, a number is out of range, or no full batch exists.
+    """
+
+    def __init__(
+        self,
+        clusters: NDArray[np.int64],
+        batch_size: int,
+        *,
+        samples_per_cluster: int = 2,
+        seed: int = 0,
+        drop_last: bool = True,
+    ) -> None:
+        clusters = np.asarray(clusters)
+        if not np.issubdtype(clusters.dtype, np.integer):
+            raise TypeError(f"clusters: expected integers, got {clusters.dtype}")
+        if clusters.ndim != 1:
+            raise ValueError(f"clusters: expected one dimension [n], got {clusters.ndim}")
+        if clusters.size and clusters.min() < -1:
+            raise ValueError(f"clusters: expected ids from −1 (no cluster) up, got {clusters.min()}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+        if not 1 <= samples_per_cluster <= batch_size:
+            raise ValueError(
+                f"samples_per_cluster: expected 1 to batch_size = {batch_size}, got {samples_per_cluster}"
+            )
+        if drop_last and clusters.size < batch_size:
+            raise ValueError(
+                f"batch_size: {batch_size} is more than the {clusters.size} samples; drop_last leaves nothing"
+            )
+        if seed < 0:
+            raise ValueError(f"seed: expected 0 or more, got {seed}")
+        self.clusters = clusters.astype(np.int64, copy=False)
+        self.batch_size = batch_size
+        self.samples_per_cluster = samples_per_cluster
+        self.seed = seed
+        self.drop_last = drop_last
+
+    def __len__(self) -> int:
+        n = self.clusters.size
+        return n // self.batch_size if self.drop_last else -(-n // self.batch_size)
+
+    def batches(self, epoch: int) -> Iterator[NDArray[np.int64]]:
+        """The batches of one epoch, each int64 [batch_size] positions into ``clusters``.
+
+        Args:
+            epoch: 0 or more; the same epoch gives the same batches.
+        """
+        order = self._order(np.random.default_rng([self.seed, epoch]))
+        for start in range(0, len(self) * self.batch_size, self.batch_size):
+            yield order[start : start + self.batch_size]
+
+    def _order(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        shuffled = rng.permutation(self.clusters.size)
+        if self.samples_per_cluster == 1:
+            return shuffled
+        clusters = self.clusters[shuffled]
+        by_cluster = np.argsort(clusters, kind="stable")
+        shuffled, clusters = shuffled[by_cluster], clusters[by_cluster]
+        starts = np.flatnonzero(np.diff(clusters, prepend=-2))
+        sizes = np.diff(starts, append=clusters.size)
+        cluster = np.repeat(np.arange(sizes.size), sizes)
+        groups = np.maximum(sizes // self.samples_per_cluster, 1)
+        if clusters.size and clusters[0] == -1:
+            groups[0] = sizes[0]  # no cluster: everyone is a group
+        offset = np.cumsum(groups) - groups
+        rank = np.arange(clusters.size) - starts[cluster]
+        # Balanced groups: a remainder is spread over the cluster's groups instead of being left alone.
+        group = offset[cluster] + rank * groups[cluster] // sizes[cluster]
+        place = rng.permutation(int(groups.sum()))
+        return shuffled[np.argsort(place[group], kind="stable")]
+
+
+def anchor_share(clusters_in_batch: NDArray[np.int64]) -> float:
+    """Share of samples whose cluster has another sample in the batch.
+
+    Equals ``np.mean([(c != -1) and (clusters == c).sum() > 1 for c in clusters])``.
+
+    Args:
+        clusters_in_batch: int64 [B]; −1 is no cluster and never shares.
+
+    Returns:
+        0 to 1; 0 for an empty batch.
+    """
+    clusters = np.asarray(clusters_in_batch)
+    if clusters.size == 0:
+        return 0.0
+    ids, counts = np.unique(clusters, return_counts=True)
+    return float(counts[(ids != -1) & (counts > 1)].sum() / clusters.size)

@@ -1,0 +1,173 @@
+"""The commands' work: each takes a config and files, and prints what it found."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from wscl_fast.data import ImageDataset
+from wscl_fast.train.compare import compare, summary, write_pictures
+from wscl_fast.train.config import Config
+from wscl_fast.train.evaluation import evaluate
+from wscl_fast.train.features import Features, extract_features
+from wscl_fast.train.loop import CHECKPOINT, saved_clustering, train
+from wscl_fast.train.monitor import Bar
+from wscl_fast.train.report import caption, report, table
+from wscl_fast.train.results import (
+    Result,
+    can_evaluate,
+    judge,
+    load_result,
+    save_result,
+    write_evaluation,
+    write_text,
+)
+from wscl_fast.train.runs import (
+    EVALUATION,
+    REPORT,
+    Encoder,
+    begin_run,
+    load_data,
+    load_encoder,
+    save_encoder,
+)
+from wscl_fast.train.settings import ConfigError, dump_config
+from wscl_fast.train.stages import TITLES, diagnose_training, fit_clusters, resolve_method
+
+log = logging.getLogger(__name__)
+
+
+def run_cluster(config: Config, folder: Path, encoder_run: Path | None) -> None:
+    """Stage 1 alone: clusters.csv and clusters.json.
+
+    Raises:
+        ConfigError: k-means without the run of an encoder.
+    """
+    dataset = load_data(config.data)
+    method = resolve_method(config.cluster, dataset)
+    features = None
+    if method == "kmeans":
+        if encoder_run is None:
+            raise ConfigError("cluster.method 'kmeans' clusters features: name a trained run with --run DIR")
+        features = _features(load_encoder(encoder_run), dataset)
+    clustering = fit_clusters(config.cluster, dataset, method, features=features, seed=config.train.seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = zip(dataset.keys, dataset.split.tolist(), clustering.ids.tolist(), strict=True)
+    _write_csv(folder / "clusters.csv", ("key", "split", "cluster"), rows)
+    print(f"{TITLES[method]}; fitted on the training split")
+    reports = {}
+    labels: list[str | None] = [*dataset.labels]
+    for label in labels or [None]:
+        found = diagnose_training(clustering, dataset, label)
+        reports[label or "-"] = found.as_dict()
+        print(f"\nT = {label}\n{found}" if label else str(found))
+    content = {"method": method, "data": dataset.name, "reports": reports}
+    write_text(folder / "clusters.json", json.dumps(content, indent=2) + "\n")
+    print(f"\nwritten to {folder}/: clusters.csv, clusters.json")
+
+
+def run_train(config: Config, folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """Both stages, then the evaluation, the report and the pictures."""
+    dataset = load_data(config.data)
+    method = resolve_method(config.cluster, dataset)
+    chosen = " (chosen by cluster.method auto)" if config.cluster.method == "auto" else ""
+    print(f"method: {TITLES[method]}{chosen}", flush=True)
+    if not resume:
+        begin_run(folder, config, overwrite=overwrite)
+    elif not (folder / CHECKPOINT).exists():
+        resume = False  # killed before its first checkpoint: the start is where it stood
+    model = train(config, dataset, folder, resume=resume, monitor=Bar())
+    save_encoder(folder, model, dump_config(config))
+    seed = config.train.seed
+    save_result(folder, judge(config, dataset, method, seed, model), config, dataset)
+    results = [load_result(folder)]
+    if can_evaluate(config, dataset):
+        results = [
+            judge(config, dataset, baseline, seed, None) for baseline in ("random", "pixels")
+        ] + results
+        write_evaluation(folder / EVALUATION, results[::-1], config, dataset)
+    else:
+        print("no labelled test images: not evaluated")
+    write_pictures(folder, results, dataset)
+    title = f"{dataset.name}: {TITLES[method]}"
+    text = report(
+        title, results, config, dataset, clusterings=[saved_clustering(folder)], encoder_of=TITLES[method]
+    )
+    write_text(folder / REPORT, text)
+    print("\n" + summary(folder, results, config, dataset))
+
+
+def run_compare(config: Config, folder: Path, *, overwrite: bool) -> None:
+    """All methods under all seeds, one table."""
+    dataset = load_data(config.data)
+    results = compare(config, folder, dataset, overwrite=overwrite)
+    print("\n" + summary(folder, results, config, dataset))
+
+
+def run_evaluate(config: Config, folder: Path) -> None:
+    """Judge a trained encoder again, on the data of `config`."""
+    encoder = load_encoder(folder)
+    dataset = load_data(config.data)
+    if not can_evaluate(config, dataset):
+        raise ConfigError(f"'{dataset.name}' has no labelled test images to evaluate on")
+    features = _features(encoder, dataset)
+    method = resolve_method(config.cluster, dataset)
+    result = Result(method, config.train.seed, evaluate(features, dataset, config.eval), features)
+    write_evaluation(folder / EVALUATION, [result], config, dataset)
+    print(f"\n{table([result])}\n\n{caption([result], config, dataset)}")
+    for column, score in result.scores.items():
+        print(f"top-5 {column}: linear {score.linear_top5:.1%}, k-NN {score.knn_top5:.1%}")
+    content = json.loads((folder / EVALUATION).read_text(encoding="utf-8"))
+    print(f"protocol: {content['protocol']}\nwritten to {folder / EVALUATION}")
+
+
+def run_embed(config: Config, folder: Path, out: Path, kind: str) -> None:
+    """Features of every image of the data of `config`: features.npy and keys.csv, or one features.parquet."""
+    encoder = load_encoder(folder)
+    dataset = load_data(config.data)
+    features = _features(encoder, dataset)
+    out.mkdir(parents=True, exist_ok=True)
+    if kind == "parquet":
+        import polars as pl
+
+        columns = {"key": dataset.keys, "split": dataset.split.tolist()}
+        frame = pl.DataFrame(columns).with_columns(
+            pl.Series("features", features, dtype=pl.Array(pl.Float32, features.shape[1]))
+        )
+        beside = out / ".features.parquet"
+        frame.write_parquet(beside)
+        beside.replace(out / "features.parquet")
+        written = "features.parquet"
+    else:
+        beside = out / ".features.npy"
+        np.save(beside, features)
+        beside.replace(out / "features.npy")
+        _write_csv(out / "keys.csv", ("key", "split"), zip(dataset.keys, dataset.split.tolist(), strict=True))
+        written = "features.npy, keys.csv"
+    print(f"{features.shape[0]:,} images, {features.shape[1]} features each; written to {out}/: {written}")
+
+
+def _features(encoder: Encoder, dataset: ImageDataset) -> Features:
+    size = encoder.config.data.image_size
+    if dataset.images.shape[-1] != size:
+        raise ConfigError(f"data.image_size is {dataset.images.shape[-1]}: the encoder was trained at {size}")
+    return extract_features(
+        encoder.module,
+        dataset.images,
+        encoder.normalise,
+        batch_size=encoder.config.eval.batch_size,
+        device=encoder.device,
+    )
+
+
+def _write_csv(file: Path, header: tuple[str, ...], rows: object) -> None:
+    stream = io.StringIO(newline="")
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)  # type: ignore[arg-type]
+    write_text(file, stream.getvalue())

@@ -1,0 +1,214 @@
+"""Stage 1 inside the trainer: from what a data set knows about its images to one cluster id per sample."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from wscl_fast.clustering import (
+    AttributeClusters,
+    ClusterReport,
+    HierarchyClusters,
+    IdClusters,
+    KMeans,
+    TagClusters,
+    diagnose,
+)
+from wscl_fast.data import ImageDataset
+from wscl_fast.train.config import ClusterConfig, TagsConfig
+
+Ids = npt.NDArray[np.int64]
+log = logging.getLogger(__name__)
+
+TITLES = {
+    "random": "random encoder",
+    "pixels": "pixels",
+    "none": "InfoNCE, no auxiliary information",
+    "tags": "Cl-InfoNCE, hashtags",
+    "attributes": "Cl-InfoNCE, attributes",
+    "hierarchy": "Cl-InfoNCE, hierarchy",
+    "ids": "Cl-InfoNCE, given clusters",
+    "kmeans": "Cl-InfoNCE, k-means clusters",
+    "labels": "SupCon, labels (the ceiling)",
+}
+
+
+@dataclass(frozen=True)
+class Clustering:
+    """Cluster ids of every sample of a data set, and what assigned them."""
+
+    method: str
+    ids: Ids  # int64 [n], −1 where nothing is known
+    state: dict[str, Any]  # state_dict of the fitted estimator; empty where nothing was fitted
+
+
+COLUMNS = {
+    "tags": "tag_column",
+    "attributes": "attribute_columns",
+    "hierarchy": "hierarchy_columns",
+    "ids": "cluster_column",
+}
+
+
+def auxiliary_methods(dataset: ImageDataset) -> list[str]:
+    """The methods for which the data set has auxiliary information, the most telling kind first."""
+    has = {
+        "tags": dataset.tags is not None,
+        "attributes": bool(dataset.attributes),
+        "hierarchy": dataset.hierarchy is not None,
+        "ids": dataset.clusters is not None,
+    }
+    return [method for method, there in has.items() if there]
+
+
+def resolve_method(config: ClusterConfig, dataset: ImageDataset) -> str:
+    """The method that `cluster.method` stands for on this data set.
+
+    Raises:
+        ValueError: the data set lacks what the method needs.
+    """
+    offered = [*auxiliary_methods(dataset), "kmeans", "none"]
+    if config.method == "auto":
+        return offered[0]
+    if config.method in COLUMNS and config.method not in offered:
+        raise ValueError(
+            f"cluster.method '{config.method}' needs data.{COLUMNS[config.method]}; "
+            f"'{dataset.name}' offers {', '.join(offered)}"
+        )
+    if config.method == "labels":
+        label_column(config, dataset)
+    return config.method
+
+
+def label_column(config: ClusterConfig, dataset: ImageDataset) -> str:
+    """The label column that method `labels` uses."""
+    column = config.labels.column or next(iter(dataset.labels), None)
+    if column is None:
+        raise ValueError(f"cluster.method 'labels' needs data.label_columns; '{dataset.name}' has no labels")
+    if column not in dataset.labels:
+        raise ValueError(
+            f"cluster.labels.column '{column}' is no label of '{dataset.name}': "
+            f"choose from {', '.join(dataset.labels)}"
+        )
+    return column
+
+
+def fit_clusters(
+    config: ClusterConfig,
+    dataset: ImageDataset,
+    method: str,
+    *,
+    features: npt.NDArray[np.float32] | None = None,
+    seed: int = 0,
+) -> Clustering:
+    """Fit `method` on the training split and assign every sample of the data set.
+
+    Args:
+        config: settings of the methods.
+        dataset: samples with their auxiliary information.
+        method: a resolved method (`resolve_method`).
+        features: float32 [n, d], for method `kmeans` alone.
+        seed: of the random starts.
+
+    Raises:
+        ValueError: `kmeans` without features.
+    """
+    if method == "none":
+        return Clustering(method, np.arange(len(dataset.keys)), {})
+    if method == "labels":
+        return Clustering(method, dataset.labels[label_column(config, dataset)].astype(np.int64), {})
+    train = dataset.indices("train")
+    estimator: Any
+    if method == "tags":
+        assert dataset.tags is not None
+        samples = [dataset.tags[i] for i in train]
+        clusters = _at_most_distinct(config.tags, samples)
+        estimator = TagClusters(clusters, min_count=config.tags.min_count, seed=seed).fit(samples)
+        ids = estimator.predict(dataset.tags)
+    elif method == "attributes":
+        assert dataset.attributes is not None
+        estimator = AttributeClusters(top_k=config.attributes.top_k)
+        estimator.fit({name: values[train] for name, values in dataset.attributes.items()})
+        ids = estimator.predict(dataset.attributes)
+    elif method == "hierarchy":
+        assert dataset.hierarchy is not None
+        estimator = HierarchyClusters(level=config.hierarchy.level)
+        estimator.fit([dataset.hierarchy[i] for i in train])
+        ids = estimator.predict(dataset.hierarchy)
+    elif method == "ids":
+        assert dataset.clusters is not None
+        estimator = IdClusters()
+        estimator.fit(dataset.clusters[train].tolist())
+        ids = estimator.predict(dataset.clusters.tolist())
+    elif method == "kmeans":
+        if features is None:
+            raise ValueError("method 'kmeans' clusters features: none were given")
+        clusters = min(config.kmeans.n_clusters, len(train))
+        estimator = KMeans(clusters, metric=config.kmeans.metric, seed=seed)
+        estimator.fit(features[train])
+        ids = estimator.predict(features)
+    else:
+        raise ValueError(f"unknown clustering method '{method}'")
+    return Clustering(method, np.asarray(ids, dtype=np.int64), estimator.state_dict())
+
+
+def _at_most_distinct(config: TagsConfig, samples: Sequence[Sequence[str]]) -> int:
+    """`n_clusters`, or the number of different tag lists where a small data set has fewer."""
+    counts = Counter(tag for tags in samples for tag in set(tags))
+    distinct = {frozenset(tag for tag in tags if counts[tag] >= config.min_count) for tags in samples}
+    found = len(distinct - {frozenset()})
+    if 0 < found < config.n_clusters:
+        log.info("%d different tag lists: %d clusters instead of %d", found, found, config.n_clusters)
+        return found
+    return config.n_clusters
+
+
+def training_ids(clustering: Clustering, dataset: ImageDataset) -> Ids:
+    """Ids of the training split for the loss; a sample without a cluster becomes one of its own.
+
+    Such a sample then learns as in InfoNCE: its own views are its positives.
+    """
+    ids = clustering.ids[dataset.indices("train")].copy()
+    unknown = np.flatnonzero(ids < 0)
+    ids[unknown] = ids.max(initial=-1) + 1 + np.arange(len(unknown))
+    return ids
+
+
+def diagnose_training(
+    clustering: Clustering, dataset: ImageDataset, label: str | None = None
+) -> ClusterReport:
+    """Sizes, H(Z) and, with a label column, I(Z;T) and H(Z|T) on the training split."""
+    train = dataset.indices("train")
+    labels = dataset.labels[label][train] if label is not None else None
+    return diagnose(clustering.ids[train], labels)
+
+
+def is_due(config: ClusterConfig, method: str, epoch: int) -> bool:
+    """Whether the clusters are (re)made before `epoch`: k-means comes back, the others come once."""
+    if epoch == 0:
+        return True
+    since = epoch - config.kmeans.warmup_epochs
+    return method == "kmeans" and since >= 0 and since % config.kmeans.every == 0
+
+
+def clusters_for_epoch(
+    config: ClusterConfig,
+    dataset: ImageDataset,
+    method: str,
+    epoch: int,
+    *,
+    features: Callable[[], npt.NDArray[np.float32]],
+    seed: int,
+) -> Clustering:
+    """The clusters that hold from `epoch` on; `features` is called when k-means needs them."""
+    if method != "kmeans":
+        return fit_clusters(config, dataset, method, seed=seed)
+    if epoch < config.kmeans.warmup_epochs:
+        return fit_clusters(config, dataset, "none")
+    return fit_clusters(config, dataset, method, features=features(), seed=seed)
