@@ -1,6 +1,6 @@
-"""Large negative sets: a momentum encoder fills a queue of labelled keys (He et al., CVPR 2020, arXiv 1911.05722).
+"""Large negative sets: a momentum encoder fills a queue of labelled keys (MoCo, arXiv 1911.05722).
 
-Keys get no gradient here, so the loss is one pass of two matrix products, whatever the queue's length.
+Keys get no gradient here: the loss is one pass of two matrix products, however long the queue.
 
 Run: python examples/memory_queue.py
 """
