@@ -148,7 +148,8 @@ def test_cluster_writes_ids_and_what_they_are_worth(
         (["evaluate"], "--run"),
         (["evaluate", "--run", "/nowhere"], "no run at /nowhere"),
         (["embed", "--run", "/nowhere", "--format", "xls"], "--format"),
-        (["compare", "--recipe", "compar"], "unknown recipe 'compar': did you mean 'compare'?"),
+        (["compare", "--recipe", "openmojo"], "unknown recipe 'openmojo': did you mean 'openmoji'?"),
+        (["train", "--recipe", "reproduce", "--config", "x.yaml"], "not allowed with argument"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(

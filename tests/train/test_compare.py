@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from wscl_fast.train.cli import main
-from wscl_fast.train.config import Config
+from wscl_fast.train.config import DataConfig
 from wscl_fast.train.evaluation import Score
 from wscl_fast.train.monitor import Bar, Monitor, Silent
 from wscl_fast.train.report import table
@@ -75,7 +75,7 @@ def test_compare_end_to_end(own_data: list[str], tmp_path: Path, capsys: pytest.
     ("arguments", "message"),
     [
         (["--compare.methods", "none,hierarchy"], "needs data.hierarchy_columns"),
-        (["--compare.methods", ""], "need at least one entry"),
+        (["--compare.methods", "[]"], "need at least one entry"),
         (["--compare.seeds", ""], "need at least one entry"),
         (["--compare.methods", "none,supcon"], "compare.methods cannot be 'supcon'"),
     ],
@@ -198,12 +198,25 @@ def test_the_bar_speaks_without_a_terminal(capsys: pytest.CaptureFixture[str]) -
     assert re.search(r"50%  [\d,]+ img/s, 00:00 left\na line\n", out)
 
 
-def test_recipes_are_valid() -> None:
+def test_recipes_differ_in_their_budget_alone() -> None:
     from wscl_fast.train.cli import _recipe, _recipes
-    from wscl_fast.train.settings import load_config
+    from wscl_fast.train.settings import differences, load_config
 
-    assert _recipes() == ["compare", "reproduce"]
-    for name in _recipes():
-        config = load_config(_recipe(name))
-        assert isinstance(config, Config)
-        assert "tags" in config.compare.methods
+    assert _recipes() == ["openmoji", "reproduce"]
+    short, long = (load_config(_recipe(name)) for name in _recipes())
+    assert set(differences(short, long)) == {"name", "train.epochs", "compare.seeds"}
+
+
+def test_without_a_list_everything_is_compared(squares: Path) -> None:
+    from wscl_fast.train.compare import servable_methods
+    from wscl_fast.train.runs import load_data
+
+    data = DataConfig(
+        folder=str(squares / "pictures"),
+        table=str(squares / "table.csv"),
+        image_size=8,
+        cache_dir=str(squares / "cache"),
+        hierarchy_columns=("branch",),
+    )
+    found = servable_methods(load_data(data))
+    assert found == ("random", "pixels", "none", "tags", "hierarchy", "ids", "kmeans", "labels")

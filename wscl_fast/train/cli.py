@@ -41,6 +41,8 @@ EXAMPLES = {
 }
 
 
+DEFAULT_RECIPE = "openmoji"
+
 # What a command needs at its end is asked for at its start.
 NEEDED = {
     "train": ("matplotlib", "sklearn"),
@@ -101,10 +103,9 @@ def _dispatch(args: argparse.Namespace) -> int:
         else:
             jobs.run_embed(config, args.run, args.out or args.run, args.format)
         return 0
-    file = args.config
-    if args.command == "compare" and file is None:
-        file = _recipe(args.recipe)
-    config = load_config(file, overrides)
+    asked = _recipe(args.recipe) if args.recipe else args.config
+    own_data = any(key.replace("-", "_") in ("data.folder", "data.table") for key, _ in overrides)
+    config = load_config(asked if asked or own_data else _recipe(DEFAULT_RECIPE), overrides)
     folder = Path(config.runs_dir) / (config.name or args.command)
     if args.command == "cluster":
         jobs.run_cluster(config, folder, args.run)
@@ -112,7 +113,7 @@ def _dispatch(args: argparse.Namespace) -> int:
         jobs.run_compare(config, folder, overwrite=args.overwrite)
     else:
         if args.resume:
-            config = resumed_config(folder, lambda stored: load_config(file or stored, overrides))
+            config = resumed_config(folder, lambda stored: load_config(asked or stored, overrides))
         jobs.run_train(config, folder, resume=args.resume, overwrite=args.overwrite)
     return 0
 
@@ -188,7 +189,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_options(command: argparse.ArgumentParser, name: str) -> None:
     if name in ("cluster", "train", "compare"):
-        command.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings")
+        text = f"packaged settings: {', '.join(_recipes())} (default: {DEFAULT_RECIPE}; none for own images)"
+        either = command.add_mutually_exclusive_group()
+        either.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings")
+        either.add_argument("--recipe", metavar="NAME", help=text)
         command.add_argument("--name", help=f"name of the run: its folder is runs/NAME (default: {name})")
         command.add_argument("--runs-dir", metavar="DIR", help="folder of all runs (default: runs)")
     if name in ("evaluate", "embed", "cluster"):
@@ -205,12 +209,6 @@ def _add_options(command: argparse.ArgumentParser, name: str) -> None:
         )
     if name in ("train", "compare"):
         command.add_argument("--overwrite", action="store_true", help="replace a run of this name")
-    if name == "compare":
-        command.add_argument(
-            "--recipe",
-            default="compare",
-            help=f"packaged settings: {', '.join(_recipes())} (default: compare)",
-        )
     if name == "embed":
         command.add_argument(
             "--out", type=Path, metavar="DIR", help="where to write (default: the run's folder)"

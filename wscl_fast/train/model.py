@@ -130,7 +130,7 @@ class _Variant:
 
 _STANDARD = (64, 128, 256, 512)
 VARIANTS = {
-    "resnet-small": _Variant(BasicBlock, (1, 1, 1), (48, 96, 192)),
+    "resnet-small": _Variant(BasicBlock, (1, 1, 1), (48, 96, 256)),
     "resnet18": _Variant(BasicBlock, (2, 2, 2, 2), _STANDARD),
     "resnet34": _Variant(BasicBlock, (3, 4, 6, 3), _STANDARD),
     "resnet50": _Variant(Bottleneck, (3, 4, 6, 3), _STANDARD),

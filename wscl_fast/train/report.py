@@ -10,7 +10,7 @@ from wscl_fast.train.config import Config
 from wscl_fast.train.evaluation import protocol
 from wscl_fast.train.results import Result
 from wscl_fast.train.runs import CURVES, EMBEDDING, NEIGHBOURS
-from wscl_fast.train.stages import TITLES, Clustering, diagnose_training
+from wscl_fast.train.stages import TITLES, Clustering, diagnose_training, label_column
 
 
 def methods_of(results: Sequence[Result]) -> list[str]:
@@ -89,18 +89,22 @@ def report(
     if clusterings:
         parts += ["## Stage 1: the clusters of the training split", _cluster_table(clusterings, dataset)]
     if trained:
-        parts += ["## Training", _training_table(trained), _budget(config, dataset, encoder_of)]
+        parts += ["## Training", _training_table(trained), _budget(trained, config, dataset, encoder_of)]
     if dataset.attribution:
         parts += ["## Data", dataset.attribution]
     return "\n\n".join(parts) + "\n"
 
 
-def _budget(config: Config, dataset: ImageDataset, encoder_of: str) -> str:
+def _budget(results: Sequence[Result], config: Config, dataset: ImageDataset, encoder_of: str) -> str:
+    supervised = ""
+    if any(r.method == "labels" for r in results):
+        supervised = f" SupCon trains on the labels of {label_column(config.cluster, dataset)}."
     saved = f" `encoder.safetensors` is the encoder of: {encoder_of}." if encoder_of else ""
     return (
         f"{config.train.epochs} epochs of {len(dataset.indices('train')):,} images, batches of "
         f"{config.train.batch_size}, two views each, temperature {config.loss.temperature:g}, "
-        f"{config.optim.name} with learning rate {config.optim.lr:g}; all settings in `config.yaml`.{saved}"
+        f"{config.optim.name} with learning rate {config.optim.lr:g}; all settings in `config.yaml`."
+        f"{supervised}{saved}"
     )
 
 

@@ -159,7 +159,7 @@ class Encoder:
 def save_encoder(folder: Path, model: ContrastiveModel, config_text: str) -> None:
     """Write the encoder with the config that rebuilds it."""
     beside = folder / f".{ENCODER}.{os.getpid()}"
-    safetensors.torch.save_file(weights_of(model.encoder), beside, metadata={"config": config_text})
+    beside.write_bytes(safetensors.torch.save(weights_of(model.encoder), metadata={"config": config_text}))
     os.replace(beside, folder / ENCODER)
 
 
