@@ -64,13 +64,17 @@ def interleave(sides: dict[str, Callable[[], object]], *, turns: int = 7) -> dic
 
 
 def peak_memory(script: str) -> float:
-    """MiB by which a child process grows while it runs ``measured()`` of a script."""
-    wrapped = (
-        f"import resource\n{script}\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "measured()\n"
-        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)\n"
-    )
+    """MiB by which a child process grows at most while it runs ``measured()`` of a script (Linux)."""
+    wrapped = f"""
+{script}
+def resident(name):
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))
+open("/proc/self/clear_refs", "w").write("5")  # the peak starts again from here
+before = resident("VmRSS")
+measured()
+print((resident("VmHWM") - before) / 1024)
+"""
     done = subprocess.run([sys.executable, "-c", wrapped], capture_output=True, text=True, check=True)
     return float(done.stdout)
 
