@@ -65,20 +65,14 @@ except RuntimeError as error:
 
 @pytest.mark.usefixtures("extension")
 def test_the_instruction_set_can_be_chosen() -> None:
-    script = "import wscl_fast; print(wscl_fast.build_info().instruction_set)"
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={"PATH": "", "WSCL_CPU_CAPABILITY": "portable"},
-    )
-    assert done.stdout.strip() == "portable"
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={"PATH": "", "WSCL_CPU_CAPABILITY": "abacus"},
-    )
-    assert "WSCL_CPU_CAPABILITY=abacus is not available here" in done.stderr
+    def start(capability: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", "import wscl_fast; print(wscl_fast.build_info().instruction_set)"],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={"PATH": "", "WSCL_CPU_CAPABILITY": capability},
+        )
+
+    assert start("portable").stdout.strip() == "portable"
+    assert "WSCL_CPU_CAPABILITY=abacus is not available here" in start("abacus").stderr
