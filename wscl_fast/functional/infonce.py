@@ -1,14 +1,21 @@
-"""The public functions: arguments are checked here, and an implementation is chosen."""
+"""Clustered InfoNCE: arguments are checked here, and an implementation is chosen."""
 
 from __future__ import annotations
 
-import math
-from typing import Literal, cast, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from wscl_fast import _ops, chunked, reference
+from wscl_fast.functional._checks import (
+    check_choice,
+    check_device,
+    check_matrix,
+    check_positive,
+    check_vector,
+    is_fake,
+)
 
 __all__ = ["Impl", "Positives", "Reduction", "clustered_infonce"]
 
@@ -71,21 +78,21 @@ def clustered_infonce(
     Source: Tsai et al., ICLR 2022 (arXiv 2202.06670), eq. 4; Khosla et al., NeurIPS 2020 (arXiv 2004.11362),
     eq. 2 (``"out"``) and 3 (``"in"``).
     """
-    _check_choice("positives", positives, Positives)
-    _check_choice("reduction", reduction, Reduction)
-    _check_choice("impl", impl, Impl)
-    _check_matrix("queries", queries)
-    _check_vector("query_clusters", query_clusters, len(queries), queries, integer=True)
+    check_choice("positives", positives, Positives)
+    check_choice("reduction", reduction, Reduction)
+    check_choice("impl", impl, Impl)
+    check_matrix("queries", queries)
+    check_vector("query_clusters", query_clusters, len(queries), queries, integer=True)
     if keys is None:
         if key_clusters is not None:
             raise ValueError("key_clusters: expected None where keys is None, got a tensor")
     else:
-        _check_matrix("keys", keys)
+        check_matrix("keys", keys)
         if keys.shape[1] != queries.shape[1]:
             raise ValueError(
                 f"keys: expected {queries.shape[1]} columns as in queries, got shape {tuple(keys.shape)}"
             )
-        _check_device("keys", keys, queries)
+        check_device("keys", keys, queries)
         if key_clusters is None:
             if len(keys) != len(queries):
                 raise ValueError(
@@ -93,9 +100,9 @@ def clustered_infonce(
                     f" as queries ({len(queries)}), got None"
                 )
             key_clusters = query_clusters
-        _check_vector("key_clusters", key_clusters, len(keys), queries, integer=True)
+        check_vector("key_clusters", key_clusters, len(keys), queries, integer=True)
     if weights is not None:
-        _check_vector("weights", weights, len(queries), queries, integer=False)
+        check_vector("weights", weights, len(queries), queries, integer=False)
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
         raise TypeError(f"ignore_index: expected an int, got {type(ignore_index).__name__}")
     own, in_batch = _own_keys(exclude_self, queries, keys)
@@ -159,7 +166,7 @@ def _own_keys(
         raise TypeError(f"exclude_self: expected a bool or a tensor, got {type(exclude_self).__name__}")
     if keys is None:
         raise ValueError("exclude_self: expected a bool where keys is None, got a tensor")
-    _check_vector("exclude_self", exclude_self, len(queries), queries, integer=True)
+    check_vector("exclude_self", exclude_self, len(queries), queries, integer=True)
     return exclude_self, False
 
 
@@ -171,24 +178,15 @@ def _scale(temperature: float | Tensor, queries: Tensor, dtype: torch.dtype) -> 
                 "temperature: expected a number or a 0-dim floating-point tensor,"
                 f" got shape {tuple(temperature.shape)}, {temperature.dtype}"
             )
-        _check_device("temperature", temperature, queries)
+        check_device("temperature", temperature, queries)
         # Looking at the value would stall a GPU and break a graph that is being traced.
-        if queries.device.type == "cpu" and not torch.compiler.is_compiling() and not _is_fake(temperature):
-            _check_positive(temperature.detach().item())
+        if queries.device.type == "cpu" and not torch.compiler.is_compiling() and not is_fake(temperature):
+            check_positive(temperature.detach().item())
         return 1 / temperature.to(dtype)
     if isinstance(temperature, bool) or not isinstance(temperature, int | float):
         raise TypeError(f"temperature: expected a number or a 0-dim tensor, got {type(temperature).__name__}")
-    _check_positive(temperature)
+    check_positive(temperature)
     return torch.full((), 1 / temperature, dtype=dtype, device=queries.device)
-
-
-def _check_positive(temperature: float) -> None:
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise ValueError(f"temperature: expected a finite number above 0, got {temperature}")
-
-
-def _is_fake(tensor: Tensor) -> bool:
-    return tensor.is_meta or isinstance(tensor, torch._subclasses.FakeTensor)
 
 
 def _reduce(loss: Tensor, count: Tensor, weights: Tensor | None, reduction: Reduction) -> Tensor:
@@ -202,35 +200,3 @@ def _reduce(loss: Tensor, count: Tensor, weights: Tensor | None, reduction: Redu
     anchors = (count > 0).to(loss.dtype)
     share = anchors.sum() if weights is None else (anchors * weights.to(loss.dtype)).sum()
     return total / torch.where(share == 0, torch.ones_like(share), share)
-
-
-def _check_choice(name: str, value: object, choices: object) -> None:
-    allowed = cast("tuple[str, ...]", get_args(choices))
-    if value not in allowed:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r}")
-
-
-def _check_matrix(name: str, value: object) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
-    if not value.is_floating_point():
-        raise TypeError(f"{name}: expected a floating-point dtype, got {value.dtype}")
-    if value.ndim != 2:
-        raise ValueError(f"{name}: expected a matrix [rows, d], got shape {tuple(value.shape)}")
-
-
-def _check_vector(name: str, value: object, length: int, queries: Tensor, *, integer: bool) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
-    if integer and value.dtype != torch.int64:
-        raise TypeError(f"{name}: expected int64, got {value.dtype}")
-    if not integer and not value.is_floating_point():
-        raise TypeError(f"{name}: expected a floating-point dtype, got {value.dtype}")
-    if value.shape != (length,):
-        raise ValueError(f"{name}: expected shape ({length},), got {tuple(value.shape)}")
-    _check_device(name, value, queries)
-
-
-def _check_device(name: str, value: Tensor, queries: Tensor) -> None:
-    if value.device != queries.device:
-        raise ValueError(f"{name}: expected device {queries.device} as queries, got {value.device}")

@@ -1,40 +1,13 @@
-"""The extension's operators: loading, fake kernels, autograd. The only user of ``torch.ops.wscl_fast``.
-
-The operators are registered by ``csrc/binding``; what they compute is said in ``csrc/core/infonce.h``.
-"""
+"""The clustered InfoNCE operators; what they compute is said in ``csrc/core/infonce.h``."""
 
 from __future__ import annotations
 
-import importlib
-import warnings
-from types import ModuleType
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-
-def _load() -> tuple[ModuleType | None, str]:
-    """The extension, or why it is missing."""
-    try:
-        return importlib.import_module("wscl_fast._C"), ""
-    except ImportError as error:
-        return None, str(error)
-
-
-extension, load_error = _load()
-if extension is None:
-    warnings.warn(
-        f"wscl_fast: the fused kernels could not be loaded ({load_error}); plain PyTorch takes their place."
-        " Reinstall wscl-fast with a C++17 compiler to build them.",
-        RuntimeWarning,
-        stacklevel=2,
-    )
-
-
-def serves(device: torch.device) -> bool:
-    """Whether the fused kernels run on this device."""
-    return extension is not None and device.type == "cpu"
+from wscl_fast._ops.extension import extension, load_error, serves
 
 
 def clustered_infonce(

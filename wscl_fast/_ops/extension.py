@@ -1,0 +1,32 @@
+"""Loading the extension. Importing it registers the operators of ``csrc/binding``."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from types import ModuleType
+
+import torch
+
+
+def _load() -> tuple[ModuleType | None, str]:
+    """The extension, or why it is missing."""
+    try:
+        return importlib.import_module("wscl_fast._C"), ""
+    except ImportError as error:
+        return None, str(error)
+
+
+extension, load_error = _load()
+if extension is None:
+    warnings.warn(
+        f"wscl_fast: the fused kernels could not be loaded ({load_error}); plain PyTorch takes their place."
+        " Reinstall wscl-fast with a C++17 compiler to build them.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+def serves(device: torch.device) -> bool:
+    """Whether the fused kernels run on this device."""
+    return extension is not None and device.type == "cpu"

@@ -1,0 +1,56 @@
+"""Checks of arguments: each error names the argument, what was expected and what came."""
+
+from __future__ import annotations
+
+import math
+from typing import cast, get_args
+
+import torch
+from torch import Tensor
+
+
+def check_positive(temperature: float) -> None:
+    """Refuse what is not a finite number above 0."""
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"temperature: expected a finite number above 0, got {temperature}")
+
+
+def is_fake(tensor: Tensor) -> bool:
+    """Whether a tensor has no values to look at (meta, fake)."""
+    return tensor.is_meta or isinstance(tensor, torch._subclasses.FakeTensor)
+
+
+def check_choice(name: str, value: object, choices: object) -> None:
+    """Refuse a value that is not one of a Literal's."""
+    allowed = cast("tuple[str, ...]", get_args(choices))
+    if value not in allowed:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def check_matrix(name: str, value: object) -> None:
+    """Refuse what is not a floating-point matrix."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+    if not value.is_floating_point():
+        raise TypeError(f"{name}: expected a floating-point dtype, got {value.dtype}")
+    if value.ndim != 2:
+        raise ValueError(f"{name}: expected a matrix [rows, d], got shape {tuple(value.shape)}")
+
+
+def check_vector(name: str, value: object, length: int, queries: Tensor, *, integer: bool) -> None:
+    """Refuse what is not a vector of that length, on the queries' device."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+    if integer and value.dtype != torch.int64:
+        raise TypeError(f"{name}: expected int64, got {value.dtype}")
+    if not integer and not value.is_floating_point():
+        raise TypeError(f"{name}: expected a floating-point dtype, got {value.dtype}")
+    if value.shape != (length,):
+        raise ValueError(f"{name}: expected shape ({length},), got {tuple(value.shape)}")
+    check_device(name, value, queries)
+
+
+def check_device(name: str, value: Tensor, queries: Tensor) -> None:
+    """Refuse a tensor on another device than the queries."""
+    if value.device != queries.device:
+        raise ValueError(f"{name}: expected device {queries.device} as queries, got {value.device}")
