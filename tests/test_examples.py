@@ -27,8 +27,9 @@ def test_plain_pytorch_learns() -> None:
 
 
 def test_memory_queue_learns() -> None:
-    losses = load(ROOT / "examples" / "memory_queue.py").main(steps=60, queue=2048, batch=128)
-    assert losses[-1] < losses[16]  # the queue is full from then on
+    losses = load(ROOT / "examples" / "memory_queue.py").main(steps=60, queue_size=2048, batch=128)
+    assert losses[29] < losses[16]  # the queue is full from then on
+    assert losses[59] < losses[30] - 0.05  # the new clustering is learnt
 
 
 SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)

@@ -7,9 +7,19 @@ representations that are alike within a cluster and unlike across clusters:
 
 from __future__ import annotations
 
-from wscl_fast import functional
+from wscl_fast import distributed, functional
 from wscl_fast._build import BuildInfo, __version__, build_info
 from wscl_fast.functional import clustered_infonce
 from wscl_fast.losses import ClusteredInfoNCE
+from wscl_fast.queue import ClusterQueue
 
-__all__ = ["BuildInfo", "ClusteredInfoNCE", "__version__", "build_info", "clustered_infonce", "functional"]
+__all__ = [
+    "BuildInfo",
+    "ClusterQueue",
+    "ClusteredInfoNCE",
+    "__version__",
+    "build_info",
+    "clustered_infonce",
+    "distributed",
+    "functional",
+]

@@ -1,0 +1,57 @@
+"""Several processes over gloo, started once for all tests that need them.
+
+Four processes run every case of a module in groups of 2, 3 and 4 of them, and each tells what failed. A case
+is a function ``case(group)`` that every process of the group calls; it talks first and asserts last, so that
+a failure on one rank leaves no other rank waiting.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib
+import json
+import os
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+SIZES = (2, 3, 4)
+TIMEOUT = datetime.timedelta(seconds=60)
+Case = Callable[[Any], None]
+
+
+def _work(number: int, module: str, folder: str) -> None:
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=number, world_size=max(SIZES), timeout=TIMEOUT
+    )
+    cases: dict[str, Case] = importlib.import_module(module).CASES
+    failures = {}
+    for size in SIZES:
+        group = dist.new_group(range(size), timeout=TIMEOUT)
+        for name, case in cases.items() if number < size else ():
+            torch.manual_seed(0)
+            try:
+                case(group)
+            except Exception:
+                failures[f"{name}-{size}"] = traceback.format_exc()
+    Path(folder, f"{number}.json").write_text(json.dumps(failures))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def run(module: str, folder: Path) -> dict[str, str]:
+    """The failures by ``case-size``, of all ranks."""
+    torch.multiprocessing.spawn(_work, (module, str(folder)), nprocs=max(SIZES))  # type: ignore[no-untyped-call]
+    failures: dict[str, str] = {}
+    for number in range(max(SIZES)):
+        for name, text in json.loads((folder / f"{number}.json").read_text()).items():
+            failures[name] = failures.get(name, "") + f"rank {number}: {text}"
+    return failures

@@ -1,0 +1,7 @@
+"""Several processes as one: collectives over rows, and the loss over the batch of all ranks."""
+
+from __future__ import annotations
+
+from wscl_fast.distributed.collectives import broadcast, gather, rank, sum_over_ranks, world_size
+
+__all__ = ["broadcast", "gather", "rank", "sum_over_ranks", "world_size"]

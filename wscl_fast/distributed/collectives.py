@@ -1,0 +1,143 @@
+"""Collectives over the rows of tensors. Without a process group every one of them is that of one process.
+
+Ranks may hold different numbers of rows, none included: a short message tells the numbers first.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+__all__ = ["Group", "agree", "broadcast", "gather", "rank", "rows_of_ranks", "sum_over_ranks", "world_size"]
+
+# A process group, or None for all processes. (The class is missing where PyTorch was built without one.)
+Group = Any
+
+
+def _initialised() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def world_size(group: Group = None) -> int:
+    """The number of processes; 1 where no process group was started."""
+    return dist.get_world_size(group) if _initialised() else 1
+
+
+def rank(group: Group = None) -> int:
+    """The number of this process among them; 0 where no process group was started."""
+    return dist.get_rank(group) if _initialised() else 0
+
+
+def sum_over_ranks(tensor: Tensor, group: Group = None) -> Tensor:
+    """The sum of all ranks' tensors of one shape, the same bits on every rank. No gradient comes back."""
+    tensor = tensor.detach()
+    if world_size(group) == 1:
+        return tensor
+    total = tensor.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total, group=group)
+    return total
+
+
+def broadcast(tensor: Tensor, source: int = 0, group: Group = None) -> Tensor:
+    """Rank ``source``'s tensor, on every rank; each gives one of that shape and dtype. No gradient."""
+    tensor = tensor.detach()
+    if world_size(group) == 1:
+        return tensor
+    copy = tensor.clone(memory_format=torch.contiguous_format)
+    dist.broadcast(copy, _peer(source, group), group=group)
+    return copy
+
+
+def gather(tensor: Tensor, group: Group = None) -> Tensor:
+    """All ranks' rows, in rank order, on every rank; gradients come back to the rank that gave a row.
+
+    In plain PyTorch, where the ranks' tensors lie in one process: ``torch.cat(tensors)``. The backward pass
+    sums over the ranks what each of them asks of a row, so the gradient is that of the sum of all ranks'
+    losses, exactly as one process with the whole batch has it. Ranks may give different numbers of rows.
+
+    If any rank's tensor requires a gradient, the result does on every rank, and every rank must run the
+    backward pass.
+
+    Args:
+        tensor: ``[N, ...]``, any dtype; trailing dimensions alike on all ranks.
+        group: the process group; by default all processes.
+
+    Returns:
+        ``[sum of all N, ...]``.
+
+    Raises:
+        TypeError: ``tensor`` is not a tensor.
+        ValueError: it has no rows to gather (0-dim), or the ranks disagree about a row's size.
+    """
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"tensor: expected a tensor, got {type(tensor).__name__}")
+    if tensor.ndim == 0:
+        raise ValueError("tensor: expected rows [N, ...], got a 0-dim tensor")
+    if world_size(group) == 1:
+        return tensor
+    rows, wanted = rows_of_ranks(tensor, group)
+    if not wanted:
+        return _gather(tensor.detach(), rows, group)
+    return _Gather.apply(agree(tensor), rows, group)  # type: ignore[no-untyped-call,no-any-return]
+
+
+def rows_of_ranks(tensor: Tensor, group: Group) -> tuple[list[int], bool]:
+    """How many rows every rank has, and whether any rank's tensor wants a gradient."""
+    width = tensor[:1].numel() if len(tensor) else tensor.new_empty(1, *tensor.shape[1:]).numel()
+    wants = torch.is_grad_enabled() and tensor.requires_grad
+    mine = torch.tensor([len(tensor), width, int(wants)], device=tensor.device)
+    heads = torch.cat(_equal(mine, group)).view(-1, 3).tolist()
+    if len({width for _, width, _ in heads}) > 1:
+        raise ValueError(
+            f"tensor: expected rows of one size on all ranks, got {[width for _, width, _ in heads]} elements"
+        )
+    return [length for length, _, _ in heads], any(wants for *_, wants in heads)
+
+
+def agree(tensor: Tensor) -> Tensor:
+    """The same values, with a place in the graph even where this rank alone would have none.
+
+    A rank without a gradient of its own (an empty batch, say) still takes its turn in the backward pass:
+    were it absent, the others would wait for it.
+    """
+    return tensor if tensor.requires_grad else tensor.detach().requires_grad_()
+
+
+def _peer(number: int, group: Group) -> int:
+    """The number among all processes of a rank of the group."""
+    return number if group is None else dist.get_global_rank(group, number)
+
+
+def _equal(tensor: Tensor, group: Group) -> list[Tensor]:
+    """All ranks' tensors of one shape."""
+    parts = [torch.empty_like(tensor) for _ in range(world_size(group))]
+    dist.all_gather(parts, tensor, group=group)
+    return parts
+
+
+def _gather(tensor: Tensor, rows: list[int], group: Group) -> Tensor:
+    longest = max(rows)
+    padded = tensor.new_zeros(longest, *tensor.shape[1:])
+    padded[: len(tensor)] = tensor
+    return torch.cat([part[:length] for part, length in zip(_equal(padded, group), rows, strict=True)])
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, rows: list[int], group: Group) -> Tensor:
+        ctx.rows, ctx.group = rows, group
+        return _gather(tensor, rows, group)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        # Each rank gets its own rows from every rank and adds them in rank order: half the traffic of an
+        # all-reduce, the same bits every time, and any dtype.
+        mine = ctx.rows[rank(ctx.group)]
+        size = world_size(ctx.group)
+        asked = grad.new_empty(size * mine, *grad.shape[1:])
+        dist.all_to_all_single(asked, grad.contiguous(), [mine] * size, ctx.rows, group=ctx.group)
+        return asked.view(size, mine, *grad.shape[1:]).sum(0), None, None

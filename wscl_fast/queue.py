@@ -1,0 +1,179 @@
+"""A memory queue of labelled keys."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from wscl_fast.distributed import gather as gather_rows
+from wscl_fast.distributed.collectives import Group
+
+__all__ = ["ClusterQueue"]
+
+NO_SAMPLE = -1
+
+
+class ClusterQueue(nn.Module):
+    """The last ``size`` keys with their cluster ids, as negatives and positives of later batches.
+
+    In plain PyTorch: ``keys = torch.cat([keys, batch])[-size:]``, and the same for ids and sample indices;
+    here the oldest slots of a ring are written over. Slots that were never written have the cluster id −1,
+    which makes them no one's positive or negative, so a queue can be used from the first step on::
+
+        loss = loss_fn(features, clusters, keys=queue.keys, key_clusters=queue.clusters)
+        queue.enqueue(momentum_features, clusters, samples)
+
+    A queue outlives a clustering: when the clusters are computed anew, the ids in it still name the old
+    ones. Give :meth:`enqueue` the sample indices and call :meth:`refresh` with every new clustering.
+
+    Everything is a buffer: a checkpoint restores the queue exactly, and it moves with ``.to(device)``.
+
+    Args:
+        size: number of slots.
+        dim: dimensions of a key.
+        dtype: of the stored keys: float32, float64, bfloat16 or float16.
+        ignore_index: the cluster id that says "no cluster", as the loss has it; empty slots carry it.
+        gather: ``"all"`` enqueues the keys of all ranks, in rank order, on every rank, so that all queues
+            stay the same; ``"none"`` keeps a queue for each rank.
+        group: the process group of ``gather="all"``; by default all processes.
+
+    Shape:
+        ``keys`` ``[size, dim]``; ``clusters`` and ``samples`` ``[size]`` int64, −1 where unknown.
+
+    Note:
+        DistributedDataParallel copies rank 0's buffers to all ranks at every forward pass. With
+        ``gather="none"`` keep the queue outside the wrapped module, or pass ``broadcast_buffers=False``.
+
+    Example:
+        >>> queue = ClusterQueue(4096, 128)
+        >>> queue.enqueue(torch.randn(256, 128), torch.arange(256) % 40, torch.arange(256))
+        >>> queue.filled
+        256
+
+    Source: He et al., *Momentum Contrast for Unsupervised Visual Representation Learning*, CVPR 2020,
+    arXiv 1911.05722 (the queue); the cluster ids are those of Tsai et al., ICLR 2022.
+    """
+
+    keys: Tensor
+    clusters: Tensor
+    samples: Tensor
+    written: Tensor  # how many keys were ever enqueued: the next slot is this modulo the size
+
+    def __init__(
+        self,
+        size: int,
+        dim: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+        ignore_index: int = -1,
+        gather: Literal["none", "all"] = "none",
+        group: Group = None,
+    ) -> None:
+        super().__init__()
+        for name, value in (("size", size), ("dim", dim)):
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+            if value < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}")
+        if not dtype.is_floating_point:
+            raise TypeError(f"dtype: expected a floating-point dtype, got {dtype}")
+        if gather not in ("none", "all"):
+            raise ValueError(f"gather: expected 'none' or 'all', got {gather!r}")
+        self.size, self.dim, self.ignore_index = size, dim, ignore_index
+        self.gather, self.group = gather, group
+        self.register_buffer("keys", torch.zeros(size, dim, dtype=dtype))
+        self.register_buffer("clusters", torch.full((size,), ignore_index))
+        self.register_buffer("samples", torch.full((size,), NO_SAMPLE))
+        self.register_buffer("written", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def filled(self) -> int:
+        """How many slots hold a key."""
+        return min(int(self.written), self.size)
+
+    @torch.no_grad()
+    def enqueue(self, keys: Tensor, clusters: Tensor, samples: Tensor | None = None) -> None:
+        """Put in ``keys [B, dim]`` with their ids ``clusters [B]``; the oldest give way.
+
+        Args:
+            keys: any floating-point dtype; stored in the queue's, without their graph. Of a batch larger
+                than the queue the last ``size`` stay.
+            clusters: int64; −1 for a key that is to be no one's positive or negative.
+            samples: ``[B]`` int64, the index of each key's sample, by which :meth:`refresh` finds its new
+                cluster; −1 where there is none.
+
+        Raises:
+            TypeError, ValueError: naming the argument, what was expected and what came.
+        """
+        if not isinstance(keys, Tensor):
+            raise TypeError(f"keys: expected a tensor, got {type(keys).__name__}")
+        if not keys.is_floating_point():
+            raise TypeError(f"keys: expected a floating-point dtype, got {keys.dtype}")
+        if keys.ndim != 2 or keys.shape[1] != self.dim:
+            raise ValueError(f"keys: expected shape [B, {self.dim}], got {tuple(keys.shape)}")
+        if samples is None:
+            samples = torch.full((len(keys),), NO_SAMPLE, device=keys.device)
+        for name, value in (("clusters", clusters), ("samples", samples)):
+            _check_ids(name, value)
+            if value.shape != keys.shape[:1]:
+                raise ValueError(f"{name}: expected shape ({len(keys)},), got {tuple(value.shape)}")
+        keys, ids = keys.detach().to(self.keys), torch.stack([clusters, samples], 1).to(self.clusters)
+        if self.gather == "all":
+            keys, ids = gather_rows(keys, self.group), gather_rows(ids, self.group)
+        # Slots come from the buffer on the device, so that nothing waits for a GPU.
+        slots = (self.written + torch.arange(len(keys), device=self.keys.device)) % self.size
+        self.written += len(keys)
+        slots, keys, ids = slots[-self.size :], keys[-self.size :], ids[-self.size :]
+        self.keys[slots] = keys
+        self.clusters[slots], self.samples[slots] = ids.unbind(1)
+
+    @torch.no_grad()
+    def refresh(self, clusters_of_samples: Tensor) -> None:
+        """Give every key the cluster that its sample has now; call it whenever the clustering changes.
+
+        In plain PyTorch: ``clusters = clusters_of_samples[samples]``. A key that was enqueued without its
+        sample's index has no cluster any more (−1): an id of the old clustering would be a wrong label.
+
+        Args:
+            clusters_of_samples: ``[number of samples]`` int64, the cluster id of every sample.
+
+        Raises:
+            TypeError: not an int64 tensor.
+            ValueError: not a vector, or too short for a sample in the queue.
+        """
+        _check_ids("clusters_of_samples", clusters_of_samples)
+        if clusters_of_samples.ndim != 1:
+            raise ValueError(
+                "clusters_of_samples: expected a vector, one id a sample,"
+                f" got shape {tuple(clusters_of_samples.shape)}"
+            )
+        largest = int(self.samples.max())
+        if largest >= len(clusters_of_samples):
+            raise ValueError(
+                f"clusters_of_samples: expected an id for each sample up to index {largest}, which the queue"
+                f" holds, got {len(clusters_of_samples)} ids"
+            )
+        known = self.samples >= 0
+        self.clusters.fill_(self.ignore_index)
+        self.clusters[known] = clusters_of_samples.to(self.clusters)[self.samples[known]]
+
+    @torch.no_grad()
+    def clear(self) -> None:
+        """Empty every slot."""
+        self.keys.zero_()
+        self.clusters.fill_(self.ignore_index)
+        self.samples.fill_(NO_SAMPLE)
+        self.written.zero_()
+
+    def extra_repr(self) -> str:
+        """The settings, for ``print(module)``."""
+        return f"size={self.size}, dim={self.dim}, dtype={self.keys.dtype}, gather={self.gather!r}"
+
+
+def _check_ids(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+    if value.dtype != torch.int64:
+        raise TypeError(f"{name}: expected int64, got {value.dtype}")
