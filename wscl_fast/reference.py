@@ -1,6 +1,6 @@
 """The definition in plain PyTorch: oracle of the tests, last fallback, baseline of the benchmarks.
 
-Every function here materialises the N × M logits and says what is computed in the fewest words;
+Every function here materialises the whole matrix and says what is computed in the fewest words;
 :mod:`wscl_fast.chunked` and the fused kernels are held to it.
 """
 
@@ -45,3 +45,46 @@ def clustered_infonce(
         numerator = logits.masked_fill(~positive, 0).sum(1) * share
     loss = denominator - numerator
     return loss.masked_fill(~valid[:, 0], 0), count
+
+
+def distances(x: Tensor, centroids: Tensor, *, cosine: bool) -> Tensor:
+    """Distance of every point from every centroid, float64 [N, K].
+
+    ``‖x − c‖²``, or ``1 − cos(x, c)`` as half the squared distance of the unit vectors, which keeps its
+    digits; the cosine of a zero vector, which has no direction, is 0.
+    """
+    x, centroids = x.double(), centroids.double()
+    if cosine:
+        x, centroids = _unit(x), _unit(centroids)
+    squared = torch.stack([(x - c).square().sum(1) for c in centroids], 1)
+    if not cosine:
+        return squared
+    undirected = (x == 0).all(1)[:, None] | (centroids == 0).all(1)
+    return torch.where(undirected, 1.0, squared / 2)
+
+
+def kmeans_assign(x: Tensor, centroids: Tensor, *, cosine: bool, top: int) -> tuple[Tensor, Tensor]:
+    """The `top` nearest centroids of each point, of equals the lowest index, and their distances [N, top]."""
+    distance, assignment = distances(x, centroids, cosine=cosine).sort(dim=1, stable=True)
+    return assignment[:, :top], distance[:, :top]
+
+
+def kmeans_update(
+    x: Tensor,  # [N, d]
+    centroids: Tensor,  # [K, d]
+    *,
+    weights: Tensor | None,  # [N]
+    cosine: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Nearest centroid and distance of each point, and the sums, counts and inertia of the clusters."""
+    assignment, distance = kmeans_assign(x, centroids, cosine=cosine, top=1)
+    member = torch.nn.functional.one_hot(assignment[:, 0], len(centroids)).T  # [K, N]
+    share = torch.ones(len(x), dtype=torch.float64, device=x.device) if weights is None else weights.double()
+    sums = (member * share) @ (_unit(x.double()) if cosine else x.double())
+    counts = member.sum(1) if weights is None else member.double() @ share
+    return assignment[:, 0], distance[:, 0], sums, counts, (share * distance[:, 0]).sum()
+
+
+def _unit(x: Tensor) -> Tensor:
+    x = torch.nn.functional.normalize(x, p=torch.inf, eps=torch.finfo(x.dtype).tiny)
+    return torch.nn.functional.normalize(x, eps=torch.finfo(x.dtype).tiny)

@@ -7,73 +7,11 @@ import pytest
 import torch
 
 from wscl_fast.clustering import KMeans, assign
-from wscl_fast.clustering import lloyd as lloyd_module
 
 
 def blobs(n: int, d: int, k: int, *, seed: int = 0, spread: float = 1.0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     return rng.normal(size=(k, d))[rng.integers(k, size=n)] * 3 + rng.normal(size=(n, d)) * spread
-
-
-# --- assign -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
-@pytest.mark.parametrize(("n", "k", "d"), [(1, 1, 1), (127, 5, 3), (1000, 129, 17)])
-def test_assign_equals_the_definition(metric, n, k, d, monkeypatch):
-    monkeypatch.setitem(
-        lloyd_module._BLOCK_ELEMENTS, "cpu", 100 * max(k, d)
-    )  # several blocks, the last short
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(n, d, generator=generator, dtype=torch.float64)
-    c = torch.randn(k, d, generator=generator, dtype=torch.float64)
-    assignment, distance = assign(x, c, metric)
-    if metric == "cosine":
-        x, c = torch.nn.functional.normalize(x, dim=1), torch.nn.functional.normalize(c, dim=1)
-    expected = (x[:, None] - c[None]).square().sum(-1)
-    assert torch.equal(assignment, expected.argmin(1))
-    torch.testing.assert_close(distance, expected.min(1).values)
-
-
-def test_assign_far_from_the_origin_keeps_its_digits():
-    x = torch.from_numpy(blobs(500, 8, 10)).float()
-    x = (x * 64).round() / 64  # exactly representable after the move
-    c = x[:10]
-    near, near_distance = assign(x, c)
-    far, far_distance = assign(x + 2.0**16, c + 2.0**16)
-    assert torch.equal(near, far)
-    torch.testing.assert_close(near_distance, far_distance, rtol=0, atol=0)
-
-
-def test_assign_tight_cone_of_directions():
-    generator = torch.Generator().manual_seed(0)
-    axis = torch.zeros(16, dtype=torch.float64)
-    axis[0] = 1000
-    centroids = axis + torch.randn(6, 16, generator=generator, dtype=torch.float64)
-    truth = torch.arange(6).repeat(20)
-    x = centroids[truth] + 0.01 * torch.randn(120, 16, generator=generator, dtype=torch.float64)
-    assert torch.equal(assign(x.float(), centroids.float(), "cosine")[0], truth)
-
-
-def test_assign_ties_go_to_the_first():
-    c = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [1.0, 0.0]])
-    assert assign(torch.zeros(3, 2), c)[0].tolist() == [0, 0, 0]
-
-
-def test_assign_zero_vector_in_cosine_goes_to_cluster_0():
-    c = torch.randn(7, 5, generator=torch.Generator().manual_seed(0))
-    assignment, distance = assign(torch.zeros(2, 5), c, "cosine")
-    assert assignment.tolist() == [0, 0]
-    torch.testing.assert_close(distance, torch.ones(2))
-
-
-def test_assign_under_autocast_stays_exact():
-    x = torch.from_numpy(blobs(300, 8, 10)).float()
-    plain = assign(x, x[:10])
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        cast = assign(x, x[:10])
-    assert torch.equal(plain[0], cast[0])
-    assert torch.equal(plain[1], cast[1])
 
 
 # --- against scikit-learn -----------------------------------------------------------------------------

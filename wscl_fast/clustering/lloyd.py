@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+
+from wscl_fast.functional import kmeans_assign
 
 METRICS = ("euclidean", "cosine")
 
@@ -35,16 +36,8 @@ def check_metric(metric: str) -> str:
     return metric
 
 
-@torch.no_grad()
 def assign(x: Tensor, centroids: Tensor, metric: str = "euclidean") -> tuple[Tensor, Tensor]:
-    """Nearest centroid of each point.
-
-    Equals, without the n × K matrix and without its cancellation (after `normalize` when cosine),
-
-        distance, assignment = torch.cdist(x, centroids).square().min(dim=1)
-
-    Of equally near centroids the first wins. With metric="cosine" the distance is that of the unit
-    vectors, `2 − 2 cos`; a zero vector has no direction and goes to cluster 0 at distance 1.
+    """:func:`wscl_fast.functional.kmeans_assign`, with `2 − 2 cos` for the cosine.
 
     Args:
         x: points, float32 or float64 [n, d].
@@ -55,25 +48,8 @@ def assign(x: Tensor, centroids: Tensor, metric: str = "euclidean") -> tuple[Ten
         The assignment, int64 [n], and the squared distance, dtype of x [n].
     """
     cosine = check_metric(metric) == "cosine"
-    if cosine:
-        centroids = normalize(centroids, dim=1, eps=torch.finfo(x.dtype).tiny)
-    # ‖x − c‖² = ‖x‖² − 2 x·c + ‖c‖² loses every digit far from the origin, so the origin moves among the
-    # centroids; ‖x‖² cannot change which is nearest, and the distance itself is taken from the difference.
-    origin = centroids.mean(dim=0)
-    centred = centroids - origin
-    norms = centred.square().sum(dim=1)
-    assignment = torch.empty(len(x), dtype=torch.int64, device=x.device)
-    distance = torch.empty(len(x), dtype=x.dtype, device=x.device)
-    for rows in _blocks(x, width=max(centroids.shape)):
-        points = normalize(x[rows], dim=1, eps=torch.finfo(x.dtype).tiny) if cosine else x[rows]
-        with torch.autocast(x.device.type, enabled=False):
-            score = torch.addmm(norms, points - origin, centred.T, alpha=-2)  # [rows, K]
-        nearest = score.argmin(dim=1)
-        if cosine:
-            nearest[(points == 0).all(dim=1)] = 0
-        assignment[rows] = nearest
-        distance[rows] = (points - centroids[nearest]).square().sum(dim=1)
-    return assignment, distance
+    assignment, distance = kmeans_assign(x, centroids, metric="cosine" if cosine else "euclidean")
+    return assignment, 2 * distance if cosine else distance
 
 
 @torch.no_grad()

@@ -1,0 +1,233 @@
+"""kmeans_assign and kmeans_update against their float64 definition, on every implementation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wscl_fast import reference
+from wscl_fast.chunked import kmeans as chunked
+from wscl_fast.functional import kmeans_assign, kmeans_update
+
+IMPLS = ["chunked", "reference"]
+METRICS = ["euclidean", "cosine"]
+
+
+def problem(n: int, d: int, k: int, *, seed: int = 0, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    centroids = torch.randn(k, d, generator=generator, dtype=torch.float64)
+    x = centroids[torch.randint(k, (n,), generator=generator)]
+    x = x + 0.7 * torch.randn(n, d, generator=generator, dtype=torch.float64)
+    return x.to(dtype), centroids.to(dtype)
+
+
+def check_assignment(x, centroids, metric, nearest):
+    """Equal to the definition, but for calls so close that float64 itself rounds them this way or that."""
+    truth = reference.distances(x, centroids, cosine=metric == "cosine")
+    (distance, assignment), got = truth.sort(dim=1, stable=True), nearest.assignment
+    resolution = 1e-12 * distance[:, 0] + (1e-15 if metric == "cosine" else 0)
+    reached = truth.gather(1, got[:, None])[:, 0]
+    assert (reached <= distance[:, 0] + resolution).all()
+    runner_up = distance[:, 1] if len(centroids) > 1 else torch.full_like(reached, torch.inf)
+    # clear calls, and exact ties between equals, which the lowest index wins
+    sure = (runner_up > distance[:, 0] + resolution) | (reached == distance[:, 0])
+    assert torch.equal(got[sure], assignment[sure, 0])
+    dtype = nearest.distance.dtype
+    wanted = reached.clamp(max=torch.finfo(dtype).max).to(dtype)
+    torch.testing.assert_close(
+        nearest.distance, wanted, rtol=2e-6, atol=1e-45 if metric == "euclidean" else 1e-15
+    )
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("n", "k", "d"), [(1, 1, 1), (127, 5, 3), (1000, 129, 17), (5, 40, 64), (0, 3, 4)])
+def test_assign_equals_the_definition(impl, metric, dtype, n, k, d, monkeypatch):
+    monkeypatch.setitem(chunked.BLOCK_ELEMENTS, "cpu", 100 * max(k, d))  # several blocks, the last short
+    x, centroids = problem(n, d, k, dtype=dtype)
+    nearest = kmeans_assign(x, centroids, metric=metric, impl=impl)
+    assert nearest.assignment.dtype == torch.int64
+    assert nearest.distance.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert nearest.assignment.shape == nearest.distance.shape == (n,)
+    check_assignment(x, centroids, metric, nearest)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("top", [2, 5, 20])
+def test_assign_top(impl, metric, top):
+    x, centroids = problem(300, 12, 20)
+    centroids[7] = centroids[3]  # equals among the nearest
+    nearest = kmeans_assign(x, centroids, metric=metric, top=top, impl=impl)
+    distance, assignment = reference.distances(x, centroids, cosine=metric == "cosine").sort(
+        dim=1, stable=True
+    )
+    assert torch.equal(nearest.assignment, assignment[:, :top])
+    torch.testing.assert_close(nearest.distance, distance[:, :top].float())
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_far_from_the_origin_keeps_its_digits(impl):
+    x, _ = problem(500, 10, 8)
+    x = (x * 64).round() / 64  # exactly representable after the move
+    c = x[:10]
+    near = kmeans_assign(x, c, impl=impl)
+    far = kmeans_assign(x + 2.0**16, c + 2.0**16, impl=impl)
+    assert torch.equal(near.assignment, far.assignment)
+    torch.testing.assert_close(near.distance, far.distance, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_tight_cone_of_directions(impl):
+    generator = torch.Generator().manual_seed(0)
+    axis = torch.zeros(16, dtype=torch.float64)
+    axis[0] = 1000
+    centroids = axis + torch.randn(6, 16, generator=generator, dtype=torch.float64)
+    truth = torch.arange(6).repeat(20)
+    x = centroids[truth] + 0.01 * torch.randn(120, 16, generator=generator, dtype=torch.float64)
+    assert torch.equal(kmeans_assign(x.float(), centroids.float(), metric="cosine", impl=impl)[0], truth)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("metric", METRICS)
+def test_ties_go_to_the_first(impl, metric):
+    c = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [1.0, 0.0]])
+    x = torch.tensor([[0.0, 0.0], [0.0, 1.0], [3.0, 0.0], [-1.0, 0.0]])
+    assert kmeans_assign(x, c, metric=metric, impl=impl).assignment.tolist() == [0, 0, 0, 1]
+    alike = torch.ones(70, 5)
+    assert not kmeans_assign(alike[:9], alike, metric=metric, impl=impl).assignment.any()
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_zero_vectors_in_cosine(impl):
+    c = torch.randn(7, 5)
+    assignment, distance = kmeans_assign(torch.zeros(2, 5), c, metric="cosine", impl=impl)
+    assert assignment.tolist() == [0, 0]
+    assert distance.tolist() == [1, 1]
+    c[2] = 0  # a centroid without a direction is at distance 1 of everything
+    x = torch.randn(50, 5)
+    check_assignment(x, c, "cosine", kmeans_assign(x, c, metric="cosine", impl=impl))
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_under_autocast_stays_exact(impl):
+    x, centroids = problem(300, 8, 10)
+    plain = kmeans_assign(x, centroids, impl=impl)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = kmeans_assign(x, centroids, impl=impl)
+    assert torch.equal(plain[0], cast[0])
+    assert torch.equal(plain[1], cast[1])
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 80),
+    st.integers(1, 40),
+    st.integers(1, 50),
+    st.sampled_from(METRICS),
+    st.sampled_from([1e-20, 1e-10, 1e-3, 1.0, 1e4, 1e20]),
+    st.sampled_from([0.0, 1.0, 1e4, 1e7]),
+    st.booleans(),
+    st.integers(0, 1000),
+)
+def test_any_shape_scale_and_offset(impl, n, d, k, metric, scale, offset, duplicates, seed):
+    x, centroids = problem(n, d, k, seed=seed)
+    x, centroids = (x + offset) * scale, (centroids + offset) * scale
+    if duplicates:
+        x, centroids = x[torch.randint(n, (2 * n,))], centroids[torch.randint(k, (2 * k,))]
+    check_assignment(x, centroids, metric, kmeans_assign(x, centroids, metric=metric, impl=impl))
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_update_equals_the_definition(impl, metric, weighted, dtype):
+    x, centroids = problem(700, 19, 33, dtype=dtype)
+    x[5] = 0
+    weights = torch.rand(700) if weighted else None
+    got = kmeans_update(x, centroids, weights=weights, metric=metric, impl=impl)
+    nearest = kmeans_assign(x, centroids, metric=metric, impl=impl)
+    assert torch.equal(got.assignment, nearest.assignment)
+    assert torch.equal(got.distance, nearest.distance)
+    want = reference.kmeans_update(x, centroids, weights=weights, cosine=metric == "cosine")
+    assert got.counts.dtype == (torch.float64 if weighted else torch.int64)
+    assert got.sums.dtype == got.inertia.dtype == torch.float64
+    assert got.inertia.ndim == 0
+    torch.testing.assert_close(got.sums, want[2], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(got.counts, want[3], rtol=1e-12, atol=0)
+    torch.testing.assert_close(got.inertia, want[4], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_update_twice_gives_the_same_bits(impl):
+    x, centroids = problem(3000, 24, 50)
+    for one, other in zip(
+        kmeans_update(x, centroids, impl=impl), kmeans_update(x, centroids, impl=impl), strict=True
+    ):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_strides_do_not_matter(impl):
+    x, centroids = problem(100, 12, 7)
+    plain = kmeans_assign(x, centroids, impl=impl)
+    wide = torch.zeros(100, 25)
+    wide[:, 1::2] = x
+    views = [wide[:, 1::2], x.T.contiguous().T, x[:, None].expand(-1, 1, -1)[:, 0]]
+    for view in views:
+        assert torch.equal(kmeans_assign(view, centroids.T.contiguous().T, impl=impl).assignment, plain[0])
+
+
+@pytest.mark.parametrize("function", [kmeans_assign, kmeans_update])
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_row_that_is_not_finite_is_named(function, impl, value):
+    x, centroids = problem(30, 4, 3)
+    x[17, 2] = value
+    with pytest.raises(ValueError, match=r"x: expected finite numbers.* row 17"):
+        function(x, centroids, impl=impl)
+    centroids[2, 0] = value
+    with pytest.raises(ValueError, match=r"centroids: expected finite numbers.* row 2"):
+        function(x[:17], centroids, impl=impl)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"x": [[1.0]]}, TypeError, "x: expected a tensor"),
+        ({"x": torch.ones(3, 4, dtype=torch.int64)}, TypeError, "x: expected a floating-point"),
+        ({"x": torch.ones(3)}, ValueError, "x: expected a matrix"),
+        ({"centroids": torch.ones(2, 3)}, ValueError, "centroids: expected 4 columns"),
+        ({"centroids": torch.ones(0, 4)}, ValueError, "centroids: expected at least one"),
+        ({"metric": "manhattan"}, ValueError, "metric: expected one of"),
+        ({"impl": "fast"}, ValueError, "impl: expected one of"),
+    ],
+)
+@pytest.mark.parametrize("function", [kmeans_assign, kmeans_update])
+def test_bad_arguments(function, change, error, message):
+    arguments = {"x": torch.ones(3, 4), "centroids": torch.ones(2, 4)} | change
+    with pytest.raises(error, match=message):
+        function(arguments.pop("x"), arguments.pop("centroids"), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("top", "error"), [(0, ValueError), (3, ValueError), (True, TypeError), (1.0, TypeError)]
+)
+def test_bad_top(top, error):
+    with pytest.raises(error, match="top: expected"):
+        kmeans_assign(torch.ones(3, 4), torch.ones(2, 4), top=top)
+
+
+@pytest.mark.parametrize("value", [-1.0, torch.nan, torch.inf])
+def test_bad_weights(value):
+    weights = torch.ones(3)
+    weights[1] = value
+    with pytest.raises(ValueError, match="weights: expected finite"):
+        kmeans_update(torch.ones(3, 4), torch.ones(2, 4), weights=weights)
+    with pytest.raises(ValueError, match="weights: expected shape"):
+        kmeans_update(torch.ones(3, 4), torch.ones(2, 4), weights=torch.ones(4))

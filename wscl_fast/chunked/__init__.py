@@ -1,0 +1,8 @@
+"""The public functions in plain PyTorch, block by block, for any device and any dtype."""
+
+from __future__ import annotations
+
+from wscl_fast.chunked.infonce import clustered_infonce
+from wscl_fast.chunked.kmeans import kmeans_assign, kmeans_update
+
+__all__ = ["clustered_infonce", "kmeans_assign", "kmeans_update"]

@@ -1,0 +1,183 @@
+"""K-means assignment and update: arguments are checked here, and an implementation is chosen."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from wscl_fast import chunked, reference
+from wscl_fast.functional._checks import check_choice, check_matrix, check_vector, is_fake
+from wscl_fast.functional.infonce import Impl
+
+__all__ = ["Metric", "Nearest", "Update", "kmeans_assign", "kmeans_update"]
+
+Metric = Literal["euclidean", "cosine"]
+
+
+class Nearest(NamedTuple):
+    """What :func:`kmeans_assign` returns."""
+
+    assignment: Tensor  # int64 [N], or [N, top]
+    distance: Tensor  # the same shape
+
+
+class Update(NamedTuple):
+    """What :func:`kmeans_update` returns."""
+
+    assignment: Tensor  # int64 [N]
+    distance: Tensor  # [N]
+    sums: Tensor  # float64 [K, d]
+    counts: Tensor  # int64 [K], or float64 with weights
+    inertia: Tensor  # float64, 0-dim
+
+
+@torch.no_grad()
+def kmeans_assign(
+    x: Tensor,
+    centroids: Tensor,
+    *,
+    metric: Metric = "euclidean",
+    top: int = 1,
+    impl: Impl = "auto",
+) -> Nearest:
+    """The nearest centroid of each point, or the `top` nearest, without the N × K matrix.
+
+    Equals, in float64 (after ``normalize`` for the cosine),
+
+        distance, assignment = torch.cdist(x.double(), centroids.double()).square().min(dim=1)
+
+    and is exact: fast products only propose candidates, and every call that is closer than their rounding
+    error is decided by ``‖x − c‖²`` in float64. Of equally near centroids the lowest index wins, also far
+    from the origin and at any scale.
+
+    Args:
+        x: points ``[N, d]``, any floating-point dtype and strides.
+        centroids: ``[K, d]``, on the same device.
+        metric: ``"euclidean"`` for the squared distance ``‖x − c‖²``; ``"cosine"`` for ``1 − cos(x, c)``,
+            where the cosine of a zero vector, which has no direction, is 0.
+        top: how many centroids to return, nearest first. At 1 the results are vectors.
+        impl: ``"fused"`` (C++ kernels), ``"chunked"`` (plain PyTorch, memory linear in N + K),
+            ``"reference"`` (the definition, N × K), or ``"auto"``, the best that works.
+
+    Returns:
+        ``assignment``, int64 ``[N]`` or ``[N, top]``, and ``distance`` of the same shape: float64 where an
+        input is, else float32; a distance beyond the dtype's range is the dtype's largest number.
+
+    Raises:
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: shapes or devices do not fit together, a value is out of range, or a row of ``x`` or
+            ``centroids`` is not finite.
+        RuntimeError: ``impl="fused"`` where the extension was not built or does not serve the device.
+    """
+    x, centroids, dtype = _checked(x, centroids, metric, impl)
+    if isinstance(top, bool) or not isinstance(top, int):
+        raise TypeError(f"top: expected an int, got {type(top).__name__}")
+    if not 1 <= top <= len(centroids):
+        raise ValueError(f"top: expected 1 to the number of centroids ({len(centroids)}), got {top}")
+    cosine = metric == "cosine"
+    module = reference if _choose(impl) == "reference" else chunked
+    assignment, distance = module.kmeans_assign(x, centroids, cosine=cosine, top=top)
+    if top == 1:
+        assignment, distance = assignment[:, 0], distance[:, 0]
+    return Nearest(assignment, _narrow(distance, dtype))
+
+
+@torch.no_grad()
+def kmeans_update(
+    x: Tensor,
+    centroids: Tensor,
+    *,
+    weights: Tensor | None = None,
+    metric: Metric = "euclidean",
+    impl: Impl = "auto",
+) -> Update:
+    """One pass of Lloyd's iteration: assign every point, and sum up the points of each cluster.
+
+    Equals (``x`` after ``normalize`` for the cosine, all in float64)
+
+        assignment, distance = kmeans_assign(x, centroids)
+        sums = zeros(K, d).index_add(0, assignment, weights[:, None] * x)
+        counts = bincount(assignment, weights, minlength=K)
+        inertia = (weights * distance).sum()
+
+    so that the next centroids are ``sums / counts[:, None]``. Deterministic: the same call on as many threads
+    gives the same bits.
+
+    Args:
+        x: points ``[N, d]``, any floating-point dtype and strides.
+        centroids: ``[K, d]``, on the same device.
+        weights: of the points, ``[N]``, at least 0; ``None`` for 1 each.
+        metric: as in :func:`kmeans_assign`. For ``"cosine"`` the unit vectors are summed (spherical k-means),
+            zero vectors among them as zero.
+        impl: as in :func:`kmeans_assign`.
+
+    Returns:
+        ``assignment`` and ``distance`` as :func:`kmeans_assign` returns them; ``sums``, float64 ``[K, d]``;
+        ``counts``, int64 ``[K]``, or with ``weights`` their sums, float64 ``[K]``; ``inertia``, float64.
+
+    Raises:
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: shapes or devices do not fit together, a value is out of range, a weight is negative, or
+            a row of ``x`` or ``centroids`` is not finite.
+        RuntimeError: ``impl="fused"`` where the extension was not built or does not serve the device.
+
+    Source: Lloyd, IEEE Trans. Inf. Theory 28, 1982; Dhillon & Modha, Machine Learning 42, 2001 (cosine).
+    """
+    x, centroids, dtype = _checked(x, centroids, metric, impl)
+    if weights is not None:
+        check_vector("weights", weights, len(x), x, integer=False)
+        if not is_fake(weights) and not bool(((weights >= 0) & weights.isfinite()).all()):
+            raise ValueError("weights: expected finite numbers of at least 0")
+    module = reference if _choose(impl) == "reference" else chunked
+    assignment, distance, *rest = module.kmeans_update(
+        x, centroids, weights=weights, cosine=metric == "cosine"
+    )
+    return Update(assignment, _narrow(distance, dtype), *rest)
+
+
+def _checked(x: Tensor, centroids: Tensor, metric: str, impl: str) -> tuple[Tensor, Tensor, torch.dtype]:
+    """Points, centroids in the dtype of the computation, and that dtype."""
+    check_choice("metric", metric, Metric)
+    check_choice("impl", impl, Impl)
+    check_matrix("x", x)
+    check_matrix("centroids", centroids)
+    if centroids.shape[1] != x.shape[1]:
+        raise ValueError(
+            f"centroids: expected {x.shape[1]} columns as in x, got shape {tuple(centroids.shape)}"
+        )
+    if len(centroids) == 0:
+        raise ValueError("centroids: expected at least one, got none")
+    if centroids.device != x.device:
+        raise ValueError(f"centroids: expected device {x.device} as x, got {centroids.device}")
+    dtype = torch.float64 if torch.float64 in (x.dtype, centroids.dtype) else torch.float32
+    for name, rows in (("x", x), ("centroids", centroids)):
+        _check_finite(name, rows)
+    return x, centroids.to(dtype), dtype
+
+
+def _check_finite(name: str, rows: Tensor) -> None:
+    if is_fake(rows) or torch.compiler.is_compiling():
+        return
+    # A sum is finite only where every element is; where it is not, an overflow may be to blame.
+    if rows.numel() == 0 or bool(rows.sum(dtype=torch.float64).isfinite()):
+        return
+    bad = ~rows.isfinite().all(dim=1)
+    if bool(bad.any()):
+        row = int(bad.int().argmax())
+        raise ValueError(f"{name}: expected finite numbers, got NaN or infinity in row {row}")
+
+
+def _choose(impl: Impl) -> Impl:
+    if impl == "auto":
+        return "chunked"
+    if impl == "fused":
+        raise RuntimeError(
+            "impl='fused' is not available: there are no kernels yet; impl='chunked' works everywhere"
+        )
+    return impl
+
+
+def _narrow(distance: Tensor, dtype: torch.dtype) -> Tensor:
+    return distance.clamp(max=torch.finfo(dtype).max).to(dtype)
