@@ -1,5 +1,7 @@
 #include "clusters.h"
 
+#include <algorithm>
+
 namespace wscl {
 namespace {
 
@@ -40,7 +42,53 @@ class IdTable {
   std::vector<int64_t> segments_;
 };
 
+// Indices whose segment is not kIgnored, ascending.
+std::vector<int64_t> taking_part(const std::vector<int64_t>& segment, const int64_t* keep) {
+  std::vector<int64_t> order;
+  order.reserve(segment.size());
+  for (size_t i = 0; i < segment.size(); ++i)
+    if (segment[i] != kIgnored && (!keep || keep[i])) order.push_back(static_cast<int64_t>(i));
+  return order;
+}
+
+// Members of every segment, and last, as a segment of their own, those that have none.
+Grouping group_with_rest(const std::vector<int64_t>& segment, int64_t count) {
+  std::vector<int64_t> renamed(segment);
+  std::replace(renamed.begin(), renamed.end(), kNoSegment, count);
+  return group(renamed, count + 1);
+}
+
+// Row p of `rows` has the members of its own segment in `columns` as its range.
+void set_ranges(Meeting& meeting, const Grouping& rows, const Grouping& columns) {
+  const size_t last = columns.start.size() - 1;
+  for (size_t s = 0; s + 1 < rows.start.size(); ++s)
+    for (int64_t p = rows.start[s]; p < rows.start[s + 1]; ++p) {
+      meeting.begin.push_back(columns.start[std::min(s, last)]);
+      meeting.end.push_back(columns.start[std::min(s + 1, last)]);
+    }
+}
+
+// (row, column) of the pairs that may not meet.
+void set_excluded(Meeting& meeting, const OwnKeys& own) {
+  if (!own.any()) return;
+  std::vector<int64_t> position(own.m, -1);
+  for (size_t c = 0; c < meeting.keys.size(); ++c) position[meeting.keys[c]] = static_cast<int64_t>(c);
+  for (size_t p = 0; p < meeting.queries.size(); ++p) {
+    const int64_t j = own.of(meeting.queries[p]);
+    if (j < 0 || position[j] < 0) continue;
+    const int64_t query = static_cast<int64_t>(p);
+    meeting.excluded.push_back(meeting.keys_are_rows ? Pair{position[j], query} : Pair{query, position[j]});
+  }
+  if (meeting.keys_are_rows)
+    std::sort(meeting.excluded.begin(), meeting.excluded.end(),
+              [](Pair a, Pair b) { return a.row != b.row ? a.row < b.row : a.column < b.column; });
+}
+
 }  // namespace
+
+bool Meeting::is_identity(const std::vector<int64_t>& order, int64_t count) {
+  return static_cast<int64_t>(order.size()) == count && std::is_sorted(order.begin(), order.end());
+}
 
 Segments find_segments(const int64_t* query_clusters, int64_t n, const int64_t* key_clusters, int64_t m,
                        int64_t ignore_index) {
@@ -77,6 +125,30 @@ Grouping group(const std::vector<int64_t>& segment, int64_t count, const int64_t
   for (int64_t i = 0; i < size; ++i)
     if (taken(i)) grouping.order[next[segment[i]]++] = i;
   return grouping;
+}
+
+Meeting meet(Meets meets, const Segments& segments, const OwnKeys& own, const int64_t* keep,
+             bool keys_are_rows) {
+  Meeting meeting;
+  meeting.keys_are_rows = keys_are_rows;
+  meeting.outside = meets == Meets::kOther;
+  if (meets == Meets::kAll) {
+    meeting.queries = taking_part(segments.of_query, keep);
+    meeting.keys = taking_part(segments.keys(), segments.self ? keep : nullptr);
+  } else {
+    Grouping queries = group(segments.of_query, segments.count, keep);
+    Grouping keys = segments.self           ? queries
+                    : meets == Meets::kSame ? group(segments.keys(), segments.count)
+                                            : group_with_rest(segments.keys(), segments.count);
+    if (keys_are_rows)
+      set_ranges(meeting, keys, queries);
+    else
+      set_ranges(meeting, queries, keys);
+    meeting.queries = std::move(queries.order);
+    meeting.keys = std::move(keys.order);
+  }
+  set_excluded(meeting, own);
+  return meeting;
 }
 
 }  // namespace wscl

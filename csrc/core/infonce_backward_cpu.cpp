@@ -19,29 +19,29 @@ std::vector<double> upstream(const T* grad_loss, const int64_t* count, int64_t n
   return grad;
 }
 
-// grad_keys (+)= alpha · Σ_i g_i softmax_ij q_i over the queries at `order`.
+// grad_keys (+)= alpha · Σ_i g_i softmax_ij q_i over the pairs of a meeting.
 template <class T>
-void key_pass(SimilarityParams<T> pass, const Prepared<T>& prepared, Rows<T> keys,
-              const std::vector<int64_t>& order, const std::vector<double>& grad, const double* stats,
-              const Threads& threads) {
+void key_pass(SimilarityParams<T> pass, const Prepared<T>& prepared, const Meeting& meeting,
+              const std::vector<double>& grad, const double* stats, const Threads& threads) {
+  const std::vector<int64_t>& order = meeting.queries;
   std::vector<T> shift(order.size()), weight(order.size());
   for (size_t q = 0; q < order.size(); ++q) {
     shift[q] = static_cast<T>(stats[order[q]]);
     weight[q] = static_cast<T>(grad[order[q]] / stats[prepared.problem.n + order[q]]);
   }
+  meeting.set(pass, prepared.query_rows(), prepared.key_rows());
   pass.epilogue = Epilogue::kColumns;
-  pass.x = keys;
-  pass.y = prepared.query_rows(order);
   pass.column_shift = shift.data();
   pass.column_weight = weight.data();
   run_similarity(pass, threads);
 }
 
-// grad (+)= alpha · Σ_j (g_i softmax_ij + g_j softmax_ji) x_j over the rows at `order`. One exponential a pair
-// where the rows' log-sum-exps lie close enough together for one common shift.
+// grad (+)= alpha · Σ_j (g_i softmax_ij + g_j softmax_ji) x_j over the pairs of a meeting. One exponential a
+// pair where the rows' log-sum-exps lie close enough together for one common shift.
 template <class T>
-void symmetric_pass(SimilarityParams<T> pass, const Prepared<T>& prepared, const std::vector<int64_t>& order,
+void symmetric_pass(SimilarityParams<T> pass, const Prepared<T>& prepared, const Meeting& meeting,
                     const std::vector<double>& grad, const double* stats, const Threads& threads) {
+  const std::vector<int64_t>& order = meeting.queries;
   constexpr double kSafeRange = sizeof(T) == sizeof(float) ? 60 : 500;  // log2 of the spread of the weights
   const int64_t n = prepared.problem.n;
   double low = kInfinity, high = -kInfinity;
@@ -60,8 +60,8 @@ void symmetric_pass(SimilarityParams<T> pass, const Prepared<T>& prepared, const
     shift[q] = static_cast<T>(top);
     weight[q] = static_cast<T>(grad[order[q]] / sum * (shared ? std::exp2(pass.shift - top) : 1));
   }
+  meeting.set(pass, prepared.query_rows(), prepared.key_rows());
   pass.epilogue = shared ? Epilogue::kShared : Epilogue::kSymmetric;
-  pass.x = pass.y = prepared.query_rows(order);
   pass.row_shift = pass.column_shift = shift.data();
   pass.row_weight = pass.column_weight = weight.data();
   run_similarity(pass, threads);
@@ -84,32 +84,19 @@ template <class T>
 void key_backward(const InfoNCEProblem<T>& p, const std::vector<double>& grad, const int64_t* count,
                   const double* stats, T* grad_keys, const Threads& threads) {
   Prepared<T> prepared(p);
-  prepared.choose_queries(count);
   const int64_t d = p.d;
   SimilarityParams<T> pass = base_pass(p);
   pass.output = grad_keys;
   pass.output_stride = d;
   pass.alpha = static_cast<T>(p.scale);
-  const auto pairs =
-      excluded_pairs(prepared, prepared.queries, [&](int64_t j) { return prepared.position_of_key(j); }, true);
-  set_pairs(pass, pairs);
-  if (!prepared.key_position.empty()) std::fill(grad_keys, grad_keys + p.m * d, T(0));
-  key_pass(pass, prepared, prepared.valid_keys(), prepared.queries, grad, stats, threads);
+  const Meeting all = prepared.meeting(Meets::kAll, count, true);
+  if (static_cast<int64_t>(all.keys.size()) != p.m) std::fill(grad_keys, grad_keys + p.m * d, T(0));
+  key_pass(pass, prepared, all, grad, stats, threads);
 
   if (p.inner) {
-    Matching matching = match(prepared, count);
-    matching.set_ranges(matching.keys, matching.queries);
-    const auto matched_pairs = excluded_pairs(
-        prepared, matching.queries.order, [&](int64_t j) { return matching.key_position[j]; }, true);
-    set_pairs(pass, matched_pairs);
-    pass.begin = matching.begin.data();
-    pass.end = matching.end.data();
     pass.alpha = -pass.alpha;
     pass.accumulate = true;
-    Rows<T> keys = prepared.all_keys();
-    keys.index = matching.keys.order.data();
-    keys.count = static_cast<int64_t>(matching.keys.order.size());
-    key_pass(pass, prepared, keys, matching.queries.order, grad, stats + 2 * p.n, threads);
+    key_pass(pass, prepared, prepared.meeting(Meets::kSame, count, true), grad, stats + 2 * p.n, threads);
     return;
   }
 
@@ -126,7 +113,7 @@ void key_backward(const InfoNCEProblem<T>& p, const std::vector<double>& grad, c
   // A query does not pull its own key, which the sum of its segment counted.
   for (int64_t i = 0; i < p.n; ++i) {
     if (count[i] == 0 || !prepared.excludes_positive(i)) continue;
-    const int64_t j = prepared.excluded_key(i);
+    const int64_t j = prepared.own.of(i);
     for (int64_t c = 0; c < d; ++c)
       grad_keys[j * d + c] += scale * share[i] * p.queries[i * p.query_stride + c];
   }
@@ -136,34 +123,24 @@ template <class T>
 void self_backward(const InfoNCEProblem<T>& p, const std::vector<double>& grad, const int64_t* count,
                    const double* stats, T* grad_queries, double* grad_scale, const Threads& threads) {
   Prepared<T> prepared(p);
-  prepared.choose_queries(count);
   const int64_t n = p.n, d = p.d;
   SimilarityParams<T> pass = base_pass(p);
   pass.output = grad_queries;
   pass.output_stride = d;
   pass.alpha = static_cast<T>(p.scale);
-  const std::vector<int64_t> position = inverse(prepared.queries, n);
-  const auto pairs = excluded_pairs(prepared, prepared.queries, [&](int64_t j) { return position[j]; }, false);
-  set_pairs(pass, pairs);
-  if (static_cast<int64_t>(prepared.queries.size()) != n) std::fill(grad_queries, grad_queries + n * d, T(0));
-  symmetric_pass(pass, prepared, prepared.queries, grad, stats, threads);
+  const Meeting all = prepared.meeting(Meets::kAll, count, false);
+  if (static_cast<int64_t>(all.queries.size()) != n) std::fill(grad_queries, grad_queries + n * d, T(0));
+  symmetric_pass(pass, prepared, all, grad, stats, threads);
 
   if (p.inner) {
-    Matching matching = match(prepared, count);
-    matching.set_ranges(matching.queries, matching.keys);
-    const auto matched_pairs = excluded_pairs(
-        prepared, matching.queries.order, [&](int64_t j) { return matching.key_position[j]; }, false);
-    set_pairs(pass, matched_pairs);
-    pass.begin = matching.begin.data();
-    pass.end = matching.end.data();
     pass.alpha = -pass.alpha;
     pass.accumulate = true;
-    symmetric_pass(pass, prepared, matching.queries.order, grad, stats + 2 * n, threads);
+    symmetric_pass(pass, prepared, prepared.meeting(Meets::kSame, count, false), grad, stats + 2 * n, threads);
   } else {
     std::vector<T> share;
     const std::vector<T> pulled = pull_sums(prepared, grad, count, share, threads);
     std::vector<T> sums(prepared.segments.count * d);
-    segment_sums<T>(prepared.all_keys(), d, prepared.segments.of_query.data(), nullptr, prepared.segments.count,
+    segment_sums<T>(prepared.key_rows(), d, prepared.segments.of_query.data(), nullptr, prepared.segments.count,
                     sums.data(), threads);
     const T scale = static_cast<T>(p.scale);
     threads.ranges(n, kRowGrain, [&](int64_t begin, int64_t end) {

@@ -11,14 +11,14 @@
 namespace wscl {
 namespace {
 
-// Softmax of the queries at `order` over `keys`; statistics scattered to stats[0][i], stats[1][i].
+// Softmax over the pairs of a meeting; statistics scattered to stats[0][i], stats[1][i].
 template <class T>
-void softmax_pass(SimilarityParams<T> pass, const Prepared<T>& prepared, const std::vector<int64_t>& order,
-                  Rows<T> keys, double* stats, const Threads& threads) {
+void softmax_pass(SimilarityParams<T> pass, const Prepared<T>& prepared, const Meeting& meeting, double* stats,
+                  const Threads& threads) {
+  const std::vector<int64_t>& order = meeting.queries;
   std::vector<double> row_max(order.size()), row_sum(order.size());
+  meeting.set(pass, prepared.query_rows(), prepared.key_rows());
   pass.epilogue = Epilogue::kSoftmax;
-  pass.x = prepared.query_rows(order);
-  pass.y = keys;
   pass.row_max = row_max.data();
   pass.row_sum = row_sum.data();
   run_similarity(pass, threads);
@@ -39,7 +39,6 @@ void infonce_forward(const InfoNCEProblem<T>& p, T* loss, int64_t* count, double
                      const Threads& threads) {
   Prepared<T> prepared(p);
   prepared.count_positives(count);
-  prepared.choose_queries(count);
   const int64_t n = p.n, d = p.d;
   std::fill(loss, loss + n, T(0));
   for (int64_t s = 0; s < infonce_stats(p.inner); ++s)
@@ -49,25 +48,12 @@ void infonce_forward(const InfoNCEProblem<T>& p, T* loss, int64_t* count, double
   SimilarityParams<T> pass = base_pass(p);
   pass.output = direction;
   pass.output_stride = d;
-  const auto pairs =
-      excluded_pairs(prepared, prepared.queries, [&](int64_t j) { return prepared.position_of_key(j); }, false);
-  set_pairs(pass, pairs);
-  softmax_pass(pass, prepared, prepared.queries, prepared.valid_keys(), stats, threads);
+  softmax_pass(pass, prepared, prepared.meeting(Meets::kAll, count, false), stats, threads);
 
   if (p.inner) {
-    Matching matching = match(prepared, count);
-    matching.set_ranges(matching.queries, matching.keys);
-    const auto matched_pairs = excluded_pairs(
-        prepared, matching.queries.order, [&](int64_t j) { return matching.key_position[j]; }, false);
-    set_pairs(pass, matched_pairs);
-    pass.begin = matching.begin.data();
-    pass.end = matching.end.data();
     pass.alpha = -1;
     pass.accumulate = true;
-    Rows<T> keys = prepared.all_keys();
-    keys.index = matching.keys.order.data();
-    keys.count = static_cast<int64_t>(matching.keys.order.size());
-    softmax_pass(pass, prepared, matching.queries.order, keys, stats + 2 * n, threads);
+    softmax_pass(pass, prepared, prepared.meeting(Meets::kSame, count, false), stats + 2 * n, threads);
     for (int64_t i = 0; i < n; ++i)
       if (count[i] > 0)
         loss[i] = static_cast<T>(natural_lse(stats, n, i) - natural_lse(stats + 2 * n, n, i) +
@@ -76,7 +62,7 @@ void infonce_forward(const InfoNCEProblem<T>& p, T* loss, int64_t* count, double
   }
 
   std::vector<T> sums(prepared.segments.count * d);
-  segment_sums<T>(prepared.all_keys(), d, prepared.segments.keys().data(), nullptr, prepared.segments.count,
+  segment_sums<T>(prepared.key_rows(), d, prepared.segments.keys().data(), nullptr, prepared.segments.count,
                   sums.data(), threads);
   threads.ranges(n, kRowGrain, [&](int64_t begin, int64_t end) {
     std::vector<T> mean(d);
@@ -84,8 +70,7 @@ void infonce_forward(const InfoNCEProblem<T>& p, T* loss, int64_t* count, double
       if (count[i] == 0) continue;
       const T* sum = &sums[prepared.segments.of_query[i] * d];
       const T share = T(1) / static_cast<T>(count[i]);
-      const T* less =
-          prepared.excludes_positive(i) ? prepared.all_keys().row(prepared.excluded_key(i)) : nullptr;
+      const T* less = prepared.excludes_positive(i) ? prepared.key_rows().row(prepared.own.of(i)) : nullptr;
       for (int64_t c = 0; c < d; ++c) mean[c] = (less ? sum[c] - less[c] : sum[c]) * share;
       const double mean_logit = p.scale * dot(p.queries + i * p.query_stride, mean.data(), d);
       loss[i] = static_cast<T>(natural_lse(stats, n, i) - mean_logit);

@@ -9,7 +9,7 @@
 //                                + column_weight_j · 2^(logits_ij − column_shift_j)) y_j
 //   kShared:     the same where all shifts are one number: one exponential a pair
 //
-// Excluded pairs and columns outside a row's range have logit −∞.
+// Excluded pairs and columns that a row does not meet have logit −∞.
 #pragma once
 
 #include <cstdint>
@@ -53,6 +53,7 @@ struct SimilarityParams {
   int64_t excluded_count = 0;
   const int64_t* begin = nullptr;  // [n] row i meets columns [begin_i, end_i) only; both non-decreasing
   const int64_t* end = nullptr;    // [n]
+  bool outside = false;            // or those outside of it only
 
   const T* row_shift = nullptr;      // [n]
   const T* row_weight = nullptr;     // [n]

@@ -122,7 +122,7 @@ struct Pass {
       }
 
     int64_t column0 = part.column0, column1 = part.column1;
-    if (params.begin && rows > 0) {
+    if (params.begin && !params.outside && rows > 0) {
       column0 = larger(column0, params.begin[part.row0]);
       column1 = smaller(column1, params.end[part.row1 - 1]);
     }
@@ -151,9 +151,7 @@ struct Pass {
       const int64_t excluded_before = excluded;
       while (excluded < params.excluded_count && params.excluded[excluded].row < part.row0 + r + live)
         ++excluded;
-      if (params.begin &&
-          (params.begin[part.row0 + r] >= c0 + count || params.end[part.row0 + r + live - 1] <= c0))
-        continue;
+      if (meets_none(part.row0 + r, part.row0 + r + live - 1, c0, c0 + count)) continue;
       for (int64_t c = 0; c < padded; c += kColumns<T>)
         gemm_tile<T, 1, kRows, false>(space.x_packed + r * params.d, space.y_packed + c * params.d, params.d,
                                       space.logits + c, kBlock<T>);
@@ -180,9 +178,20 @@ struct Pass {
       for (int64_t i = 0; i < live; ++i) {
         T* logits = space.logits + i * kBlock<T>;
         const int64_t begin = params.begin[part.row0 + r + i] - c0, end = params.end[part.row0 + r + i] - c0;
+        if (params.outside) {
+          for (int64_t c = larger(begin, 0); c < smaller(end, count); ++c) logits[c] = -kInfinity;
+          continue;
+        }
         for (int64_t c = 0; c < smaller(begin, count); ++c) logits[c] = -kInfinity;
         for (int64_t c = larger(end, 0); c < count; ++c) logits[c] = -kInfinity;
       }
+  }
+
+  // Whether none of the rows [first, last] meets a column of [c0, c1).
+  bool meets_none(int64_t first, int64_t last, int64_t c0, int64_t c1) const {
+    if (!params.begin) return false;
+    return params.outside ? params.begin[last] <= c0 && params.end[first] >= c1
+                          : params.begin[first] >= c1 || params.end[last] <= c0;
   }
 
   T largest_logit(const T* logits, int64_t padded) const {
