@@ -11,50 +11,11 @@
 #include <tuple>
 
 #include "../core/infonce.h"
+#include "tensors.h"
 
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-wscl::Threads torch_threads() {
-  return {static_cast<int>(torch::stable::get_num_threads()),
-          [](int64_t tasks, void (*task)(int64_t, void*), void* context) {
-            torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
-              for (int64_t i = begin; i < end; ++i) task(i, context);
-            });
-          }};
-}
-
-// A matrix whose rows are contiguous: as it is where it can be, else a copy.
-Tensor with_unit_columns(const Tensor& matrix) {
-  return matrix.stride(1) == 1 || matrix.size(1) == 1 ? matrix : torch::stable::contiguous(matrix);
-}
-
-Tensor check_matrix(const char* name, const Tensor& matrix, ScalarType dtype) {
-  STD_TORCH_CHECK(matrix.dim() == 2, name, ": expected a matrix [rows, d], got ", matrix.dim(), " dimensions");
-  STD_TORCH_CHECK(matrix.scalar_type() == dtype, name, ": expected the dtype of queries");
-  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, name,
-                  ": expected float32 or float64");
-  return with_unit_columns(matrix);
-}
-
-Tensor check_vector(const char* name, const Tensor& vector, int64_t length, ScalarType dtype) {
-  STD_TORCH_CHECK(vector.dim() == 1 && vector.size(0) == length, name, ": expected a vector of length ",
-                  length);
-  STD_TORCH_CHECK(vector.scalar_type() == dtype, name, ": wrong dtype");
-  return torch::stable::contiguous(vector);
-}
-
-template <class T>
-const T* data(const Tensor& tensor) {
-  return static_cast<const T*>(tensor.data_ptr());
-}
-
-template <class T>
-T* data(Tensor& tensor) {
-  return static_cast<T*>(tensor.data_ptr());
-}
+using namespace wscl::binding;
 
 // The arguments, checked and made contiguous where the kernels need it; holds what the problem points to.
 struct Arguments {
@@ -83,10 +44,7 @@ struct Arguments {
       key_clusters = check_vector("key_clusters", *key_clusters_, keys->size(0), ScalarType::Long);
     }
     if (own_) own = check_vector("own", *own_, queries.size(0), ScalarType::Long);
-    STD_TORCH_CHECK(scale_.dim() == 0 && scale_.scalar_type() == queries.scalar_type(),
-                    "scale: expected a 0-dim tensor of the dtype of queries");
-    scale = scale_.scalar_type() == ScalarType::Float ? *data<float>(scale_) : *data<double>(scale_);
-    STD_TORCH_CHECK(scale > 0, "scale: expected a number above 0, got ", scale);
+    scale = check_scale(scale_, queries.scalar_type());
   }
 
   template <class T>
@@ -109,14 +67,6 @@ struct Arguments {
     return p;
   }
 };
-
-template <class F>
-void dispatch(ScalarType dtype, const F& f) {
-  if (dtype == ScalarType::Float)
-    f(float());
-  else
-    f(double());
-}
 
 // Problems of no keys at all are given a pointer that says "keys" rather than "the queries are the keys".
 template <class T>

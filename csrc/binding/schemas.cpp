@@ -1,4 +1,4 @@
-// The operators' schemas, once. Meanings: csrc/core/infonce.h; fake kernels and autograd: wscl_fast/_ops.py.
+// The operators' schemas, once. Meanings: csrc/core; fake kernels and autograd: wscl_fast/_ops.
 
 #include <torch/csrc/stable/library.h>
 
@@ -12,4 +12,10 @@ STABLE_TORCH_LIBRARY(wscl_fast, m) {
       " Tensor? key_clusters, Tensor? own, Tensor scale, bool exclude_self, bool inner, int ignore_index,"
       " Tensor count, Tensor stats, Tensor direction, bool need_queries, bool need_keys, bool need_scale)"
       " -> (Tensor grad_queries, Tensor grad_keys, Tensor grad_scale)");
+  m.def(
+      "logsumexp(Tensor queries, Tensor keys, Tensor? query_ids, Tensor? key_ids, Tensor? own, Tensor scale,"
+      " int meets, int ignore_index, bool need_mean) -> (Tensor lse, Tensor stats, Tensor mean)");
+  m.def(
+      "logsumexp_key_gradient(Tensor grad, Tensor queries, Tensor keys, Tensor? query_ids, Tensor? key_ids,"
+      " Tensor? own, Tensor scale, int meets, int ignore_index, Tensor stats) -> Tensor");
 }

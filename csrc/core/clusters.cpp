@@ -91,9 +91,9 @@ bool Meeting::is_identity(const std::vector<int64_t>& order, int64_t count) {
 }
 
 Segments find_segments(const int64_t* query_clusters, int64_t n, const int64_t* key_clusters, int64_t m,
-                       int64_t ignore_index) {
+                       bool self, int64_t ignore_index) {
   Segments found;
-  found.self = !key_clusters;
+  found.self = self;
   found.of_query.resize(n);
   IdTable table(n);
   for (int64_t i = 0; i < n; ++i) {
@@ -104,7 +104,7 @@ Segments find_segments(const int64_t* query_clusters, int64_t n, const int64_t* 
     found.of_query[i] = table.find_or_add(query_clusters[i], found.count);
     if (found.of_query[i] == found.count) ++found.count;
   }
-  if (key_clusters) {
+  if (!self) {
     found.of_key.resize(m);
     for (int64_t j = 0; j < m; ++j)
       found.of_key[j] = key_clusters[j] == ignore_index ? kIgnored : table.find(key_clusters[j]);

@@ -23,9 +23,9 @@ struct Segments {
   }
 };
 
-// Without key_clusters the queries are the keys.
+// With `self` the queries are the keys, and key_clusters are not read.
 Segments find_segments(const int64_t* query_clusters, int64_t n, const int64_t* key_clusters, int64_t m,
-                       int64_t ignore_index);
+                       bool self, int64_t ignore_index);
 
 // The key that each query may not meet.
 struct OwnKeys {

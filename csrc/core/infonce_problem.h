@@ -11,8 +11,6 @@
 
 namespace wscl {
 
-inline constexpr double kLog2E = 1.4426950408889634074;
-inline constexpr double kInfinity = std::numeric_limits<double>::infinity();
 inline constexpr int64_t kRowGrain = 256;
 
 // The problem with its clusters found.
@@ -26,7 +24,7 @@ struct Prepared {
   explicit Prepared(const InfoNCEProblem<T>& p)
       : problem(p),
         self(!p.keys),
-        segments(find_segments(p.query_clusters, p.n, p.key_clusters, p.m, p.ignore_index)) {
+        segments(find_segments(p.query_clusters, p.n, p.key_clusters, p.m, !p.keys, p.ignore_index)) {
     own.own = self ? nullptr : p.own;
     own.diagonal = self && p.exclude_self;
     own.m = p.m;

@@ -13,10 +13,14 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 
 #include "threads.h"
 
 namespace wscl {
+
+constexpr double kLog2E = 1.4426950408889634074;
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 // `count` rows of numbers; row r lies at data + (index ? index[r] : r) · stride. A position is a place in
 // this order; an index list makes it possible to leave rows out or to sort them without moving them.

@@ -175,7 +175,7 @@ void check(const Case& c, const std::string& isa, int thread_count) {
 void check_segments() {
   const int64_t huge = std::numeric_limits<int64_t>::max(), low = std::numeric_limits<int64_t>::min();
   const std::vector<int64_t> queries = {7, huge, -1, 7, low}, keys = {low, 5, -1, huge, 7};
-  const wscl::Segments found = wscl::find_segments(queries.data(), 5, keys.data(), 5, -1);
+  const wscl::Segments found = wscl::find_segments(queries.data(), 5, keys.data(), 5, false, -1);
   CHECK(found.count == 3, "count %ld", long(found.count));
   CHECK((found.of_query == std::vector<int64_t>{0, 1, wscl::kIgnored, 0, 2}), "queries' segments");
   CHECK((found.of_key == std::vector<int64_t>{2, wscl::kNoSegment, wscl::kIgnored, 1, 0}), "keys' segments");

@@ -4,5 +4,24 @@ from __future__ import annotations
 
 from wscl_fast._ops.extension import extension, load_error, serves
 from wscl_fast._ops.infonce import clustered_infonce
+from wscl_fast._ops.logsumexp import (
+    Block,
+    Meets,
+    logsumexp,
+    logsumexp_block,
+    logsumexp_block_backward,
+    merge_blocks,
+)
 
-__all__ = ["clustered_infonce", "extension", "load_error", "serves"]
+__all__ = [
+    "Block",
+    "Meets",
+    "clustered_infonce",
+    "extension",
+    "load_error",
+    "logsumexp",
+    "logsumexp_block",
+    "logsumexp_block_backward",
+    "merge_blocks",
+    "serves",
+]

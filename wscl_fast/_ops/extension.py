@@ -30,3 +30,11 @@ if extension is None:
 def serves(device: torch.device) -> bool:
     """Whether the fused kernels run on this device."""
     return extension is not None and device.type == "cpu"
+
+
+def require(device: torch.device) -> None:
+    """Raises where the fused kernels do not run on this device."""
+    if serves(device):
+        return
+    reason = load_error if extension is None else f"there are no kernels for device {device}"
+    raise RuntimeError(f"impl='fused' is not available: {reason}; impl='chunked' works everywhere")

@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from wscl_fast._ops.extension import extension, load_error, serves
+from wscl_fast._ops.extension import extension, require
 
 
 def clustered_infonce(
@@ -23,9 +23,7 @@ def clustered_infonce(
     ignore_index: int,
 ) -> tuple[Tensor, Tensor]:
     """Loss ``[N]`` and positives' count ``[N]`` of every row, by the fused kernels."""
-    if not serves(queries.device):
-        reason = load_error if extension is None else f"there are no kernels for device {queries.device}"
-        raise RuntimeError(f"impl='fused' is not available: {reason}; impl='chunked' works everywhere")
+    require(queries.device)
     # The softmax-weighted mean key is carried along only where a gradient will be read off it.
     need_direction = torch.is_grad_enabled() and (queries.requires_grad or scale.requires_grad)
     loss, count, _, _ = torch.ops.wscl_fast.infonce_forward(

@@ -1,0 +1,74 @@
+// What every operator's binding needs: checks with messages, typed pointers, torch's threads.
+//
+// What a user can get wrong is checked in wscl_fast.functional, with an error that names the argument; the
+// checks here guard those who call the operators themselves.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include "../core/threads.h"
+
+namespace wscl::binding {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline wscl::Threads torch_threads() {
+  return {static_cast<int>(torch::stable::get_num_threads()),
+          [](int64_t tasks, void (*task)(int64_t, void*), void* context) {
+            torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+              for (int64_t i = begin; i < end; ++i) task(i, context);
+            });
+          }};
+}
+
+// A matrix whose rows are contiguous: as it is where it can be, else a copy.
+inline Tensor with_unit_columns(const Tensor& matrix) {
+  return matrix.stride(1) == 1 || matrix.size(1) == 1 ? matrix : torch::stable::contiguous(matrix);
+}
+
+inline Tensor check_matrix(const char* name, const Tensor& matrix, ScalarType dtype) {
+  STD_TORCH_CHECK(matrix.dim() == 2, name, ": expected a matrix [rows, d], got ", matrix.dim(), " dimensions");
+  STD_TORCH_CHECK(matrix.scalar_type() == dtype, name, ": expected the dtype of queries");
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, name,
+                  ": expected float32 or float64");
+  return with_unit_columns(matrix);
+}
+
+inline Tensor check_vector(const char* name, const Tensor& vector, int64_t length, ScalarType dtype) {
+  STD_TORCH_CHECK(vector.dim() == 1 && vector.size(0) == length, name, ": expected a vector of length ",
+                  length);
+  STD_TORCH_CHECK(vector.scalar_type() == dtype, name, ": wrong dtype");
+  return torch::stable::contiguous(vector);
+}
+
+template <class T>
+const T* data(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.data_ptr());
+}
+
+template <class T>
+T* data(Tensor& tensor) {
+  return static_cast<T*>(tensor.data_ptr());
+}
+
+// 1 / temperature
+inline double check_scale(const Tensor& scale, ScalarType dtype) {
+  STD_TORCH_CHECK(scale.dim() == 0 && scale.scalar_type() == dtype,
+                  "scale: expected a 0-dim tensor of the dtype of queries");
+  const double value = dtype == ScalarType::Float ? *data<float>(scale) : *data<double>(scale);
+  STD_TORCH_CHECK(value > 0, "scale: expected a number above 0, got ", value);
+  return value;
+}
+
+template <class F>
+void dispatch(ScalarType dtype, const F& f) {
+  if (dtype == ScalarType::Float)
+    f(float());
+  else
+    f(double());
+}
+
+}  // namespace wscl::binding
