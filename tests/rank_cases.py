@@ -171,10 +171,10 @@ def loss_of_one_process(group: Any) -> None:
     for gathering in ("all", "ring"):
         for explicit, own in ((False, False), (True, False), (True, True)):
             for positives in ("out", "in"):
-                for reduction in ("mean", "sum", "none"):
+                for reduction, impl in (("mean", "auto"), ("sum", "auto"), ("none", "chunked")):
                     split = Split(group, torch.float64, explicit=explicit, own=own)
                     options = {"positives": positives, "reduction": reduction}
-                    got = split.ours(gather=gathering, **options)
+                    got = split.ours(gather=gathering, impl=impl, **options)
                     for here, there in zip(got, split.one(**options), strict=True):
                         close(here, there)
 
@@ -182,10 +182,10 @@ def loss_of_one_process(group: Any) -> None:
 @case
 def loss_in_float32(group: Any) -> None:
     """No further from float64 than plain PyTorch in one process is, but for a little."""
-    for gathering in ("all", "ring"):
+    for gathering, impl in (("all", "auto"), ("ring", "auto"), ("ring", "chunked")):
         for explicit in (False, True):
             split = Split(group, torch.float32, explicit=explicit)
-            results = split.ours(gather=gathering), split.one(torch.float32), split.one()
+            results = split.ours(gather=gathering, impl=impl), split.one(torch.float32), split.one()
             for got, plain, exact in zip(*results, strict=True):
                 error, plain_error = (float((x - exact).abs().sum()) for x in (got, plain))
                 assert got.dtype == torch.float32
@@ -250,6 +250,22 @@ def a_queue_that_every_rank_holds(group: Any) -> None:
     loss.backward()
     close(loss.detach(), want[0])
     close(split.mine["queries"].grad, want[1])
+
+
+@case
+def many_tiles(group: Any) -> None:
+    """More rows and columns than plain PyTorch's tile has, and a log-sum-exp far from what float32 holds."""
+    x, keys = torch.randn(1100, 3), 40 * torch.randn(4200, 3)
+    ids, key_ids = torch.randint(0, 50, (1100,)), torch.randint(0, 50, (4200,))
+    want = functional.clustered_infonce(
+        x.double(), keys.double().repeat(world_size(group), 1), query_clusters=ids,
+        key_clusters=key_ids.repeat(world_size(group)),
+    )  # fmt: skip
+    for impl in ("auto", "chunked"):
+        got = distributed.clustered_infonce(
+            x, keys, query_clusters=ids, key_clusters=key_ids, gather="ring", group=group, impl=impl
+        )
+        close(got.double(), want)
 
 
 @case

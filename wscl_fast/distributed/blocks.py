@@ -1,70 +1,79 @@
-"""One block of keys at a time: its log-sum-exp with the mean key, the joining of blocks, and its gradient.
+"""One block of keys at a time, fused where the device serves, in plain PyTorch elsewhere.
 
 For the keys B of one rank, and upstream u_i of every query:
 
     lse_i  = log Σ_{j ∈ B, meets} e^{S_ij}        mean_i = Σ_{j ∈ B, meets} e^{S_ij − lse_i} k_j
-    joined : lse = log(e^{lse_1} + e^{lse_2})      mean   = Σ_b e^{lse_b − lse} mean_b
-    ∂/∂k_j = s Σ_i u_i e^{S_ij − lse_i} q_i        with the lse joined over all ranks' blocks
+    ∂/∂k_j = s Σ_i u_i e^{S_ij − lse_i} q_i        with the lse of all ranks' blocks together
 
-The tiles are cut so that memory does not grow with N × M.
+In plain PyTorch the tiles are cut so that memory does not grow with N × M.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from wscl_fast import _ops
+from wscl_fast._ops import Block
 from wscl_fast.distributed.pairs import Meets, Pairs, matching_sum
 
-__all__ = ["join", "logsumexp", "logsumexp_backward", "matching_backward"]
+__all__ = ["logsumexp", "logsumexp_backward", "matching_backward", "nothing"]
 
 ROWS = 1024
 COLUMNS = 4096
 
 
-def _blocks(size: int, step: int) -> Iterator[slice]:
-    return (slice(start, min(start + step, size)) for start in range(0, size, step))
+def nothing(queries: Tensor, need_mean: bool) -> Block:
+    """The block of no keys."""
+    stats = queries.new_zeros(2, len(queries), dtype=torch.float64)
+    stats[0] = -torch.inf
+    return Block(stats, queries.new_zeros(len(queries) if need_mean else 0, queries.shape[1]))
 
 
-def join(lse: Tensor, mean: Tensor, other_lse: Tensor, other_mean: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-sum-exps ``[N]`` and mean keys ``[N, d]`` of two blocks, as those of both."""
-    joined = torch.logaddexp(lse, other_lse)
-    finite = torch.where(joined == -torch.inf, 0.0, joined)  # rows that met no key yet
-    shares = ((part - finite).exp().to(mean.dtype)[:, None] for part in (lse, other_lse))
-    return joined, mean * next(shares) + other_mean * next(shares)
-
-
-def logsumexp(pairs: Pairs, meets: Meets, need_mean: bool) -> tuple[Tensor, Tensor]:
-    """``lse [N]`` in double precision, −inf where a query meets none; ``mean [N, d]``, or ``[N, 0]``."""
+def logsumexp(pairs: Pairs, meets: Meets, need_mean: bool, fused: bool) -> Block:
+    """Log-sum-exp of every query over the keys that it meets, and their mean key where it is needed."""
+    if fused:
+        return _ops.logsumexp_block(
+            *pairs[:-1], meets=meets, ignore_index=pairs.ignore_index, need_mean=need_mean
+        )
     queries, keys = pairs.queries, pairs.keys
-    width = keys.shape[1] if need_mean else 0
-    lse = queries.new_full((len(queries),), -torch.inf, dtype=torch.float64)
-    mean = queries.new_zeros(len(queries), width)
-    for rows in _blocks(len(queries), ROWS):
-        for columns in _blocks(len(keys), COLUMNS):
+    whole = nothing(queries, need_mean)
+    for rows in _slices(len(queries), ROWS):
+        block = nothing(queries[rows], need_mean)
+        for columns in _slices(len(keys), COLUMNS):
             logits = _logits(pairs, meets, rows, columns)
             shift = logits.amax(1)
-            shift = torch.where(shift == -torch.inf, 0.0, shift)
-            weights = (logits - shift[:, None]).exp()
+            weights = (logits - torch.where(shift == -torch.inf, 0.0, shift)[:, None]).exp()
             total = weights.sum(1)
-            share = weights / torch.where(total == 0, 1.0, total)[:, None]
-            lse[rows], mean[rows] = join(
-                lse[rows], mean[rows], shift.double() + total.double().log(), share @ keys[columns, :width]
-            )
-    return lse, mean
+            stats = torch.stack([shift.double() / math.log(2), total.double()])
+            mean = block.mean
+            if need_mean:
+                mean = (weights / torch.where(total == 0, 1.0, total)[:, None]) @ keys[columns]
+            block = _ops.merge_blocks(block, Block(stats, mean))
+        whole.stats[:, rows] = block.stats
+        if need_mean:
+            whole.mean[rows] = block.mean
+    return whole
 
 
-def logsumexp_backward(pairs: Pairs, meets: Meets, lse: Tensor, upstream: Tensor) -> Tensor:
-    """The gradient of the keys ``[M, d]``, for the upstream gradients ``[N]`` of the joined ``lse [N]``."""
+def logsumexp_backward(pairs: Pairs, meets: Meets, stats: Tensor, upstream: Tensor, fused: bool) -> Tensor:
+    """The gradient of the keys ``[M, d]``, for ``upstream [N]`` of the log-sum-exp that ``stats`` give."""
+    if fused:
+        return _ops.logsumexp_block_backward(
+            upstream, *pairs[:-1], stats, meets=meets, ignore_index=pairs.ignore_index
+        )
     queries, keys = pairs.queries, pairs.keys
     grad = torch.zeros_like(keys)
-    finite = torch.where(lse == -torch.inf, 0.0, lse).to(queries.dtype)
-    for columns in _blocks(len(keys), COLUMNS):
-        for rows in _blocks(len(queries), ROWS):
-            weights = (_logits(pairs, meets, rows, columns) - finite[rows, None]).exp()
-            grad[columns] += pairs.scale * ((upstream[rows, None] * weights).T @ queries[rows])
+    # The very shift of the forward pass, so that its rounding cancels in every probability.
+    shift = (torch.where(stats[1] == 0, 0.0, stats[0]) * math.log(2)).to(queries.dtype)
+    share = upstream / torch.where(stats[1] == 0, 1.0, stats[1]).to(queries.dtype)
+    for columns in _slices(len(keys), COLUMNS):
+        for rows in _slices(len(queries), ROWS):
+            weights = (_logits(pairs, meets, rows, columns) - shift[rows, None]).exp()
+            grad[columns] += pairs.scale * ((share[rows, None] * weights).T @ queries[rows])
     return grad
 
 
@@ -80,6 +89,10 @@ def matching_backward(pairs: Pairs, upstream: Tensor) -> Tensor:
         alike = (pairs.own >= 0) & (pairs.key_ids[own] == pairs.query_ids)
         grad.index_add_(0, own, torch.where(alike[:, None], -pulls, 0.0))
     return pairs.scale * grad
+
+
+def _slices(size: int, step: int) -> Iterator[slice]:
+    return (slice(start, min(start + step, size)) for start in range(0, size, step))
 
 
 def _logits(pairs: Pairs, meets: Meets, rows: slice, columns: slice) -> Tensor:

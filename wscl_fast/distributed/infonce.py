@@ -7,12 +7,12 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from wscl_fast import functional
+from wscl_fast import _ops, functional
 from wscl_fast.distributed import ring
 from wscl_fast.distributed.collectives import Group, rank, rows_of_ranks, sum_over_ranks, world_size
 from wscl_fast.distributed.collectives import gather as gather_rows
 from wscl_fast.distributed.pairs import Pairs, matching_count
-from wscl_fast.functional import Positives, Reduction
+from wscl_fast.functional import Impl, Positives, Reduction
 from wscl_fast.functional._checks import check_choice, check_matrix, check_vector
 from wscl_fast.functional.infonce import _scale
 
@@ -84,14 +84,17 @@ def clustered_infonce(
     check_choice("gather", gather, Gather)
     check_choice("reduction", reduction, Reduction)
     check_choice("positives", positives, Positives)
+    check_choice("impl", options.get("impl", "auto"), Impl)
     size = world_size(group)
     if size == 1:
         gather = "count"
     if gather == "ring" and (unknown := set(options) - {"impl"}):
         raise ValueError(f"{min(unknown)}: not available with gather='ring'; gather='all' has it")
+    if gather == "ring" and options.get("impl") == "reference":
+        raise ValueError("impl: expected 'auto', 'fused' or 'chunked' with gather='ring', got 'reference'")
     local = _local(queries, keys, query_clusters, key_clusters, exclude_self, gather, group)
     if gather == "ring":
-        rows, count = _ring(local, temperature, positives, ignore_index, group)
+        rows, count = _ring(local, temperature, positives, ignore_index, options.get("impl", "auto"), group)
     else:
         options |= {"temperature": temperature, "positives": positives, "ignore_index": ignore_index}
         rows, count = _direct(local, gather == "all", group, options)
@@ -162,7 +165,12 @@ def _direct(local: _Local, gathered: bool, group: Group, options: dict[str, Any]
 
 
 def _ring(
-    local: _Local, temperature: float | Tensor, positives: Positives, ignore_index: int, group: Group
+    local: _Local,
+    temperature: float | Tensor,
+    positives: Positives,
+    ignore_index: int,
+    impl: Impl,
+    group: Group,
 ) -> tuple[Tensor, Tensor]:
     """Rows and counts where the keys travel."""
     queries, keys, query_clusters, key_clusters, own = local
@@ -178,6 +186,7 @@ def _ring(
             _scale(temperature, queries, dtype),
             inner=positives == "in",
             ignore_index=ignore_index,
+            fused=impl == "fused" or (impl == "auto" and _ops.serves(queries.device)),
             group=group,
         )
 

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from wscl_fast._ops import merge_blocks
 from wscl_fast.distributed import blocks
 from wscl_fast.distributed.collectives import Group, agree, peer, rank, rows_of_ranks, world_size
 from wscl_fast.distributed.pairs import Pairs, matching_count, matching_sum
@@ -36,11 +37,12 @@ def clustered_infonce(
     *,
     inner: bool,
     ignore_index: int,
+    fused: bool,
     group: Group,
 ) -> tuple[Tensor, Tensor]:
     """Loss ``[N]`` of this rank's queries over all ranks' keys, and the counts of their positives ``[N]``."""
     rows, wanted = rows_of_ranks(keys, group)
-    task = _Task(query_ids, key_ids, own, inner, ignore_index, tuple(rows), group)
+    task = _Task(query_ids, key_ids, own, inner, ignore_index, fused, tuple(rows), group)
     keys = agree(keys) if wanted else keys.detach()
     return cast("tuple[Tensor, Tensor]", _Ring.apply(queries, keys, scale, task))  # type: ignore[no-untyped-call]
 
@@ -53,6 +55,7 @@ class _Task(NamedTuple):
     own: Tensor | None
     inner: bool
     ignore_index: int
+    fused: bool
     rows: tuple[int, ...]  # keys of every rank
     group: Group
 
@@ -128,34 +131,30 @@ class _Ring(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, queries: Tensor, keys: Tensor, scale: Tensor, task: _Task) -> tuple[Tensor, Tensor]:
         need_mean = ctx.needs_input_grad[0] or ctx.needs_input_grad[2]
-        n, width = len(queries), queries.shape[1] if need_mean else 0
         count = torch.zeros_like(task.query_ids)
-        lse = queries.new_full((n,), -torch.inf, dtype=torch.float64)
-        positive_lse, positive_sum = lse, queries.new_zeros(queries.shape, dtype=torch.float64)
-        mean = positive_mean = queries.new_zeros(n, width)
+        met = positive = blocks.nothing(queries, need_mean)
+        positive_sum = torch.zeros_like(queries, dtype=torch.float64)
 
         def visit(block: int, keys: Tensor, ids: Tensor) -> None:
-            nonlocal lse, mean, positive_lse, positive_mean
+            nonlocal met, positive
             pairs = task.pairs(queries, keys, scale, ids, block)
             count.add_(matching_count(pairs))
-            lse, mean = blocks.join(lse, mean, *blocks.logsumexp(pairs, "all", need_mean))
+            met = merge_blocks(met, blocks.logsumexp(pairs, "all", need_mean, task.fused))
             if task.inner:
-                part = blocks.logsumexp(pairs, "same", need_mean)
-                positive_lse, positive_mean = blocks.join(positive_lse, positive_mean, *part)
+                positive = merge_blocks(positive, blocks.logsumexp(pairs, "same", need_mean, task.fused))
             else:
                 positive_sum.add_(matching_sum(pairs, pairs.keys))
 
         _trip(keys, task, visit)
         some = count.clamp(min=1).double()
         if task.inner:
-            numerator = positive_lse - some.log()
+            numerator, pulled = positive.lse() - some.log(), positive.mean
         else:
             positive_sum /= some[:, None]
-            numerator = scale * (queries * positive_sum).sum(1)
-            positive_mean = positive_sum[:, :width].to(queries.dtype)
-        loss = torch.where(count > 0, lse - numerator, 0.0).to(queries.dtype)
-        direction = torch.where((count > 0)[:, None], mean - positive_mean, 0.0)
-        ctx.save_for_backward(queries, keys, scale, lse, positive_lse, direction, count)
+            numerator, pulled = scale * (queries * positive_sum).sum(1), positive_sum.to(queries.dtype)
+        loss = torch.where(count > 0, met.lse() - numerator, 0.0).to(queries.dtype)
+        direction = torch.where((count > 0)[:, None], met.mean - pulled, 0.0) if need_mean else met.mean
+        ctx.save_for_backward(queries, keys, scale, met.stats, positive.stats, direction, count)
         ctx.task = task
         ctx.mark_non_differentiable(count)
         return loss, count
@@ -163,7 +162,7 @@ class _Ring(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        queries, keys, scale, lse, positive_lse, direction, count = ctx.saved_tensors
+        queries, keys, scale, stats, positive_stats, direction, count = ctx.saved_tensors
         task: _Task = ctx.task
         grad_queries = grad_keys = grad_scale = None
         upstream = torch.where(count > 0, grad, 0.0)
@@ -175,10 +174,12 @@ class _Ring(torch.autograd.Function):
 
             def visit(block: int, keys: Tensor, ids: Tensor) -> Tensor:
                 pairs = task.pairs(queries, keys, scale, ids, block)
-                push = blocks.logsumexp_backward(pairs, "all", lse, upstream)
+                push = blocks.logsumexp_backward(pairs, "all", stats, upstream, task.fused)
                 if task.inner:
-                    return push - blocks.logsumexp_backward(pairs, "same", positive_lse, upstream)
-                return push - blocks.matching_backward(pairs, upstream / count.clamp(min=1))
+                    pull = blocks.logsumexp_backward(pairs, "same", positive_stats, upstream, task.fused)
+                else:
+                    pull = blocks.matching_backward(pairs, upstream / count.clamp(min=1))
+                return push - pull
 
             home = _trip(keys, task, visit)
             grad_keys = None if home is None else home.to(keys.dtype)
