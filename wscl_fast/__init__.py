@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from wscl_fast import distributed, functional
 from wscl_fast._build import BuildInfo, __version__, build_info
+from wscl_fast.clustering import KMeans
 from wscl_fast.functional import clustered_infonce
 from wscl_fast.losses import ClusteredInfoNCE
 from wscl_fast.queue import ClusterQueue
@@ -17,6 +18,7 @@ __all__ = [
     "BuildInfo",
     "ClusterQueue",
     "ClusteredInfoNCE",
+    "KMeans",
     "__version__",
     "build_info",
     "clustered_infonce",

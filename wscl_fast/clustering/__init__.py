@@ -15,7 +15,6 @@ from wscl_fast.clustering.diagnostics import ClusterReport, diagnose, entropy
 from wscl_fast.clustering.hierarchy import HierarchyClusters
 from wscl_fast.clustering.ids import IdClusters
 from wscl_fast.clustering.kmeans import KMeans
-from wscl_fast.clustering.lloyd import assign
 from wscl_fast.clustering.tags import TagClusters
 
 __all__ = [
@@ -27,7 +26,6 @@ __all__ = [
     "IdClusters",
     "KMeans",
     "TagClusters",
-    "assign",
     "diagnose",
     "entropy",
     "method_from_state_dict",

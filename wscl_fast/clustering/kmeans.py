@@ -1,167 +1,263 @@
-"""K-means on features, for when there is no auxiliary information but a learned representation."""
+"""K-means as an estimator: scikit-learn's contract over our own kernels."""
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
+from wscl_fast.clustering.arrays import as_drift, as_samples, as_weights, seed_of
 from wscl_fast.clustering.base import ClusterMethod, check_count
-from wscl_fast.clustering.lloyd import Clustering, assign, check_metric, lloyd, seed_points
+from wscl_fast.clustering.bounds import Bounds
+from wscl_fast.clustering.empty import EMPTY
+from wscl_fast.clustering.estimator import Estimator, not_fitted
+from wscl_fast.clustering.inits import INITS, choose_start
+from wscl_fast.clustering.lloyd import ALGORITHMS, Clustering, lloyd
+from wscl_fast.clustering.points import Frame, Points, Ranks, check_metric, unit
+from wscl_fast.distributed.collectives import Group
+from wscl_fast.functional import kmeans_assign
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-Array: TypeAlias = npt.NDArray[Any] | Tensor
+# Samples: a numpy array (memory-mapped too), a torch tensor, an array with DLPack, lists, a data frame.
+Array: TypeAlias = Any
 
 
-class KMeans(ClusterMethod[Array, Array]):
-    """Exact k-means (Lloyd's algorithm) in float32 or float64 on any device, in memory linear in n + K.
+class KMeans(Estimator, ClusterMethod[Array, Array]):
+    """Exact k-means (Lloyd's algorithm), on any device, in memory linear in n + K beyond the data.
 
     Equals `sklearn.cluster.KMeans(n_clusters, init=…, n_init=…, algorithm="lloyd")`, from the same start
-    the same clusters. numpy in gives numpy out; a torch tensor gives tensors on its device.
+    the same clusters, and keeps scikit-learn's contract: numpy in gives numpy out, a torch tensor gives
+    tensors on its device, an array with DLPack (CuPy) gives its kind. float32, float64, float16 and bfloat16
+    are computed as they are, whatever their scale and distance from the origin; anything else as float64.
 
-    Sources: Lloyd 1982; Arthur & Vassilvitskii 2007 (seeding); Dhillon & Modha 2001 (cosine).
+    Sources: Lloyd 1982; Arthur & Vassilvitskii 2007 and Bahmani et al. 2012 (starts); Hamerly 2010 (bounds);
+    Dhillon & Modha 2001 (cosine).
 
     Args:
         n_clusters: K.
         metric: "euclidean", or "cosine" for spherical k-means: points and centroids scaled to length 1. A
             zero vector has no direction: it takes no part in the fit and belongs to cluster 0.
-        init: "k-means++", or the centroids to start from [K, d] (a warm start; one run, whatever `n_init`).
-        n_init: runs from different starts, of which the one of lowest inertia is kept.
-        max_iter: most passes over the data in a run.
+        init: "k-means++"; "k-means||", its scalable kin for large K; "random" samples; or the centroids to
+            start from [K, d] (one run, whatever `n_init`).
+        n_init: runs from different starts, of which the one of lowest inertia is kept; "auto" is 10 for
+            "random" and 1 for the others.
+        max_iter: most updates of the centroids in a run.
         tol: a run ends when the squared movement of the centroids is at most `tol` times the mean
             variance of the data's columns, or when no assignment changes.
-        seed: of the random starts; the same seed gives the same clusters.
+        algorithm: "lloyd"; "hamerly", which skips with exact bounds what cannot have changed; or "auto",
+            which takes bounds once they pay. The assignments are the same.
+        empty: a cluster that lost its samples takes the sample "farthest" from its centroid (as
+            scikit-learn's does), takes half of the heaviest cluster ("split") or stays where it was ("keep").
+        warm_start: a second `fit` begins with the centroids of the last one, which keep their numbers.
+        sharded: X of each process of `group` is its share of the data; every process gets the centroids
+            that one process would find on all of it, and the labels of its share.
+        group: a process group of torch.distributed; by default all processes.
+        random_state: an int (the same int gives the same clusters), a numpy generator, or None.
+        verbose: print the inertia after every pass.
 
     Attributes:
-        centroids_: [K, d], the dtype of the data; of length 1 when cosine.
+        cluster_centers_: [K, d], of length 1 when cosine.
         labels_: int64 [n], the training samples' clusters.
-        inertia_: sum of squared distances from the centroids, of the unit vectors when cosine.
-        n_iter_: passes over the data in the run that was kept.
+        inertia_: weighted sum of squared distances from the centroids, of the unit vectors when cosine.
+        inertia_history_: the inertia of each pass over the data of the run that was kept.
+        counts_: samples in each cluster [K], or their weight.
+        n_iter_: updates of the centroids in the run that was kept.
         n_clusters_: K.
+        n_features_in_: d.
     """
 
-    centroids_: Array
+    cluster_centers_: Array
     labels_: Array
+    counts_: Array
     inertia_: float
+    inertia_history_: list[float]
     n_iter_: int
 
     def __init__(
         self,
-        n_clusters: int,
+        n_clusters: int = 8,
         *,
         metric: str = "euclidean",
         init: str | Array = "k-means++",
-        n_init: int = 1,
-        max_iter: int = 50,
+        n_init: int | str = "auto",
+        max_iter: int = 300,
         tol: float = 1e-4,
-        seed: int = 0,
+        algorithm: str = "auto",
+        empty: str = "farthest",
+        warm_start: bool = False,
+        sharded: bool = False,
+        group: Group = None,
+        random_state: Any = 0,
+        verbose: int = 0,
     ) -> None:
-        self.n_clusters = check_count(n_clusters, "n_clusters")
-        self.metric = check_metric(metric)
-        if isinstance(init, str) and init != "k-means++":
-            raise ValueError(f"init: expected 'k-means++' or an array of centroids, got {init!r}")
+        self.n_clusters = n_clusters
+        self.metric = metric
         self.init = init
-        self.n_init = check_count(n_init, "n_init")
-        self.max_iter = check_count(max_iter, "max_iter")
-        if not 0 <= tol < float("inf"):
-            raise ValueError(f"tol: expected a finite number of at least 0, got {tol}")
-        self.tol = float(tol)
-        self.seed = check_count(seed, "seed", least=0)
+        self.n_init = n_init
+        self.max_iter = max_iter
+        self.tol = tol
+        self.algorithm = algorithm
+        self.empty = empty
+        self.warm_start = warm_start
+        self.sharded = sharded
+        self.group = group
+        self.random_state = random_state
+        self.verbose = verbose
 
     @torch.no_grad()
-    def fit(self, info: Array) -> Self:
+    def fit(self, X: Array, y: Any = None, sample_weight: Any = None, *, drift: Any = None) -> Self:
         """Find the centroids.
 
         Args:
-            info: features, float32 or float64 [n, d].
+            X: samples [n, d].
+            y: ignored; there for scikit-learn's pipelines.
+            sample_weight: [n], at least 0.
+            drift: with `warm_start`, how far each sample moved at most since the last `fit` on the same
+                samples [n] (of the unit vectors when cosine). The last fit's bounds then serve this one.
 
         Raises:
-            TypeError: not a numpy array or tensor, or of another dtype.
+            TypeError: a parameter or X of the wrong type; a sparse X.
             ValueError: not [n, d], NaN or infinity in it, fewer samples than clusters, or an `init` that
                 does not fit.
         """
-        features = _checked(info, "info")
-        x, origin = self._prepare(features)
-        if len(x) < self.n_clusters:
-            usable = "samples" if len(x) == len(features) else "samples that are not zero"
-            raise ValueError(f"n_clusters: expected at most the {len(x)} {usable}, got {self.n_clusters}")
-        variance = float(x.var(dim=0, correction=0).mean())
-        if not np.isfinite(variance):
-            raise ValueError(
-                f"info: expected values whose square fits {x.dtype}, got up to {x.abs().max():g}"
-            )
+        self._check_parameters()
+        samples = as_samples(X, "X")
+        weights = as_weights(sample_weight, samples.x)
+        points = Points(
+            samples.x,
+            weights=weights,
+            metric=check_metric(self.metric),
+            ranks=Ranks(self.sharded, self.group),
+        )
+        self._fit(points, samples.give, drift)
+        self._take_columns(X, points.dim)
+        return self
 
+    def _fit(self, points: Points, give: Any, drift: Any = None) -> None:
+        survey = points.settle()
+        usable = points.n_all - survey.n_directionless
+        if usable < self.n_clusters:
+            what = "samples that are not zero" if survey.n_directionless else "samples"
+            raise ValueError(f"n_clusters: expected at most the {usable} {what}, got {self.n_clusters}")
+        bounds = self._resumed(points, drift)
         best: Clustering | None = None
-        for start in self._starts(x, origin):
+        for start in self._starts(points):
             run = lloyd(
-                x,
+                points,
                 start,
-                spherical=self.metric == "cosine",
                 max_iter=self.max_iter,
-                tolerance=self.tol * variance,
+                tolerance=self.tol * survey.variance,
+                empty=self.empty,
+                algorithm=self.algorithm,
+                bounds=bounds,
+                report=self._report(points) if self.verbose else None,
             )
             if best is None or run.inertia < best.inertia:
                 best = run
-        assert best is not None  # n_init is at least 1
-        centroids = best.centroids + origin
-        labels, self.inertia_ = best.assignment, best.inertia
-        if len(x) < len(features):  # zero vectors sat out; each is at distance 1 of its cluster
-            labels, _ = assign(features, centroids, self.metric)
-            self.inertia_ += len(features) - len(x)
-        n_empty = self.n_clusters - int(torch.bincount(labels).count_nonzero())
+        assert best is not None  # there is at least one start
+        self._keep(best, points, survey.n_directionless, give)
+
+    def _keep(self, run: Clustering, points: Points, n_directionless: int, give: Any) -> None:
+        n_empty = int((run.counts == 0).sum())
         if n_empty:
             warnings.warn(
                 f"k-means left {n_empty} of {self.n_clusters} clusters empty: the data has too few distinct "
                 f"samples, or max_iter={self.max_iter} is too small",
                 UserWarning,
-                stacklevel=2,
+                stacklevel=4,
             )
-        self.centroids_, self.labels_ = _like(centroids, info), _like(labels, info)
-        self.n_iter_ = best.n_iter
+        unit_of_inertia = points.frame.scale**2  # zero vectors sat out; each is at distance 1 of its cluster
+        self.inertia_ = run.inertia / unit_of_inertia + n_directionless
+        self.inertia_history_ = [value / unit_of_inertia + n_directionless for value in run.history]
+        self.cluster_centers_ = give(points.frame.unsee(run.centroids))
+        self.labels_, self.counts_ = give(run.assignment), give(run.counts)
+        self.n_iter_ = run.n_iter
         self.n_clusters_ = self.n_clusters
-        return self
+        self._frame, self._seen = points.frame, run.centroids
+        self._seen_as = self.cluster_centers_
+        keep = self.warm_start and points.frame.plain and run.bounds is not None
+        self._carried = run.bounds.carry() if keep and run.bounds is not None else None
 
-    @overload
-    def predict(self, info: npt.NDArray[Any]) -> npt.NDArray[Any]: ...
-    @overload
-    def predict(self, info: Tensor) -> Tensor: ...
-    def predict(self, info: Array) -> Array:
-        """Nearest centroid of each sample, int64 [n], numpy for numpy and a tensor for a tensor."""
+    def predict(self, X: Array) -> Array:
+        """Nearest centroid of each sample, int64 [n], of the kind that X is."""
+        points, centroids, give = self._view(X)
+        found = torch.empty(points.n, dtype=torch.int64, device=points.device)
+        for rows, block in points.blocks():
+            found[rows] = kmeans_assign(block, centroids, metric=points.metric).assignment
+        return give(found)
+
+    def nearest(self, X: Array, top: int) -> tuple[Array, Array]:
+        """The `top` nearest centroids of each sample, nearest first, and their distances, both [n, top]."""
+        points, centroids, give = self._view(X)
+        shape = (points.n, top)
+        found = torch.empty(shape, dtype=torch.int64, device=points.device)
+        distance = torch.empty(shape, dtype=points.dtype, device=points.device)
+        scale = 2 if points.metric == "cosine" else 1
+        for rows, block in points.blocks():
+            nearest = kmeans_assign(block, centroids, metric=points.metric, top=top)
+            found[rows] = nearest.assignment.view(-1, top)
+            distance[rows] = (scale * nearest.distance.view(-1, top)).sqrt()
+        return give(found), give(distance / points.frame.scale)
+
+    @torch.no_grad()
+    def transform(self, X: Array) -> Array:
+        """Distance of each sample from every centroid [n, K], of the unit vectors when cosine."""
+        points, centroids, give = self._view(X)
+        far = torch.empty(points.n, len(centroids), dtype=points.dtype, device=points.device)
+        # In float64 and from the middle of the centroids, ‖x‖² − 2 x·c + ‖c‖² keeps its digits.
+        middle = centroids.double().mean(dim=0)
+        c = centroids.double() - middle
+        norms = c.square().sum(dim=1)
+        for rows, block in points.parts(width=len(centroids)):
+            if not bool(torch.isfinite(block).all()):
+                raise ValueError("X: expected finite numbers, got NaN or infinity")
+            x = points.directions(block).double() - middle
+            square = torch.addmm(norms, x, c.T, alpha=-2).add_(x.square().sum(dim=1, keepdim=True))
+            far[rows] = square.clamp_(min=0).sqrt_() / points.frame.scale
+        return give(far)
+
+    def score(self, X: Array, y: Any = None, sample_weight: Any = None) -> float:
+        """Minus the inertia of X under the fitted centroids."""
+        points, centroids, _ = self._view(X)
+        weights = as_weights(sample_weight, points.x)
+        square = torch.empty(points.n, dtype=torch.float64, device=points.device)
+        for rows, block in points.blocks():
+            square[rows] = kmeans_assign(block, centroids, metric=points.metric).distance.double()
+        square *= (2 if points.metric == "cosine" else 1) / points.frame.scale**2
+        return -float(square.sum() if weights is None else square @ weights)
+
+    def fit_predict(self, X: Array, y: Any = None, sample_weight: Any = None) -> Array:
+        """`fit(X).labels_`."""
+        return self.fit(X, sample_weight=sample_weight).labels_
+
+    def fit_transform(self, X: Array, y: Any = None, sample_weight: Any = None) -> Array:
+        """`fit(X).transform(X)`."""
+        return self.fit(X, sample_weight=sample_weight).transform(X)
+
+    def get_feature_names_out(self, input_features: Any = None) -> Any:
+        """Names of the columns of `transform`: "kmeans0", "kmeans1", …"""
         self._check_fitted()
-        x = _checked(info, "info")
-        centroids = torch.as_tensor(self.centroids_).to(x)
-        if x.shape[1] != centroids.shape[1]:
-            raise ValueError(f"info: expected {centroids.shape[1]} features as fitted, got {x.shape[1]}")
-        return _like(assign(x, centroids, self.metric)[0], info)
-
-    @overload
-    def fit_predict(self, info: npt.NDArray[Any]) -> npt.NDArray[Any]: ...
-    @overload
-    def fit_predict(self, info: Tensor) -> Tensor: ...
-    def fit_predict(self, info: Array) -> Array:
-        """`fit(info).labels_`."""
-        return self.fit(info).labels_
+        name = type(self).__name__.lower()
+        return np.asarray([f"{name}{k}" for k in range(self.n_clusters_)], dtype=object)
 
     def state_dict(self) -> dict[str, Any]:
         """The centroids and how they were found; neither `init` nor the training samples' labels."""
         self._check_fitted()
+        frame = self._frame
         return {
             "method": "KMeans",
-            "n_clusters": self.n_clusters,
-            "metric": self.metric,
-            "n_init": self.n_init,
-            "max_iter": self.max_iter,
-            "tol": self.tol,
-            "seed": self.seed,
-            "centroids": torch.as_tensor(self.centroids_).cpu().numpy().copy(),
+            **{name: getattr(self, name) for name in _STATE},
+            "random_state": self.random_state if isinstance(self.random_state, int) else None,
+            "centroids": self._centroids().cpu().numpy().copy(),
+            "scale": frame.scale,
+            "origin": None if frame.origin is None else frame.origin.cpu().numpy().copy(),
             "inertia": self.inertia_,
             "n_iter": self.n_iter_,
         }
@@ -170,56 +266,92 @@ class KMeans(ClusterMethod[Array, Array]):
     def from_state_dict(cls, state: Mapping[str, Any]) -> Self:
         """The fitted method that `state_dict` described, its centroids as numpy."""
         cls._check_state(state)
-        names = ("metric", "n_init", "max_iter", "tol", "seed")
-        self = cls(state["n_clusters"], **{name: state[name] for name in names})
-        self.centroids_ = np.asarray(state["centroids"])
+        self = cls(**{name: state[name] for name in (*_STATE, "random_state")})
+        origin = None if state["origin"] is None else torch.as_tensor(state["origin"])
+        self._frame = Frame(float(state["scale"]), origin)
+        self._seen = torch.tensor(np.asarray(state["centroids"]))
+        self._seen_as = self.cluster_centers_ = self._frame.unsee(self._seen).numpy()
         self.inertia_, self.n_iter_ = float(state["inertia"]), int(state["n_iter"])
-        self.n_clusters_ = self.n_clusters
+        self.n_clusters_, self.n_features_in_ = self._seen.shape
         return self
 
-    def _prepare(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """The points that Lloyd's iteration sees, and the origin they are seen from."""
-        if self.metric == "cosine":
-            x = normalize(features[(features != 0).any(dim=1)], dim=1, eps=torch.finfo(features.dtype).tiny)
-            return x, torch.zeros_like(x[:1])
-        origin = features.mean(dim=0, keepdim=True, dtype=torch.float64).to(features.dtype)
-        return features - origin, origin
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "n_clusters_"):
+            raise not_fitted(self)
 
-    def _starts(self, x: Tensor, origin: Tensor) -> list[Tensor]:
-        """The centroids that each run starts from."""
-        if not isinstance(self.init, str):
-            start = _checked(self.init, "init").to(x)
-            if start.shape != (self.n_clusters, x.shape[1]):
-                expected = f"[{self.n_clusters}, {x.shape[1]}]"
-                raise ValueError(f"init: expected centroids {expected}, got {list(start.shape)}")
+    def _check_parameters(self) -> None:
+        """Parameters are checked here, not in `__init__`, so that `set_params` may change them one by one."""
+        check_count(self.n_clusters, "n_clusters")
+        check_metric(self.metric)
+        check_count(self.max_iter, "max_iter")
+        if self.n_init != "auto":
+            check_count(self.n_init, "n_init")  # type: ignore[arg-type]
+        if not 0 <= self.tol < math.inf:
+            raise ValueError(f"tol: expected a finite number of at least 0, got {self.tol}")
+        for name, choices in (("algorithm", ALGORITHMS), ("empty", EMPTY)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}: expected one of {choices}, got {getattr(self, name)!r}")
+        if isinstance(self.init, str) and self.init not in INITS:
+            raise ValueError(f"init: expected one of {INITS} or an array of centroids, got {self.init!r}")
+        if self.group is not None and not self.sharded:
+            raise ValueError("group: expected None unless sharded=True")
+
+    def _view(self, X: Array) -> tuple[Points, Tensor, Any]:
+        """X as the fitted centroids see it, the centroids beside it, and the way back to X's kind."""
+        self._check_fitted()
+        samples = as_samples(X, "X", least=0)
+        self._check_columns(X, samples.x.shape[1])
+        points = Points(samples.x, metric=check_metric(self.metric), frame=self._frame)
+        return points, self._centroids().to(points.device, points.dtype), samples.give
+
+    def _centroids(self) -> Tensor:
+        """The centroids as the frame sees them; from `cluster_centers_` where a user set that anew."""
+        if self._seen_as is self.cluster_centers_:
+            return self._seen
+        return self._frame.see(as_samples(self.cluster_centers_, "cluster_centers_").x)
+
+    def _starts(self, points: Points) -> list[Tensor]:
+        """The centroids that each run starts from, as the points' frame sees them."""
+        warm = self.warm_start and hasattr(self, "cluster_centers_")
+        if warm or not isinstance(self.init, str):
+            name, given = ("cluster_centers_", self.cluster_centers_) if warm else ("init", self.init)
+            start = as_samples(given, name).x
+            if start.shape != (self.n_clusters, points.dim):
+                expected = f"[{self.n_clusters}, {points.dim}]"
+                raise ValueError(f"{name}: expected centroids {expected}, got {list(start.shape)}")
+            if not bool(torch.isfinite(start).all()):
+                raise ValueError(f"{name}: expected finite numbers, got NaN or infinity")
+            start = start.to(points.device, torch.float64)
             if self.metric == "cosine":
                 if not bool((start != 0).any(dim=1).all()):
-                    raise ValueError("init: expected centroids with a direction (cosine), got a zero vector")
-                return [normalize(start, dim=1, eps=torch.finfo(x.dtype).tiny)]
-            return [start - origin]
-        generator = torch.Generator().manual_seed(self.seed)
-        centred = x - x.mean(dim=0) if self.metric == "cosine" else x
-        return [x[seed_points(centred, self.n_clusters, generator)] for _ in range(self.n_init)]
+                    raise ValueError(
+                        f"{name}: expected centroids with a direction (cosine), got a zero vector"
+                    )
+                return [unit(start).to(points.dtype)]
+            return [points.frame.see(start).to(points.dtype)]
+        seed = torch.tensor(seed_of(self.random_state), device=points.device)
+        generator = torch.Generator().manual_seed(int(points.ranks.first(seed)))
+        n_init = (10 if self.init == "random" else 1) if self.n_init == "auto" else int(self.n_init)
+        return [choose_start(points, self.n_clusters, self.init, generator) for _ in range(n_init)]
+
+    def _resumed(self, points: Points, drift: Any) -> Bounds | None:
+        """The last fit's bounds, loosened by what the samples moved since."""
+        if drift is None:
+            return None
+        if not self.warm_start:
+            raise ValueError("drift: expected None unless warm_start=True")
+        moved = as_drift(drift, points.x)
+        carried = getattr(self, "_carried", None)
+        fits = carried is not None and points.frame.plain and len(carried.assignment) == points.n
+        every = points.ranks.sum(torch.tensor(int(not fits), device=points.device))
+        return None if int(every) or carried is None else Bounds.resumed(points, carried, moved)
+
+    def _report(self, points: Points) -> Any:
+        def show(n_iter: int, centroids: Tensor, inertia: float) -> None:
+            if points.ranks.rank == 0:
+                print(f"Iteration {n_iter}, inertia {inertia / points.frame.scale**2:g}.")
+
+        return show
 
 
-def _checked(array: Array, name: str) -> Tensor:
-    if not isinstance(array, np.ndarray | Tensor):
-        raise TypeError(f"{name}: expected a numpy array or a torch tensor, got {type(array).__name__}")
-    dtype = str(array.dtype).removeprefix("torch.")
-    if dtype not in ("float32", "float64"):
-        raise TypeError(f"{name}: expected float32 or float64, got {dtype}")
-    if array.ndim != 2 or array.shape[1] == 0:
-        raise ValueError(f"{name}: expected [samples, features], got shape {list(array.shape)}")
-    # torch takes no negative strides and warns of a read-only memory map
-    x = (
-        array.detach()
-        if isinstance(array, Tensor)
-        else torch.from_numpy(np.require(array, requirements=["C", "W"]))
-    )
-    if not bool(torch.isfinite(x).all()):
-        raise ValueError(f"{name}: expected finite numbers, got NaN or infinity")
-    return x
-
-
-def _like(tensor: Tensor, like: Array) -> Array:
-    return tensor if isinstance(like, Tensor) else tensor.cpu().numpy()
+_STATE = ("n_clusters", "metric", "n_init", "max_iter", "tol", "algorithm", "empty")

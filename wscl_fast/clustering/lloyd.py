@@ -1,171 +1,196 @@
-"""The pieces of k-means: assignment, seeding, and Lloyd's iteration. Memory beyond the data is one block.
-
-Points and centroids are float32 or float64 tensors on one device, checked by the caller.
-"""
+"""Lloyd's iteration: assign every sample, average every cluster, until nothing moves."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from wscl_fast.functional import kmeans_assign
+from wscl_fast.clustering.bounds import Bounds, inertia_of
+from wscl_fast.clustering.empty import fill_empty, split_largest
+from wscl_fast.clustering.points import Points, unit
+from wscl_fast.functional import kmeans_update
 
-METRICS = ("euclidean", "cosine")
+ALGORITHMS = ("auto", "lloyd", "hamerly")
 
-# Elements of the widest temporary: about what a CPU's cache holds; enough rows to fill a GPU.
-_BLOCK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 26}
+# Bounds begin to pay when few samples change their cluster; with few clusters a product is as fast.
+_FEW_CHANGES = 0.1
+_FEW_CLUSTERS = 32
+_TOO_MANY_SEARCHED = 0.7
 
 
 class Clustering(NamedTuple):
-    """Where Lloyd's iteration ended."""
+    """Where Lloyd's iteration ended; everything as the points' frame sees it."""
 
     centroids: Tensor  # [K, d]
-    assignment: Tensor  # int64 [n]
+    assignment: Tensor  # int64 [n], of this rank's rows
+    counts: Tensor  # int64 [K], or float64 with weights, of all ranks
     inertia: float
+    history: list[float]  # the inertia of each pass over the data, the last included
     n_iter: int
+    bounds: Bounds | None  # those of the last pass, to carry on with
 
 
-def check_metric(metric: str) -> str:
-    """The metric, if it is one."""
-    if metric not in METRICS:
-        raise ValueError(f"metric: expected one of {METRICS}, got {metric!r}")
-    return metric
+class Step(NamedTuple):
+    """One pass over the data."""
 
-
-def assign(x: Tensor, centroids: Tensor, metric: str = "euclidean") -> tuple[Tensor, Tensor]:
-    """:func:`wscl_fast.functional.kmeans_assign`, with `2 − 2 cos` for the cosine.
-
-    Args:
-        x: points, float32 or float64 [n, d].
-        centroids: same dtype and device [K, d].
-        metric: "euclidean" or "cosine".
-
-    Returns:
-        The assignment, int64 [n], and the squared distance, dtype of x [n].
-    """
-    cosine = check_metric(metric) == "cosine"
-    assignment, distance = kmeans_assign(x, centroids, metric="cosine" if cosine else "euclidean")
-    return assignment, 2 * distance if cosine else distance
+    assignment: Tensor
+    distance: Tensor | None  # squared, [n]; None where bounds made it unnecessary
+    sums: Tensor  # float64 [K, d], of all ranks
+    counts: Tensor  # [K], of all ranks
+    inertia: float
+    changed: int  # samples of all ranks in another cluster than in the pass before
 
 
 @torch.no_grad()
-def seed_points(x: Tensor, n_clusters: int, generator: torch.Generator) -> Tensor:
-    """Indices of the points that k-means++ starts from, int64 [n_clusters].
+def lloyd(
+    points: Points,
+    centroids: Tensor,
+    *,
+    max_iter: int,
+    tolerance: float,
+    empty: str = "farthest",
+    algorithm: str = "auto",
+    bounds: Bounds | None = None,
+    report: Callable[[int, Tensor, float], None] | None = None,
+) -> Clustering:
+    """Assign and average until no assignment changes or the centroids stand still.
 
-    Each next point is drawn with probability proportional to its squared distance from those chosen; of
-    `2 + ⌊log K⌋` such draws the one that lowers the sum of squared distances most is kept, as in
-    scikit-learn. `x` should be centred. `generator` lives on the CPU, so that a seed means the same on
-    every device.
-
-    Source: Arthur & Vassilvitskii, k-means++: The Advantages of Careful Seeding, SODA 2007.
-    """
-    n = len(x)
-    trials = 2 + int(math.log(n_clusters))
-    norms = x.square().sum(dim=1)
-    chosen = torch.empty(n_clusters, dtype=torch.int64, device=x.device)
-    chosen[0] = int(torch.randint(n, (), generator=generator))
-    nearest = torch.full_like(norms, math.inf)
-    candidates = chosen[:1]
-    for i in range(n_clusters):
-        if i > 0:
-            cumulative = nearest.cumsum(dim=0, dtype=torch.float64)
-            draws = torch.rand(trials, dtype=torch.float64, generator=generator).to(x.device) * cumulative[-1]
-            candidates = torch.searchsorted(cumulative, draws, right=True).clamp_(max=n - 1)
-        with torch.autocast(x.device.type, enabled=False):
-            distance = torch.addmm(norms[candidates], x, x[candidates].T, alpha=-2)  # [n, trials]
-        distance.add_(norms[:, None]).clamp_(min=0)
-        torch.minimum(distance, nearest[:, None], out=distance)
-        best = distance.sum(dim=0, dtype=torch.float64).argmin()
-        chosen[i] = candidates[best]
-        nearest = distance[:, best].contiguous()
-        nearest[chosen[i]] = 0
-    return chosen
-
-
-@torch.no_grad()
-def lloyd(x: Tensor, centroids: Tensor, *, spherical: bool, max_iter: int, tolerance: float) -> Clustering:
-    """Lloyd's iteration: assign, average, until no assignment changes or the centroids stand still.
-
-    Equals, repeated, `z, _ = assign(x, c); c = torch.stack([x[z == k].mean(0) for k in range(K)])`.
-    A cluster that lost its points takes one of those farthest from their centroids. When spherical, the
-    points are unit vectors and centroids are scaled to length 1 (their nearest is then the one of highest
-    cosine).
+    Equals, repeated, `z, _ = kmeans_assign(x, c); c = torch.stack([x[z == k].mean(0) for k in range(K)])`.
+    When the points' metric is cosine, the unit vectors are averaged and centroids scaled to length 1.
 
     Args:
-        x: points, float32 or float64 [n, d].
-        centroids: where to start, [K, d].
-        spherical: keep the centroids on the unit sphere.
-        max_iter: most passes over the data.
+        points: the samples, of all ranks if sharded; every rank gets the same centroids.
+        centroids: where to start [K, d], as the points' frame sees them.
+        max_iter: most updates of the centroids.
         tolerance: stop when the squared movement of all centroids together is at most this.
+        empty: what becomes of a cluster without samples (`fill_empty`).
+        algorithm: "lloyd" searches every sample in every pass; "hamerly" only those whose bounds allow that
+            they changed; "auto" takes bounds once they pay. The assignments are the same.
+        bounds: those of an earlier run, still true for these points, to begin with.
+        report: called after each pass with its number, the centroids that come next, and the inertia.
     """
-    previous: Tensor | None = None
+    search = _Search(points, algorithm, bounds)
+    history: list[float] = []
     n_iter = 0
     while True:
         n_iter += 1
-        assignment, distance = assign(x, centroids)
-        if previous is not None and torch.equal(assignment, previous):
+        step = search(centroids)
+        history.append(step.inertia)
+        if n_iter > 1 and step.changed == 0:
             break
-        moved = _update(x, centroids, assignment, distance, spherical=spherical)
-        movement = float((moved - centroids).square().sum())
-        centroids, previous = moved, assignment
+        moved = next_centroids(points, centroids, step, empty)
+        movement = float((moved.double() - centroids.double()).square().sum())
+        centroids = moved
+        if report is not None:
+            report(n_iter, centroids, step.inertia)
         if movement <= tolerance or n_iter == max_iter:
-            assignment, _ = assign(x, centroids)
+            step = search(centroids)
+            history.append(step.inertia)
             break
-    return Clustering(centroids, assignment, inertia(x, centroids, assignment), n_iter)
+    # From sums, the inertia has the rounding of the data's own square: the last is taken from differences.
+    inertia = step.inertia if step.distance is not None else inertia_of(points, centroids, step.assignment)
+    history[-1] = inertia
+    return Clustering(centroids, step.assignment, step.counts, inertia, history, n_iter, search.bounds)
 
 
-@torch.no_grad()
-def inertia(x: Tensor, centroids: Tensor, assignment: Tensor) -> float:
-    """Sum of squared distances of the points from their centroids, in float64."""
-    total = torch.zeros((), dtype=torch.float64, device=x.device)
-    for rows in _blocks(x, width=x.shape[1]):
-        total += (x[rows].double() - centroids[assignment[rows]].double()).square().sum()
-    return float(total)
+def next_centroids(points: Points, centroids: Tensor, step: Step, empty: str) -> Tensor:
+    """The mean of each cluster's points, or its direction; one that has none stays where it was."""
+    sums, counts = step.sums, step.counts.double()
+    missing = counts == 0
+    if bool(missing.any()) and empty == "farthest":
+        sums, counts = fill_empty(points, centroids, step.assignment, step.distance, sums, counts)
+    if points.metric == "cosine":
+        length = sums.norm(dim=1, keepdim=True)
+        # Directions that cancel have no mean.
+        usable = length > torch.finfo(torch.float64).eps * counts[:, None]
+        moved = torch.where(usable, unit(sums), centroids.double())
+    else:
+        usable = counts[:, None] > 0
+        moved = torch.where(usable, sums / counts[:, None].where(usable, 1), centroids.double())
+    moved = moved.to(centroids.dtype)
+    if bool(missing.any()) and empty == "split":
+        moved = split_largest(points, moved, step.assignment, counts)
+    return moved
 
 
-def _update(x: Tensor, centroids: Tensor, assignment: Tensor, distance: Tensor, *, spherical: bool) -> Tensor:
-    """The mean of each cluster's points, or its direction."""
-    n_clusters = len(centroids)
-    counts = torch.bincount(assignment, minlength=n_clusters)
-    sums = torch.zeros_like(centroids, dtype=torch.float64)
-    for rows in _blocks(x, width=x.shape[1]):
-        points, ids = x[rows].double(), assignment[rows]
-        if x.is_cuda:  # sorted accumulation: the same sum in every run, which atomics do not promise
-            sums.index_put_((ids,), points, accumulate=True)
+class _Search:
+    """Finds each sample's cluster again and again, with bounds once they pay."""
+
+    def __init__(self, points: Points, algorithm: str, bounds: Bounds | None) -> None:
+        self.points, self.algorithm = points, algorithm
+        self.bounds = bounds
+        self.last: Step | None = None
+        self.sums: Tensor | None = None  # of this rank's rows, under `last`
+        self.rest = 0  # passes to go without bounds
+        self.pause = 4
+
+    def __call__(self, centroids: Tensor) -> Step:
+        if self.bounds is None and self._worth_it(len(centroids)):
+            assert self.last is not None
+            assert self.sums is not None
+            self.bounds = Bounds(self.points, self.last.assignment, self.sums)
+        step = self._bounded(centroids) if self.bounds is not None else self._plain(centroids)
+        self.last = step
+        return step
+
+    def _worth_it(self, n_clusters: int) -> bool:
+        if self.algorithm == "lloyd" or self.last is None or n_clusters < 2:
+            return False
+        if self.algorithm == "hamerly":
+            return True
+        self.rest -= 1
+        few = self.last.changed <= _FEW_CHANGES * self.points.n_all
+        return few and n_clusters >= _FEW_CLUSTERS and self.rest < 0
+
+    def _plain(self, centroids: Tensor) -> Step:
+        points = self.points
+        assignment = torch.empty(points.n, dtype=torch.int64, device=points.device)
+        distance = torch.empty(points.n, dtype=points.dtype, device=points.device)
+        sums = torch.zeros(centroids.shape, dtype=torch.float64, device=points.device)
+        totals = torch.zeros(len(centroids) + 2, dtype=torch.float64, device=points.device)
+        scale = 2 if points.metric == "cosine" else 1  # 1 − cos as the squared distance of unit vectors
+        for rows, block in points.blocks():
+            weights = None if points.weights is None else points.weights[rows]
+            found = kmeans_update(block, centroids, weights=weights, metric=points.metric)
+            assignment[rows], distance[rows] = found.assignment, found.distance
+            sums += found.sums
+            totals[:-2] += found.counts
+            totals[-2] += found.inertia * scale
+        if scale != 1:
+            distance *= scale
+        self.sums = sums
+        if self.last is None:
+            totals[-1] = points.n
         else:
-            sums.scatter_add_(0, ids[:, None].expand(-1, x.shape[1]), points)
-    if bool((counts == 0).any()):
-        _fill_empty(x, assignment, distance, sums, counts)
-    length = sums.norm(dim=1, keepdim=True) if spherical else counts[:, None].double()
-    # A cluster that stays empty, or whose directions cancel, has no mean: it stays where it was.
-    usable = length > torch.finfo(torch.float64).eps * counts[:, None]
-    return torch.where(usable, sums / length.where(usable, 1), centroids.double()).to(x.dtype)
+            totals[-1] = (assignment != self.last.assignment).sum()
+        return self._shared(assignment, distance, totals)
 
+    def _bounded(self, centroids: Tensor) -> Step:
+        bounds = self.bounds
+        assert bounds is not None
+        changed = bounds.search(centroids)
+        self.sums = bounds.sums
+        totals = torch.zeros(len(centroids) + 2, dtype=torch.float64, device=self.points.device)
+        totals[:-2] = torch.bincount(bounds.assignment, self.points.weights, minlength=len(centroids))
+        totals[-2] = bounds.inertia(centroids)
+        totals[-1] = changed
+        searched = self.points.ranks.sum(
+            torch.tensor(bounds.searched, dtype=torch.float64, device=totals.device)
+        )
+        if (
+            self.algorithm == "auto"
+            and float(searched) > _TOO_MANY_SEARCHED * self.points.n_all
+            and self.last
+        ):
+            self.bounds, self.rest = None, self.pause
+            self.pause *= 2
+        return self._shared(bounds.assignment.clone(), None, totals)
 
-def _fill_empty(x: Tensor, assignment: Tensor, distance: Tensor, sums: Tensor, counts: Tensor) -> None:
-    """Move the points farthest from their centroids into the empty clusters, at most one cluster a point."""
-    empty = (counts == 0).nonzero()[:, 0].tolist()
-    # Twice as many candidates as needed, since the only point of a cluster must stay in it.
-    farthest = distance.topk(min(2 * len(empty), len(x))).indices.tolist()
-    for point in farthest:
-        if not empty:
-            break
-        donor = int(assignment[point])
-        if counts[donor] < 2:
-            continue
-        target = empty.pop(0)
-        sums[donor] -= x[point].double()
-        sums[target] = x[point].double()
-        counts[donor] -= 1
-        counts[target] = 1
-
-
-def _blocks(x: Tensor, width: int) -> Iterator[slice]:
-    elements = _BLOCK_ELEMENTS.get(x.device.type, _BLOCK_ELEMENTS["cpu"])
-    rows = max(64, elements // max(1, width))
-    for start in range(0, len(x), rows):
-        yield slice(start, start + rows)
+    def _shared(self, assignment: Tensor, distance: Tensor | None, totals: Tensor) -> Step:
+        assert self.sums is not None
+        totals, sums = self.points.ranks.sum(totals), self.points.ranks.sum(self.sums)
+        counts = totals[:-2] if self.points.weights is not None else totals[:-2].long()
+        return Step(assignment, distance, sums, counts, float(totals[-2]), int(totals[-1]))

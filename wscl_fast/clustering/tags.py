@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _RANK = 512  # directions of tag space kept exactly
 _TAIL = 128  # random directions that stand for the rest of it
 _N_INIT = 4
+_MAX_ITER = 50
 
 
 class TagClusters(ClusterMethod[Sequence[Sequence[str]], IdArray]):
@@ -132,7 +133,9 @@ class TagClusters(ClusterMethod[Sequence[Sequence[str]], IdArray]):
             )
         x = self._tfidf(samples)
         self._components = self._smoothing_map(x)
-        self._kmeans = KMeans(self.n_clusters, metric="cosine", n_init=_N_INIT, seed=self.seed)
+        self._kmeans = KMeans(
+            self.n_clusters, metric="cosine", n_init=_N_INIT, max_iter=_MAX_ITER, random_state=self.seed
+        )
         ids = self._kmeans.fit_predict(x.matmul(self._components))
         self.n_clusters_ = self.n_clusters
         return _without_untagged(x, ids)

@@ -150,7 +150,7 @@ def fit_clusters(
         if features is None:
             raise ValueError("method 'kmeans' clusters features: none were given")
         clusters = min(config.kmeans.n_clusters, len(train))
-        estimator = KMeans(clusters, metric=config.kmeans.metric, seed=seed)
+        estimator = KMeans(clusters, metric=config.kmeans.metric, max_iter=50, random_state=seed)
         estimator.fit(features[train])
         ids = estimator.predict(features)
     else:

@@ -1,0 +1,160 @@
+"""scikit-learn's contract, kinds of arrays, weights, scales."""
+
+from __future__ import annotations
+
+import pickle
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from wscl_fast.clustering import KMeans
+
+
+def blobs(n: int, d: int, k: int, *, seed: int = 0, spread: float = 1.0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(k, d))[rng.integers(k, size=n)] * 3 + rng.normal(size=(n, d)) * spread
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_passes_the_checks_of_scikit_learn():
+    checks = pytest.importorskip("sklearn.utils.estimator_checks")
+    model = KMeans(2, n_init=2, max_iter=5)
+    # The one exception that scikit-learn grants its own KMeans.
+    granted = {"check_sample_weight_equivalence_on_dense_data": "draws depend on the order of the samples"}
+    results = checks.check_estimator(model, expected_failed_checks=granted, on_fail=None, on_skip=None)
+    assert not [(r["check_name"], r["exception"]) for r in results if r["status"] == "failed"]
+    assert len(results) > 45
+    # Asked for of its own classes only, by their base class.
+    for check in (
+        checks.check_clusterer_compute_labels_predict,
+        checks.check_clustering,
+        partial(checks.check_clustering, readonly_memmap=True),
+    ):
+        check("KMeans", model)
+
+
+def test_works_in_a_pipeline_and_a_clone_has_the_same_parameters():
+    base, pipeline = pytest.importorskip("sklearn.base"), pytest.importorskip("sklearn.pipeline")
+    preprocessing = pytest.importorskip("sklearn.preprocessing")
+    x = blobs(200, 4, 3) * [1, 100, 1, 1]
+    model = KMeans(3, n_init=2, random_state=4)
+    assert base.clone(model).get_params() == model.get_params()
+    chain = pipeline.make_pipeline(preprocessing.StandardScaler(), model)
+    assert chain.fit_transform(x).shape == (200, 3)
+    assert np.array_equal(chain.predict(x), model.labels_)
+    assert repr(model) == "KMeans(n_clusters=3, n_init=2, random_state=4)"
+    assert model.get_feature_names_out().tolist() == ["kmeans0", "kmeans1", "kmeans2"]
+    assert np.array_equal(pickle.loads(pickle.dumps(model)).predict(x), model.predict(x))
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_transform_score_and_nearest_are_distances(metric):
+    x = blobs(300, 5, 7) + 20
+    model = KMeans(7, metric=metric).fit(x)
+    u, c = x, model.cluster_centers_
+    if metric == "cosine":
+        u, c = (a / np.linalg.norm(a, axis=1, keepdims=True) for a in (u, c))
+    expected = np.linalg.norm(u[:, None] - c, axis=2)
+    np.testing.assert_allclose(model.transform(x), expected, rtol=1e-7, atol=1e-9)
+    ids, distance = model.nearest(x, 3)
+    assert np.array_equal(ids, expected.argsort(axis=1)[:, :3])
+    np.testing.assert_allclose(distance, np.sort(expected, axis=1)[:, :3], rtol=1e-7, atol=1e-7)
+    w = np.random.default_rng(0).random(300)
+    assert model.score(x) == pytest.approx(-model.inertia_)
+    assert model.score(x, sample_weight=w) == pytest.approx(-(w * expected.min(1) ** 2).sum())
+
+
+def test_whole_weights_are_repeated_samples():
+    x = blobs(150, 4, 5)
+    w = np.random.default_rng(0).integers(0, 4, size=150)
+    start = x[w > 0][:6]
+    weighted = KMeans(6, init=start, tol=0).fit(x, sample_weight=w)
+    repeated = KMeans(6, init=start, tol=0).fit(np.repeat(x, w, axis=0))
+    np.testing.assert_allclose(weighted.cluster_centers_, repeated.cluster_centers_)
+    assert weighted.inertia_ == pytest.approx(repeated.inertia_)
+    np.testing.assert_allclose(weighted.counts_, repeated.counts_)
+
+
+def test_same_weights_and_start_as_scikit_learn():
+    cluster = pytest.importorskip("sklearn.cluster")
+    x, w = blobs(400, 6, 9, spread=2), np.random.default_rng(0).random(400)
+    theirs = cluster.KMeans(9, init=x[:9], n_init=1, max_iter=40).fit(x, sample_weight=w)
+    ours = KMeans(9, init=x[:9], max_iter=40).fit(x, sample_weight=w)
+    assert np.array_equal(ours.labels_, theirs.labels_)
+    assert ours.inertia_ == pytest.approx(theirs.inertia_)
+
+
+class Foreign:
+    """An array of another library: all it shares is DLPack."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+    def __dlpack__(self, **options: object) -> object:
+        return self.tensor.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.tensor.__dlpack_device__()
+
+    def __array_namespace__(self) -> object:
+        return type("namespace", (), {"from_dlpack": staticmethod(lambda t: Foreign(torch.from_dlpack(t)))})
+
+
+def test_the_same_kind_comes_out(tmp_path):
+    x = blobs(120, 3, 4).astype(np.float32)
+    expected = KMeans(4).fit(x).labels_
+    np.save(tmp_path / "x.npy", x)
+    mapped = KMeans(4).fit(np.load(tmp_path / "x.npy", mmap_mode="r"))
+    assert np.array_equal(mapped.labels_, expected)
+    foreign = KMeans(4).fit(Foreign(torch.from_numpy(x)))
+    assert isinstance(foreign.labels_, Foreign)
+    assert isinstance(foreign.transform(Foreign(torch.from_numpy(x))), Foreign)
+    assert np.array_equal(foreign.labels_.tensor.numpy(), expected)
+    assert np.array_equal(KMeans(4).fit_predict(x.tolist()), KMeans(4).fit_predict(x.astype(np.float64)))
+    frame = pytest.importorskip("polars").DataFrame(x, schema=["a", "b", "c"])
+    model = KMeans(4).fit(frame)
+    assert model.feature_names_in_.tolist() == ["a", "b", "c"]
+    with pytest.raises(ValueError, match="feature names should match"):
+        model.predict(frame.select("c", "b", "a"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_short_floats_are_clustered_as_their_values(dtype):
+    x = torch.from_numpy(blobs(300, 8, 6)).to(dtype)
+    short, wide = KMeans(6).fit(x), KMeans(6).fit(x.float())
+    assert torch.equal(short.labels_, wide.labels_)
+    assert short.cluster_centers_.dtype == torch.float32
+    assert torch.equal(short.cluster_centers_, wide.cluster_centers_)
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+@pytest.mark.parametrize("exponent", [-66, -40, 66, 100])
+def test_a_power_of_two_changes_nothing(metric, exponent):
+    x = blobs(300, 6, 5, spread=2).astype(np.float32)
+    plain = KMeans(5, metric=metric, tol=0).fit(x)
+    scaled = KMeans(5, metric=metric, tol=0).fit(x * np.float32(2.0**exponent))
+    assert np.array_equal(plain.labels_, scaled.labels_)
+    unit = 1.0 if metric == "cosine" else 2.0**exponent
+    np.testing.assert_allclose(scaled.cluster_centers_ / unit, plain.cluster_centers_, rtol=1e-6)
+    assert scaled.inertia_ / unit**2 == pytest.approx(plain.inertia_, rel=1e-6)
+
+
+def test_verbose_prints_the_inertia_of_each_pass(capsys):
+    model = KMeans(3, verbose=1).fit(blobs(50, 2, 3))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"Iteration 1, inertia {model.inertia_history_[0]:g}."
+    assert len(lines) in (model.n_iter_, model.n_iter_ - 1)
+
+
+def test_inertia_of_each_pass_is_that_of_its_centroids():
+    x = blobs(400, 5, 12, spread=2.0)
+    model = KMeans(12, tol=0, init=x[:12]).fit(x)
+    c = x[:12]
+    for value in model.inertia_history_:
+        square = ((x[:, None] - c) ** 2).sum(-1)
+        assert value == pytest.approx(square.min(1).sum())
+        z = square.argmin(1)
+        c = np.stack([x[z == k].mean(0) for k in range(12)])
+    assert model.inertia_history_[-1] == model.inertia_

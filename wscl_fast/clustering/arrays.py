@@ -1,0 +1,145 @@
+"""What users hand over as samples: numpy, torch, or any array that speaks DLPack; and the same kind back."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.dlpack import from_dlpack
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class Samples(NamedTuple):
+    """A matrix of samples as a tensor that shares its memory where it can, and the way back."""
+
+    x: Tensor  # [n, d], floating point
+    give: Callable[[Tensor], Any]  # a tensor as the kind of array that came in
+
+
+def as_samples(array: Any, name: str, *, least: int = 1) -> Samples:
+    """The samples that a user handed over, [n, d]; nothing is copied that need not be.
+
+    Args:
+        array: a torch tensor; a numpy array (memory-mapped too); an array with `__dlpack__` (CuPy, JAX);
+            anything that `numpy.asarray` takes (lists, data frames).
+        name: what to call it in errors.
+        least: the least number of samples.
+
+    Raises:
+        TypeError: a sparse matrix.
+        ValueError: not two-dimensional, complex, or empty.
+    """
+    if type(array).__module__.startswith("scipy.sparse") or (isinstance(array, Tensor) and array.is_sparse):
+        raise TypeError(f"{name}: a sparse matrix came where dense data is required; use {name}.toarray()")
+    x, give = _as_tensor(array, name)
+    if x.is_complex():
+        raise ValueError(f"{name}: Complex data not supported, got {x.dtype}")
+    if x.dtype not in _FLOATS:
+        x = x.double()
+    if x.ndim != 2:
+        raise ValueError(
+            f"{name}: expected [samples, features], got shape {list(x.shape)}. Reshape your data: "
+            f"{name}.reshape(-1, 1) for a single feature, {name}.reshape(1, -1) for a single sample"
+        )
+    if x.shape[1] == 0 or len(x) < least:
+        what = "sample" if x.shape[1] else "feature"
+        raise ValueError(f"{name}: 0 {what}(s) (shape={tuple(x.shape)}) while a minimum of 1 is required.")
+    return Samples(x, give)
+
+
+def as_weights(weights: Any, x: Tensor, name: str = "sample_weight") -> Tensor | None:
+    """Sample weights as float64 [n] on the device of x; a number stands for all.
+
+    Raises:
+        ValueError: another shape, negative, not finite, or zero all over.
+    """
+    if weights is None:
+        return None
+    if isinstance(weights, int | float):
+        weights = torch.full((len(x),), float(weights), dtype=torch.float64)
+    w = _as_tensor(weights, name)[0].to(x.device, torch.float64, copy=True)
+    if w.ndim != 1:
+        raise ValueError(f"{name}: Sample weights must be 1D array or scalar, got {w.ndim} dimensions")
+    if len(w) != len(x):
+        raise ValueError(f"{name}.shape == {tuple(w.shape)}, expected {(len(x),)}!")
+    if not bool(torch.isfinite(w).all()) or bool((w < 0).any()):
+        raise ValueError(f"{name}: expected finite numbers of at least 0, got {float(w.min())}")
+    if not bool((w > 0).any()):
+        raise ValueError(f"{name}: Sample weights must contain at least one non-zero number.")
+    return w
+
+
+def as_drift(drift: Any, x: Tensor) -> Tensor:
+    """How far each sample moved, float64 [n] on the device of x.
+
+    Raises:
+        ValueError: another shape, negative or NaN.
+    """
+    moved = _as_tensor(drift, "drift")[0].to(x.device, torch.float64)
+    if moved.shape != x.shape[:1]:
+        raise ValueError(f"drift: expected shape {(len(x),)}, got {tuple(moved.shape)}")
+    if not bool((moved >= 0).all()):
+        raise ValueError(f"drift: expected distances of at least 0, got {float(moved.min())}")
+    return moved
+
+
+def seed_of(random_state: Any) -> int:
+    """The seed that a scikit-learn style `random_state` stands for; None draws a fresh one.
+
+    Raises:
+        TypeError: neither an int, None, nor a numpy generator.
+        ValueError: a negative int.
+    """
+    if random_state is None:
+        return int(np.random.SeedSequence().generate_state(1)[0])
+    if isinstance(random_state, np.random.RandomState):
+        return int(random_state.randint(2**31))
+    if isinstance(random_state, np.random.Generator):
+        return int(random_state.integers(2**31))
+    if isinstance(random_state, bool) or not isinstance(random_state, int | np.integer):
+        raise TypeError(
+            f"random_state: expected an int, None or a numpy generator, got {type(random_state).__name__}"
+        )
+    if random_state < 0:
+        raise ValueError(f"random_state: expected at least 0, got {random_state}")
+    return int(random_state)
+
+
+def _as_tensor(array: Any, name: str) -> tuple[Tensor, Callable[[Tensor], Any]]:
+    if isinstance(array, Tensor):
+        return array.detach(), lambda t: t
+    if not isinstance(array, np.ndarray) and hasattr(array, "__dlpack__"):
+        return from_dlpack(array), _giver_of(array)
+    made = np.asarray(array)
+    if made.dtype.kind == "c":
+        raise ValueError(f"{name}: Complex data not supported, got {made.dtype}")
+    if made.dtype.kind not in "biuf":
+        try:
+            made = made.astype(np.float64)
+        except TypeError as error:  # an object that is no number: scikit-learn's wording asks for a TypeError
+            raise TypeError(f"{name}: expected numbers: argument must be a string or a number") from error
+        except ValueError as error:
+            raise ValueError(f"{name}: expected numbers, got {error}") from error
+    if made.dtype.itemsize > 8 or not made.dtype.isnative:
+        made = made.astype(np.float64 if made.dtype.itemsize >= 8 else np.float32)
+    if any(stride < 0 for stride in made.strides):  # torch takes none
+        made = np.ascontiguousarray(made)
+    with warnings.catch_warnings():  # a read-only map is only read
+        warnings.filterwarnings("ignore", message=".*not writable.*")
+        return torch.from_numpy(made), lambda t: t.cpu().numpy()
+
+
+def _giver_of(array: Any) -> Callable[[Tensor], Any]:
+    """`from_dlpack` of the library that an array belongs to."""
+    module: Any = sys.modules.get(type(array).__module__.split(".")[0])
+    namespace: Any = getattr(array, "__array_namespace__", lambda: None)()
+    for library in (namespace, module):
+        if hasattr(library, "from_dlpack"):
+            return lambda t: library.from_dlpack(t)
+    return lambda t: t

@@ -1,0 +1,89 @@
+"""What becomes of a cluster that lost its samples."""
+
+from __future__ import annotations
+
+import heapq
+
+import torch
+from torch import Tensor
+
+from wscl_fast.clustering.bounds import distances
+from wscl_fast.clustering.points import Points
+
+EMPTY = ("farthest", "split", "keep")
+
+_STEP = 2.0**-7  # how far the halves of a split cluster stand apart, of the way to its farthest sample
+
+
+def fill_empty(
+    points: Points,
+    centroids: Tensor,
+    assignment: Tensor,
+    distance: Tensor | None,
+    sums: Tensor,
+    counts: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Move the samples farthest from their centroids into the empty clusters, as scikit-learn does.
+
+    The only sample of a cluster stays in it, so with few distinct samples clusters may stay empty.
+
+    Returns:
+        The sums and the weights of the clusters afterwards, float64 [K, d] and [K].
+    """
+    if distance is None:
+        distance = distances(points, centroids, assignment)
+    empty = (counts == 0).nonzero()[:, 0].tolist()
+    square = distance.double()
+    weights = points.weights
+    if weights is not None:
+        square = square.where(weights > 0, -1)
+    # Twice as many candidates as needed, since the only sample of a cluster must stay in it.
+    nearest = square.topk(min(2 * len(empty), points.n)).indices
+    weight = torch.ones_like(square[nearest]) if weights is None else weights[nearest]
+    number = (nearest + points.first_row).double()  # exact to 2^53
+    offered = torch.stack([square[nearest], number, assignment[nearest].double(), weight], dim=1)
+    offered = points.ranks.gather(offered)
+    # Farthest first; of equally far ones the first, however the rows are cut into shards.
+    offered = offered[offered[:, 1].argsort()]
+    offered = offered[offered[:, 0].argsort(descending=True, stable=True)][: 2 * len(empty)]
+    rows = points.directions(points.rows_of_all(offered[:, 1].long())).double()
+    sums, counts = sums.clone(), counts.clone()
+    for row, (far, _, cluster, w) in zip(rows, offered.tolist(), strict=True):
+        donor = int(cluster)
+        if not empty:
+            break
+        if far < 0 or counts[donor] <= w:
+            continue
+        target = empty.pop(0)
+        sums[donor] -= w * row
+        sums[target] = w * row
+        counts[donor] -= w
+        counts[target] = w
+    return sums, counts
+
+
+def split_largest(points: Points, centroids: Tensor, assignment: Tensor, counts: Tensor) -> Tensor:
+    """Give each empty cluster half of the heaviest one: both halves end up beside its centroid.
+
+    The plane between them goes through the centroid, across the direction of its farthest sample.
+    """
+    heap = [(-weight, k) for k, weight in enumerate(counts.tolist()) if weight > 0]
+    heapq.heapify(heap)
+    halves: list[tuple[int, int]] = []
+    for target in (counts == 0).nonzero()[:, 0].tolist():
+        weight, donor = heapq.heappop(heap)
+        halves.append((donor, target))
+        heapq.heappush(heap, (weight / 2, donor))
+        heapq.heappush(heap, (weight / 2, target))
+    square = distances(points, centroids, assignment)
+    moved = centroids.clone()
+    for donor, target in halves:
+        own = square.where(assignment == donor, -1)
+        far = own.argmax() if points.n else own.new_zeros((), dtype=torch.int64)
+        best = own[far] if points.n else own.new_full((), -1)
+        offered = points.ranks.gather(torch.stack([best, (far + points.first_row).double()])[None])
+        number = offered[offered[:, 0].argmax(), 1].long()
+        step = _STEP * (points.directions(points.rows_of_all(number[None]))[0] - centroids[donor])
+        moved[target] = moved[donor] + step
+        moved[donor] = moved[donor] - step
+    return points.directions(moved)

@@ -1,0 +1,221 @@
+"""Where k-means starts: k-means++, its scalable kin k-means||, or samples drawn at random.
+
+All draws come from one CPU generator, which every rank seeds alike, and name samples by their number among
+all ranks' rows: shards give the start that one process on the union of them finds.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from wscl_fast.clustering.points import Points
+
+INITS = ("k-means++", "k-means||", "random")
+_ROUNDS = 5  # of k-means||: Bahmani et al. find 5 enough
+_OVERSAMPLING = 1.0  # candidates drawn in each round, in units of K
+
+
+def choose_start(points: Points, n_clusters: int, init: str, generator: torch.Generator) -> Tensor:
+    """Centroids to start from, on every rank, as `points.blocks` sees samples [n_clusters, d].
+
+    Raises:
+        ValueError: no such `init`, or fewer samples (of weight above 0) than clusters.
+    """
+    if init not in INITS:
+        raise ValueError(f"init: expected one of {INITS} or an array of centroids, got {init!r}")
+    if init == "random":
+        chosen = draw_without_replacement(points, n_clusters, generator)
+    elif init == "k-means++":
+        chosen = plus_plus(points, n_clusters, generator)
+    else:
+        return scalable(points, n_clusters, generator)
+    return points.directions(points.rows_of_all(chosen))
+
+
+def draw_without_replacement(points: Points, count: int, generator: torch.Generator) -> Tensor:
+    """Numbers of `count` different samples, with probabilities by weight, int64 [count].
+
+    Equals `torch.multinomial(weights, count)`: the largest log w + Gumbel noise (Efraimidis & Spirakis 2006).
+    """
+    noise = torch.rand(points.n_all, dtype=torch.float64, generator=generator).to(points.device)
+    if points.weights is None:
+        return noise.topk(count).indices
+    weights = points.ranks.gather(points.weights)
+    return (weights.log() - (-noise.log()).log()).topk(count).indices
+
+
+def plus_plus(points: Points, n_clusters: int, generator: torch.Generator) -> Tensor:
+    """Numbers of the samples that k-means++ chooses, int64 [n_clusters].
+
+    Each next sample is drawn with probability proportional to its weight times its squared distance from
+    those chosen; of `2 + ⌊log K⌋` such draws the one that lowers the sum of squared distances most is kept,
+    as in scikit-learn. One block of rows is in the cache at a time; distances are never negative.
+
+    Source: Arthur & Vassilvitskii, *k-means++: The Advantages of Careful Seeding*, SODA 2007.
+    """
+    trials = 2 + int(math.log(n_clusters))
+    field = _Field.of(points)
+    chosen = torch.empty(n_clusters, dtype=torch.int64, device=points.device)
+    chosen[0] = field.draw(1, generator)[0]
+    field.take(chosen[:1])
+    for i in range(1, n_clusters):
+        chosen[i] = field.take(field.draw(trials, generator))
+    return chosen
+
+
+def scalable(points: Points, n_clusters: int, generator: torch.Generator) -> Tensor:
+    """Centroids by k-means||: a few rounds that each draw K samples at once, then k-means++ of the draws.
+
+    Memory beyond the data is the candidates, about 5 K rows, and three numbers a sample.
+
+    Source: Bahmani et al., *Scalable K-Means++*, VLDB 2012, algorithm 2.
+    """
+    field = _Field.of(points)
+    first = field.draw(1, generator)
+    candidates = points.directions(points.rows_of_all(first))
+    taken = first
+    field.approach(candidates)
+    for _ in range(_ROUNDS):
+        drawn = field.draw_each(_OVERSAMPLING * n_clusters, generator)
+        if not len(drawn):
+            break
+        rows = points.directions(points.rows_of_all(drawn))
+        candidates, taken = torch.cat([candidates, rows]), torch.cat([taken, drawn])
+        field.approach(rows, first=len(candidates) - len(rows))
+    if len(candidates) < n_clusters:  # few distinct samples: any others will do
+        others = torch.ones(points.n_all, dtype=torch.bool, device=points.device)
+        others[taken] = False
+        spare = others.nonzero()[: n_clusters - len(candidates), 0]
+        return torch.cat([candidates, points.directions(points.rows_of_all(spare))])
+    if len(candidates) == n_clusters:
+        return candidates
+    weights = points.ranks.sum(field.weight_of_candidates(len(candidates)))
+    few = Points(candidates, weights=weights)
+    if n_clusters > 4096:  # one draw a round each: K² d would cost more than the data
+        return candidates[_by_rounds(few, n_clusters, generator)]
+    return candidates[plus_plus(few, n_clusters, generator)]
+
+
+def _by_rounds(points: Points, n_clusters: int, generator: torch.Generator) -> Tensor:
+    """k-means++ without trials in rounds that double: the sum of squares is renewed after each round.
+
+    A draw of a round sees the distances that held when the round began, so the rounds are short at first.
+    """
+    field = _Field.of(points)
+    chosen = field.draw(1, generator)
+    field.approach(points.rows(chosen))
+    while len(chosen) < n_clusters:
+        count = min(max(1, len(chosen) // 8), n_clusters - len(chosen))
+        weight = field.potential()
+        weight[chosen] = 0
+        if int((weight > 0).sum()) < count:
+            weight = torch.ones_like(weight)
+            weight[chosen] = 0
+        noise = torch.rand(points.n, dtype=torch.float64, generator=generator).to(points.device)
+        drawn = (weight.log() - (-noise.log()).log()).topk(count).indices
+        chosen = torch.cat([chosen, drawn])
+        field.approach(points.rows(drawn))
+    return chosen
+
+
+@dataclass
+class _Field:
+    """The squared distance of each sample of this rank from the nearest that was chosen."""
+
+    points: Points
+    nearest: Tensor  # [n], infinity before the first
+    owner: Tensor  # int64 [n], which candidate is the nearest
+    norms: Tensor  # [n], squared lengths of the rows
+    lengths: Tensor | None  # [n], what scales a row to length 1 when cosine
+
+    @classmethod
+    def of(cls, points: Points) -> _Field:
+        norms = torch.empty(points.n, dtype=points.dtype, device=points.device)
+        for rows, block in points.blocks():
+            norms[rows] = block.square().sum(dim=1) if points.dim > 1 else block[:, 0].square()
+        lengths = None
+        if points.metric == "cosine":
+            lengths = norms.rsqrt().where(norms > 0, 0)
+            norms = (norms > 0).to(points.dtype)
+        nearest = torch.full_like(norms, math.inf)
+        return cls(
+            points, nearest, torch.zeros(points.n, dtype=torch.int64, device=points.device), norms, lengths
+        )
+
+    def potential(self) -> Tensor:
+        """Weight times squared distance of each sample, float64 [n]; the weight alone before the first."""
+        started = self.points.n > 0 and bool(torch.isfinite(self.nearest[0]))
+        square = self.nearest.double() if started else torch.ones_like(self.nearest, dtype=torch.float64)
+        return square if self.points.weights is None else square * self.points.weights
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """Numbers of `count` samples, each drawn with probability proportional to the potential."""
+        cumulative = self.potential().cumsum(dim=0)
+        own = cumulative[-1:] if self.points.n else cumulative.new_zeros(1)
+        totals = self.points.ranks.gather(own)
+        edges = totals.cumsum(dim=0)
+        if not float(edges[-1]) > 0:  # all samples are chosen ones: any will do
+            return torch.randint(self.points.n_all, (count,), generator=generator).to(self.points.device)
+        draws = torch.rand(count, dtype=torch.float64, generator=generator).to(edges.device) * edges[-1]
+        before = edges[self.points.ranks.rank] - own
+        local = torch.searchsorted(cumulative, draws - before, right=True)
+        mine = (draws >= before) & (local < self.points.n) & (draws < before + own)
+        found = torch.where(mine, local + self.points.first_row, -1)
+        found = self.points.ranks.gather(found[None]).amax(dim=0)
+        return found.where(found >= 0, self.points.n_all - 1)  # a draw at the very end of all
+
+    def draw_each(self, expected: float, generator: torch.Generator) -> Tensor:
+        """Numbers of samples drawn each on its own, `expected` of them on average."""
+        potential = self.potential()
+        total = float(self.points.ranks.sum(potential.sum()))
+        chance = torch.rand(self.points.n_all, generator=generator)  # the same numbers on every rank
+        mine = chance[self.points.first_row : self.points.first_row + self.points.n].to(potential.device)
+        if not total > 0:
+            return torch.empty(0, dtype=torch.int64, device=potential.device)
+        local = (mine.double() * total < expected * potential).nonzero()[:, 0]
+        return self.points.ranks.gather(local + self.points.first_row)
+
+    def take(self, candidates: Tensor) -> Tensor:
+        """Choose the candidate that lowers the sum of squared distances most; returns its number."""
+        rows = self.points.directions(self.points.rows_of_all(candidates))  # [trials, d]
+        square = rows.square().sum(dim=1)
+        distance = torch.empty(len(candidates), self.points.n, dtype=self.points.dtype, device=rows.device)
+        sums = torch.zeros(len(candidates), dtype=torch.float64, device=rows.device)
+        for part, block in self.points.parts():
+            near = distance[:, part]
+            torch.mm(rows, block.T, out=near) if near.is_contiguous() else near.copy_(rows @ block.T)
+            if self.lengths is not None:
+                near *= self.lengths[part]
+            near.mul_(-2).add_(square[:, None]).add_(self.norms[part]).clamp_(min=0)
+            torch.minimum(near, self.nearest[part], out=near)
+            weights = None if self.points.weights is None else self.points.weights[part]
+            sums += near.sum(dim=1, dtype=torch.float64) if weights is None else near.double() @ weights
+        best = int(self.points.ranks.sum(sums).argmin())
+        self.nearest.copy_(distance[best])
+        self._forget(candidates[best : best + 1])
+        return candidates[best]
+
+    def approach(self, rows: Tensor, first: int = 0) -> None:
+        """Let all of `rows` [m, d] be chosen, numbered from `first` on."""
+        square = rows.square().sum(dim=1)
+        for part, block in self.points.parts(width=len(rows)):
+            near = torch.addmm(square, block, rows.T, alpha=-2) if self.lengths is None else None
+            if near is None:
+                near = (block @ rows.T).mul_(-2 * self.lengths[part, None]).add_(square)  # type: ignore[index]
+            least, owner = near.min(dim=1)
+            least = least.add_(self.norms[part]).clamp_(min=0)
+            closer = least < self.nearest[part]
+            self.nearest[part] = least.where(closer, self.nearest[part])
+            self.owner[part] = (owner + first).where(closer, self.owner[part])
+
+    def weight_of_candidates(self, count: int) -> Tensor:
+        """The weight of the samples that each candidate is the nearest of, float64 [count]."""
+        return torch.bincount(self.owner, weights=self.points.weights, minlength=count).double()
+
+    def _forget(self, chosen: Tensor) -> None:
+        local = chosen - self.points.first_row
+        self.nearest[local[(local >= 0) & (local < self.points.n)]] = 0

@@ -1,0 +1,228 @@
+"""The samples as clustering sees them: blocks of rows, of this process or of all ranks together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, get_args
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from wscl_fast import distributed
+from wscl_fast.distributed.collectives import Group
+from wscl_fast.functional.kmeans import Metric
+
+METRICS = get_args(Metric)
+
+# Elements of a block that is made anew: it stays in a CPU's last cache, and fills a GPU.
+BLOCK_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 26}
+_FAR = 256.0  # ‖mean‖² over the variance from where centroids are kept relative to the mean
+_TAME = 2.0**40  # largest values between this and its inverse have squares to spare in float32
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes whose shards of rows make up the data; one process alone by default."""
+
+    sharded: bool = False
+    group: Group = None
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+        return distributed.world_size(self.group) if self.sharded else 1
+
+    @property
+    def rank(self) -> int:
+        """The number of this process among them."""
+        return distributed.rank(self.group) if self.sharded else 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum of all ranks' tensors."""
+        return distributed.sum_over_ranks(tensor, self.group) if self.sharded else tensor
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """All ranks' rows, in rank order."""
+        return distributed.gather(rows, self.group) if self.sharded else rows
+
+    def first(self, tensor: Tensor) -> Tensor:
+        """Rank 0's tensor."""
+        return distributed.broadcast(tensor, 0, self.group) if self.sharded else tensor
+
+
+class Survey(NamedTuple):
+    """What one pass over the samples tells."""
+
+    variance: float  # mean variance of the columns, as seen
+    n_directionless: int  # zero vectors, of all ranks
+
+
+@dataclass
+class Frame:
+    """How samples are seen: scaled by a power of two, then from an origin. Identity for tame data.
+
+    Far from the origin a centroid in float32 loses the digits that tell clusters apart, and the squares of
+    very large or small values leave float32's range; neither happens to what is seen.
+    """
+
+    scale: float = 1.0
+    origin: Tensor | None = None  # [d], in the scaled units
+    wild_lengths: bool = False  # cosine: some row's squares may overflow or vanish
+
+    @property
+    def plain(self) -> bool:
+        """Whether samples are seen as they are."""
+        return self.scale == 1 and self.origin is None and not self.wild_lengths
+
+    def see(self, rows: Tensor) -> Tensor:
+        """Rows as they are seen."""
+        if self.wild_lengths:
+            return unit(rows)
+        if self.scale != 1:
+            rows = rows * self.scale
+        return rows if self.origin is None else rows - self.origin.to(rows)
+
+    def unsee(self, rows: Tensor) -> Tensor:
+        """The rows that are seen so."""
+        if self.origin is not None:
+            rows = rows + self.origin.to(rows)
+        return rows / self.scale if self.scale != 1 else rows
+
+
+class Points:
+    """A matrix of samples in blocks, as `dtype` and as its frame sees them.
+
+    Args:
+        x: [n, d], this rank's rows.
+        weights: float64 [n], or None: every sample counts once.
+        metric: "euclidean" or "cosine"; when cosine the length of a row means nothing.
+        ranks: whose rows make up the data.
+        frame: how samples are seen; `settle` chooses one.
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        *,
+        weights: Tensor | None = None,
+        metric: Metric = "euclidean",
+        ranks: Ranks | None = None,
+        frame: Frame | None = None,
+    ) -> None:
+        self.x, self.weights, self.metric = x, weights, metric
+        self.ranks = ranks or Ranks()
+        self.dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        self.device = x.device
+        self.n, self.dim = x.shape
+        self.frame = frame or Frame()
+        sizes = self.ranks.gather(torch.tensor([self.n], device=self.device))
+        self.n_all = int(sizes.sum())
+        self.first_row = int(sizes[: self.ranks.rank].sum())  # of this rank among all
+
+    def raw(self) -> Iterator[tuple[slice, Tensor]]:
+        """Consecutive ranges of this rank's rows as they are stored: one, as they are in memory."""
+        yield slice(0, self.n), self.x
+
+    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        """Consecutive ranges of rows as the frame sees them: as long as can be without a copy."""
+        return self.raw() if self.frame.plain else self.parts()
+
+    def parts(self, width: int = 0) -> Iterator[tuple[slice, Tensor]]:
+        """Ranges of rows, seen and as `dtype`, short enough for `width` (or d) columns to stay in a cache."""
+        step = self.rows_at_once(width)
+        for rows, block in self.raw():
+            for start in range(0, len(block), step):
+                part = block[start : start + step]
+                first = rows.start + start
+                yield slice(first, first + len(part)), self.seen(part).to(self.dtype)
+
+    def rows_at_once(self, width: int = 0) -> int:
+        """How many rows of `width` (or d) columns stay in a cache."""
+        elements = BLOCK_ELEMENTS.get(self.device.type, BLOCK_ELEMENTS["cpu"])
+        return max(64, elements // max(width, self.dim))
+
+    def seen(self, rows: Tensor) -> Tensor:
+        """Raw rows as this clustering sees them."""
+        return rows if self.frame.plain else self.frame.see(rows.to(self.dtype))
+
+    def rows(self, index: Tensor) -> Tensor:
+        """Some rows of this rank, as `blocks` gives them but in `dtype`."""
+        return self.seen(self.x[index]).to(self.dtype)
+
+    def rows_of_all(self, index: Tensor) -> Tensor:
+        """Rows by their number among all ranks' rows, on every rank [len(index), d]."""
+        if self.ranks.size == 1:
+            return self.rows(index)
+        local = index - self.first_row
+        mine = (local >= 0) & (local < self.n)
+        found = torch.zeros(len(index), self.dim, dtype=self.dtype, device=self.device)
+        found[mine] = self.rows(local[mine])
+        return self.ranks.sum(found)
+
+    def directions(self, rows: Tensor) -> Tensor:
+        """Rows scaled to length 1 when cosine, as they are otherwise."""
+        return unit(rows) if self.metric == "cosine" else rows
+
+    def settle(self) -> Survey:
+        """Look at all samples and choose the frame to see them in; if cosine, zero vectors lose their weight.
+
+        Raises:
+            ValueError: NaN or infinity.
+        """
+        largest = self._largest()
+        if self.metric == "euclidean" and largest > 0 and not 1 / _TAME < largest < _TAME:
+            self.frame.scale = 2.0 ** min(-math.frexp(largest)[1], 126)
+        shift = self.directions(self.rows_of_all(torch.zeros(1, dtype=torch.int64, device=self.device)))[0]
+        total = torch.zeros(2, self.dim, dtype=torch.float64, device=self.device)
+        directionless = torch.zeros((), dtype=torch.int64, device=self.device)
+        wild = torch.zeros((), dtype=torch.int64, device=self.device)
+        for rows, raw in self.parts():
+            block = self.directions(raw)
+            if self.metric == "cosine":
+                length = raw.abs().amax(dim=1)
+                zero = length == 0
+                wild += (~zero & ~((length > 1 / _TAME) & (length < _TAME))).sum()
+                if bool(zero.any()):
+                    directionless += zero.sum()
+                    self._without(rows, zero)
+            block = block - shift
+            total[0] += block.sum(dim=0)
+            total[1] += block.square_().sum(dim=0)
+        mean, square = self.ranks.sum(total) / self.n_all
+        variance = float((square - mean.square()).clamp_(min=0).mean())
+        mean += shift
+        if self.metric == "euclidean" and float(mean.square().mean()) > _FAR * variance:
+            self.frame.origin = mean.to(self.dtype)
+        self.frame.wild_lengths = bool(self.ranks.sum(wild) > 0)
+        return Survey(variance, int(self.ranks.sum(directionless)))
+
+    def _without(self, rows: slice, zero: Tensor) -> None:
+        if self.weights is None:
+            self.weights = torch.ones(self.n, dtype=torch.float64, device=self.device)
+        self.weights[rows] = self.weights[rows].where(~zero, 0)
+
+    def _largest(self) -> float:
+        largest = torch.zeros((), dtype=torch.float64, device=self.device)
+        for _, block in self.parts():
+            low, high = block.aminmax()
+            largest = torch.maximum(largest, torch.maximum(-low, high).double())
+        found = float(self.ranks.gather(largest[None]).max())
+        if not math.isfinite(found):
+            raise ValueError("X: expected finite numbers, got NaN or infinity")
+        return found
+
+
+def unit(rows: Tensor) -> Tensor:
+    """Rows at length 1, whatever their scale; zero rows stay zero."""
+    largest = rows.abs().amax(dim=1, keepdim=True)
+    return normalize(rows / largest.where(largest > 0, 1), dim=1, eps=0.5)
+
+
+def check_metric(metric: str) -> Metric:
+    """The metric, if it is one."""
+    if metric not in METRICS:
+        raise ValueError(f"metric: expected one of {METRICS}, got {metric!r}")
+    return metric  # type: ignore[return-value]
