@@ -54,6 +54,18 @@ $(VENV)/.built: $(VENV)/.installed setup.py $(CORE_SOURCES)
 
 setup: $(VENV)/.built
 
+# What the benchmarks compare with lives in an environment of its own, which sees torch and wscl_fast in .venv
+# and never changes it. Without it the comparison is with plain PyTorch alone.
+PEERS := .venv-peers
+
+$(PEERS)/.installed: $(VENV)/.built benchmarks/requirements-peers.txt
+	@echo "wscl_fast: installing the peers into $(PEERS)"
+	@$(PYTHON) -m venv --clear $(PEERS)
+	@{ echo $(CURDIR); $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; } \
+	  >$$($(PEERS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/wscl_fast.pth
+	@$(PEERS)/bin/python -m pip --disable-pip-version-check --quiet install --no-deps \
+	  --requirement benchmarks/requirements-peers.txt && touch $@ || echo "wscl_fast: the peers could not be installed"
+
 # --- the verbs ----------------------------------------------------------------------------------------------
 
 train: setup
@@ -72,8 +84,9 @@ lint: setup
 	@$(BIN)/mypy
 	@$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*/*.h csrc/*/*.cpp tests/cpp/*.cpp)
 
-bench: setup
+bench: setup $(PEERS)/.installed
 	@$(BIN)/python -m benchmarks.bench_infonce
+	@$(PEERS)/bin/python -m benchmarks.peers_infonce
 
 # cmake comes from the system where it is there, else into .venv.
 CMAKE = $$(PATH="$(BIN):$$PATH" command -v cmake || { $(PIP) install cmake >&2 && echo $(BIN)/cmake; })
