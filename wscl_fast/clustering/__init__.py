@@ -15,6 +15,8 @@ from wscl_fast.clustering.diagnostics import ClusterReport, diagnose, entropy
 from wscl_fast.clustering.hierarchy import HierarchyClusters
 from wscl_fast.clustering.ids import IdClusters
 from wscl_fast.clustering.kmeans import KMeans
+from wscl_fast.clustering.matching import match_clusters
+from wscl_fast.clustering.scheduler import ClusterScheduler, Level
 from wscl_fast.clustering.tags import TagClusters
 
 __all__ = [
@@ -22,12 +24,15 @@ __all__ = [
     "AttributeClusters",
     "ClusterMethod",
     "ClusterReport",
+    "ClusterScheduler",
     "HierarchyClusters",
     "IdClusters",
     "KMeans",
+    "Level",
     "TagClusters",
     "diagnose",
     "entropy",
+    "match_clusters",
     "method_from_state_dict",
 ]
 

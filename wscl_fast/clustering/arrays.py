@@ -70,7 +70,7 @@ def as_weights(weights: Any, x: Tensor, name: str = "sample_weight") -> Tensor |
         raise ValueError(f"{name}.shape == {tuple(w.shape)}, expected {(len(x),)}!")
     if not bool(torch.isfinite(w).all()) or bool((w < 0).any()):
         raise ValueError(f"{name}: expected finite numbers of at least 0, got {float(w.min())}")
-    if not bool((w > 0).any()):
+    if len(w) and not bool((w > 0).any()):
         raise ValueError(f"{name}: Sample weights must contain at least one non-zero number.")
     return w
 

@@ -128,7 +128,7 @@ class KMeans(Estimator, ClusterMethod[Array, Array]):
                 does not fit.
         """
         self._check_parameters()
-        samples = as_samples(X, "X")
+        samples = as_samples(X, "X", least=0 if self.sharded else 1)
         weights = as_weights(sample_weight, samples.x)
         points = Points(
             samples.x,
@@ -184,6 +184,19 @@ class KMeans(Estimator, ClusterMethod[Array, Array]):
         self._seen_as = self.cluster_centers_
         keep = self.warm_start and points.frame.plain and run.bounds is not None
         self._carried = run.bounds.carry() if keep and run.bounds is not None else None
+
+    def rename(self, names: Tensor) -> None:
+        """Give cluster k the number `names[k]`, a permutation of 0 … K − 1; labels and centroids follow."""
+        if not isinstance(self.labels_, Tensor):
+            raise TypeError("rename: expected a model that was fitted on a tensor")
+        names = names.to(self.labels_.device)
+        take = names.argsort()
+        self.labels_, self.counts_ = names[self.labels_], self.counts_[take]
+        self._seen = self._seen[take]
+        self.cluster_centers_ = self._seen_as = self.cluster_centers_[take]
+        if self._carried is not None:
+            old = self._carried
+            self._carried = old._replace(assignment=names[old.assignment], centroids=old.centroids[take])
 
     def predict(self, X: Array) -> Array:
         """Nearest centroid of each sample, int64 [n], of the kind that X is."""

@@ -124,7 +124,8 @@ class Points:
 
     def raw(self) -> Iterator[tuple[slice, Tensor]]:
         """Consecutive ranges of this rank's rows as they are stored: one, as they are in memory."""
-        yield slice(0, self.n), self.x
+        if self.n:
+            yield slice(0, self.n), self.x
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
         """Consecutive ranges of rows as the frame sees them: as long as can be without a copy."""
@@ -197,7 +198,10 @@ class Points:
         if self.metric == "euclidean" and float(mean.square().mean()) > _FAR * variance:
             self.frame.origin = mean.to(self.dtype)
         self.frame.wild_lengths = bool(self.ranks.sum(wild) > 0)
-        return Survey(variance, int(self.ranks.sum(directionless)))
+        n_directionless = int(self.ranks.sum(directionless))
+        if n_directionless and self.weights is None:  # another rank's rows
+            self.weights = torch.ones(self.n, dtype=torch.float64, device=self.device)
+        return Survey(variance, n_directionless)
 
     def _without(self, rows: slice, zero: Tensor) -> None:
         if self.weights is None:

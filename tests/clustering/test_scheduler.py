@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from wscl_fast import ClusterQueue
+from wscl_fast.clustering import ClusterScheduler, match_clusters
+from wscl_fast.clustering.matching import assignment_of_least_cost
+from wscl_fast.clustering.scheduler import normalised_information
+
+
+def blobs(n: int, d: int, k: int, *, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    truth = torch.randint(k, (n,), generator=generator)
+    centres = 5 * torch.randn(k, d, generator=generator)
+    return centres[truth] + torch.randn(n, d, generator=generator), truth
+
+
+def turned(x: torch.Tensor, seed: int = 1) -> torch.Tensor:
+    """The same clusters in another place: what an epoch of training does to features."""
+    q, _ = torch.linalg.qr(torch.randn(x.shape[1], x.shape[1], generator=torch.Generator().manual_seed(seed)))
+    return x @ q
+
+
+# --- matching -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 40])
+def test_least_cost_is_scipys(n):
+    optimize = pytest.importorskip("scipy.optimize")
+    rng = np.random.default_rng(n)
+    for cost in (rng.normal(size=(n, n)), rng.integers(0, 4, size=(n, n)).astype(float), np.zeros((n, n))):
+        ours = assignment_of_least_cost(cost)
+        assert sorted(ours) == list(range(n))
+        rows, columns = optimize.linear_sum_assignment(cost)
+        assert cost[np.arange(n), ours].sum() == pytest.approx(cost[rows, columns].sum())
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_matching_undoes_a_permutation(exact):
+    generator = torch.Generator().manual_seed(0)
+    old = torch.randint(50, (2000,), generator=generator)
+    permutation = torch.randperm(50, generator=generator)
+    new = permutation[old]
+    new[:300] = torch.randint(50, (300,), generator=generator)
+    old[300:310] = -1
+    names = match_clusters(old, new, 50, exact=exact)
+    assert torch.equal(names[permutation], torch.arange(50))
+
+
+def test_matching_names_clusters_without_overlap_too():
+    names = match_clusters(torch.tensor([0, 0, 1]), torch.tensor([3, 3, 3]), 4)
+    assert sorted(names.tolist()) == [0, 1, 2, 3]
+    assert names[3] == 0
+
+
+def test_matching_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match="new: expected shape"):
+        match_clusters(torch.zeros(3), torch.zeros(4), 2)
+    with pytest.raises(ValueError, match="old: expected ids below n_clusters = 2, got 5"):
+        match_clusters(torch.tensor([5]), torch.tensor([0]), 2)
+
+
+def test_normalised_information_is_scikit_learns():
+    metrics = pytest.importorskip("sklearn.metrics")
+    a, b = torch.randint(5, (300,)), torch.randint(7, (300,))
+    b[:150] = a[:150]
+    expected = metrics.normalized_mutual_info_score(a.numpy(), b.numpy())
+    assert normalised_information(a, b) == pytest.approx(expected)
+    assert normalised_information(torch.zeros(3, dtype=torch.int64), torch.zeros(3, dtype=torch.int64)) == 1
+
+
+# --- the scheduler ------------------------------------------------------------------------------------
+
+
+def test_is_due_every_few_epochs_after_the_warm_up():
+    scheduler = ClusterScheduler(3, every=3, warmup=2)
+    assert [epoch for epoch in range(10) if scheduler.due(epoch)] == [2, 5, 8]
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_ids_stay_while_features_turn(metric):
+    x, truth = blobs(600, 8, 10)
+    scheduler = ClusterScheduler((10, 25), metric=metric, init="k-means||")
+    first = scheduler.step(x)
+    assert [found.moved for found in first] == [None, None]
+    assert normalised_information(truth, first[0].clusters) > 0.9
+    second = scheduler.step(turned(x))
+    assert [found.moved for found in second] == [0, 0]
+    assert [found.nmi for found in second] == [1, 1]
+    assert torch.equal(first[0].clusters, second[0].clusters)
+    assert torch.equal(scheduler.clusters_, torch.stack([found.clusters for found in second]))
+
+
+def test_statistics_tell_how_much_moved():
+    x, _ = blobs(500, 6, 8)
+    scheduler = ClusterScheduler(8)
+    before = scheduler.step(x)[0]
+    moved = x.clone()
+    moved[:50] = x[450:]
+    after = scheduler.step(moved)[0]
+    share = float((before.clusters != after.clusters).double().mean())
+    assert after.moved == pytest.approx(share)
+    assert 0 < share < 0.12
+    assert after.nmi is not None
+    assert after.nmi < 1
+
+
+def test_a_new_start_keeps_the_names():
+    """Whatever k-means does to the numbers, most samples keep theirs."""
+    x, _ = blobs(400, 6, 7)
+    scheduler = ClusterScheduler(7, random_state=3)
+    first = scheduler.step(x)[0]
+    scheduler._models[0].rename(torch.arange(7).roll(1))  # as if the numbers had been dealt anew
+    scheduler.clusters_ = scheduler.clusters_.clone()
+    model = scheduler._models[0]
+    named = scheduler._named(model, 0, model.labels_)
+    assert torch.equal(named.clusters, first.clusters)
+    torch.testing.assert_close(named.centroids, first.centroids)
+
+
+def test_nested_levels():
+    x, _ = blobs(600, 8, 12)
+    scheduler = ClusterScheduler((40, 12, 4), nested=True)
+    for features in (x, turned(x)):
+        levels = scheduler.step(features)
+        for fine, coarse in itertools.pairwise(levels):
+            parents = [set(coarse.clusters[fine.clusters == k].tolist()) for k in range(len(fine.centroids))]
+            assert max(map(len, parents)) == 1
+        assert [len(found.centroids) for found in levels] == [40, 12, 4]
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_carried_bounds_change_nothing(metric):
+    x, _ = blobs(1500, 8, 40)
+    generator = torch.Generator().manual_seed(5)
+    make = {"metric": metric, "algorithm": "hamerly", "tol": 0.0}
+    plain, carrying = ClusterScheduler(40, **make), ClusterScheduler(40, carry_bounds=True, **make)
+    for _ in range(3):
+        a, b = plain.step(x)[0], carrying.step(x)[0]
+        assert torch.equal(a.clusters, b.clusters)
+        assert a.inertia == pytest.approx(b.inertia, rel=1e-9)
+        x = x + 0.02 * torch.randn(x.shape, generator=generator)
+
+
+def test_targets_are_told():
+    x, _ = blobs(300, 6, 5)
+    queue = ClusterQueue(64, 6)
+    queue.enqueue(x[:64], torch.zeros(64, dtype=torch.int64), torch.arange(64))
+    scheduler = ClusterScheduler((20, 5))
+    levels = scheduler.step(x, targets=[queue], level=0)
+    assert torch.equal(queue.clusters, levels[0].clusters[queue.samples])
+
+
+def test_goes_on_from_its_state():
+    x, _ = blobs(400, 6, 7)
+    one, other = ClusterScheduler((7, 15)), ClusterScheduler((7, 15))
+    other.load_state_dict(other.state_dict())
+    one.step(x)
+    other.load_state_dict(one.state_dict())
+    moved = x + 0.5 * torch.randn(x.shape, generator=torch.Generator().manual_seed(2))
+    for a, b in zip(one.step(moved), other.step(moved), strict=True):
+        assert torch.equal(a.clusters, b.clusters)
+        assert a.moved == b.moved
+    with pytest.raises(ValueError, match=r"state: expected clusters \[3\], got \[7, 15\]"):
+        ClusterScheduler(3).load_state_dict(one.state_dict())
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match="expected falling numbers"):
+        ClusterScheduler((5, 10), nested=True)
+    with pytest.raises(ValueError, match="at least one number"):
+        ClusterScheduler([])
+    with pytest.raises(ValueError, match=r"samples: expected int64 \[4\]"):
+        ClusterScheduler(2).step(torch.randn(4, 3), torch.arange(3))
+    with pytest.raises(ValueError, match="samples: expected numbers from 0 to n_samples − 1 = 2"):
+        ClusterScheduler(2).step(torch.randn(4, 3), n_samples=3)

@@ -1,0 +1,248 @@
+"""Clusters that come anew every few epochs of training, under ids that stay."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from wscl_fast.clustering.base import NO_CLUSTER, check_count
+from wscl_fast.clustering.bounds import cluster_sums
+from wscl_fast.clustering.diagnostics import diagnose, entropy
+from wscl_fast.clustering.kmeans import KMeans
+from wscl_fast.clustering.matching import match_clusters
+from wscl_fast.clustering.points import Points, Ranks, check_metric
+from wscl_fast.distributed.collectives import Group
+
+
+class Level(NamedTuple):
+    """One clustering of all samples, and how it differs from the one before."""
+
+    clusters: Tensor  # int64 [samples], −1 for a sample that no rank gave
+    centroids: Tensor  # [K, d]
+    inertia: float
+    n_iter: int
+    moved: float | None  # share of samples in another cluster than last time; None the first time
+    nmi: float | None  # normalised mutual information with last time, 0 to 1
+
+
+class ClusterScheduler:
+    """Clusters the features every few epochs, for one or several K, and keeps the ids from epoch to epoch.
+
+    In a training loop::
+
+        scheduler = ClusterScheduler((256, 1024), every=2, warmup=5)
+        for epoch in range(epochs):
+            if scheduler.due(epoch):
+                coarse, fine = scheduler.step(momentum_features(), targets=[queue, sampler])
+
+    A later clustering starts from the means of the new features over the old clusters, so that a cluster
+    keeps its id while the features turn; what changed places all the same is renamed so that as many samples
+    as can be keep their id (`match_clusters`).
+
+    Sources: Caron et al., *Deep Clustering*, ECCV 2018 (cluster, train, repeat); Li et al., *Prototypical
+    Contrastive Learning*, ICLR 2021 (momentum features, several K, warm-up); Guo et al., *HCSC*, CVPR 2022
+    (nested levels: clusters of clusters).
+
+    Args:
+        n_clusters: K, or one K a level.
+        every: epochs between two clusterings.
+        warmup: the first epoch with clusters.
+        metric: "cosine" or "euclidean".
+        nested: level l + 1 clusters the centroids of level l, weighted by their samples: the numbers fall.
+        carry_bounds: keep the last features, and let the last clustering's bounds spare distances; pays
+            where features move little. Costs as much memory as the features.
+        sharded: each rank of `group` steps with the features of its own samples; the work is shared.
+        group: a process group; by default all processes.
+        parameters: more of :class:`KMeans`, such as `init`, `max_iter` or `random_state`.
+
+    Attributes:
+        clusters_: int64 [levels, samples], the ids of the last step.
+    """
+
+    clusters_: Tensor
+
+    def __init__(
+        self,
+        n_clusters: int | Sequence[int],
+        *,
+        every: int = 1,
+        warmup: int = 0,
+        metric: str = "cosine",
+        nested: bool = False,
+        carry_bounds: bool = False,
+        sharded: bool = False,
+        group: Group = None,
+        **parameters: Any,
+    ) -> None:
+        many = [n_clusters] if isinstance(n_clusters, int) else list(n_clusters)
+        self.n_clusters = [check_count(k, "n_clusters") for k in many]
+        if not many:
+            raise ValueError("n_clusters: expected at least one number of clusters, got none")
+        if nested and any(a <= b for a, b in itertools.pairwise(many)):
+            raise ValueError(f"n_clusters: expected falling numbers for nested levels, got {many}")
+        self.every, self.warmup = check_count(every, "every"), check_count(warmup, "warmup", least=0)
+        self.metric, self.nested, self.carry_bounds = check_metric(metric), nested, carry_bounds
+        self.ranks = Ranks(sharded, group)
+        self._models = [
+            KMeans(k, metric=metric, warm_start=True, **self._sharing(level), **parameters)
+            for level, k in enumerate(self.n_clusters)
+        ]
+        self._last: tuple[Tensor, Tensor] | None = None  # features and samples of the last step
+
+    def due(self, epoch: int) -> bool:
+        """Whether the samples are clustered before `epoch`."""
+        return epoch >= self.warmup and (epoch - self.warmup) % self.every == 0
+
+    @torch.no_grad()
+    def step(
+        self,
+        features: Tensor,
+        samples: Tensor | None = None,
+        *,
+        n_samples: int | None = None,
+        targets: Sequence[Any] = (),
+        level: int = -1,
+    ) -> list[Level]:
+        """Cluster the features, and tell the new ids to `targets`.
+
+        Args:
+            features: this rank's [n, d], of a momentum encoder best.
+            samples: int64 [n], which samples these are; by default 0 … n − 1.
+            n_samples: of all ranks; by default one more than the largest of `samples`.
+            targets: what has a `refresh(clusters_of_samples)`: a :class:`wscl_fast.ClusterQueue`, a sampler.
+            level: whose ids the targets get; by default the last one's.
+
+        Returns:
+            One clustering a level, the same on every rank.
+
+        Raises:
+            ValueError: `samples` do not fit the features or `n_samples`, or as :meth:`KMeans.fit` does.
+        """
+        if samples is None:
+            if self.ranks.size > 1:
+                raise ValueError("samples: expected the samples that the features of this rank belong to")
+            samples = torch.arange(len(features), device=features.device)
+        if samples.shape != features.shape[:1] or samples.dtype != torch.int64:
+            raise ValueError(
+                f"samples: expected int64 [{len(features)}] as features, "
+                f"got {samples.dtype} {list(samples.shape)}"
+            )
+        everyone = self.ranks.gather(samples)
+        size = int(everyone.max()) + 1 if n_samples is None else n_samples
+        if int(everyone.max()) >= size or int(everyone.min()) < 0:
+            raise ValueError(f"samples: expected numbers from 0 to n_samples − 1 = {size - 1}")
+        drift = self._drift(features, samples)
+        levels: list[Level] = []
+        for number, model in enumerate(self._models):
+            if self.nested and number:
+                ids = self._coarser(model, levels[-1], number)
+            else:
+                mine = self._fit(model, number, features, samples, drift)
+                ids = torch.full((size,), NO_CLUSTER, device=features.device)
+                ids[everyone] = self.ranks.gather(mine)
+            levels.append(self._named(model, number, ids))
+        if self.carry_bounds:
+            self._last = features, samples
+        self.clusters_ = torch.stack([found.clusters for found in levels])
+        for target in targets:
+            target.refresh(levels[level].clusters)
+        return levels
+
+    def state_dict(self) -> dict[str, Any]:
+        """The ids and centroids to go on with; empty before the first step."""
+        if not hasattr(self, "clusters_"):
+            return {}
+        centroids = [torch.as_tensor(model.cluster_centers_) for model in self._models]
+        return {"clusters": self.clusters_, "centroids": centroids}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken.
+
+        Raises:
+            ValueError: other numbers of clusters.
+        """
+        if not state:
+            return
+        sizes = [len(centroids) for centroids in state["centroids"]]
+        if sizes != self.n_clusters:
+            raise ValueError(f"state: expected clusters {self.n_clusters}, got {sizes}")
+        self.clusters_ = state["clusters"]
+        for model, centroids in zip(self._models, state["centroids"], strict=True):
+            model.cluster_centers_ = centroids
+
+    def _sharing(self, level: int) -> dict[str, Any]:
+        # Centroids are on every rank: upper levels are the same everywhere without a word.
+        shared = self.ranks.sharded and not (self.nested and level)
+        return {"sharded": shared, "group": self.ranks.group if shared else None}
+
+    def _fit(
+        self, model: KMeans, level: int, features: Tensor, samples: Tensor, drift: Tensor | None
+    ) -> Tensor:
+        """The ids of the rank's samples, from the means of the features over the last ids on."""
+        if hasattr(self, "clusters_"):
+            known = samples < self.clusters_.shape[1]
+            ids = self.clusters_[level].to(features.device)[samples.where(known, 0)].where(known, NO_CLUSTER)
+            points = Points(features[ids >= 0], metric=self.metric, ranks=self.ranks)
+            k, ids = model.n_clusters, ids[ids >= 0]
+            sums = self.ranks.sum(cluster_sums(points, ids, k))
+            counts = self.ranks.sum(torch.bincount(ids, minlength=k))[:, None]
+            old = torch.as_tensor(model.cluster_centers_).to(sums)
+            usable = (counts > 0) & (sums != 0).any(dim=1, keepdim=True)
+            model.cluster_centers_ = torch.where(usable, sums / counts.clamp(min=1), old).to(points.dtype)
+        model.fit(features, drift=drift)
+        labels: Tensor = model.labels_
+        return labels
+
+    def _coarser(self, model: KMeans, finer: Level, level: int) -> Tensor:
+        """Ids out of clusters of the finer level's centroids."""
+        weights = torch.bincount(finer.clusters[finer.clusters >= 0], minlength=len(finer.centroids))
+        model.fit(finer.centroids, sample_weight=weights.double())
+        labels: Tensor = model.labels_
+        known = finer.clusters >= 0
+        return labels[finer.clusters.clamp(min=0)].where(known, NO_CLUSTER)
+
+    def _named(self, model: KMeans, level: int, ids: Tensor) -> Level:
+        """The clustering under the ids that keep most samples where they were."""
+        moved, nmi = None, None
+        if hasattr(self, "clusters_"):
+            n = min(len(ids), self.clusters_.shape[1])
+            old = self.clusters_[level, :n].to(ids.device)
+            names = match_clusters(old, ids[:n], model.n_clusters)
+            if not torch.equal(names, torch.arange(len(names), device=names.device)):
+                model.rename(names)
+                ids = names[ids.clamp(min=0)].where(ids >= 0, NO_CLUSTER)
+            both = (old >= 0) & (ids[:n] >= 0)
+            moved = float((old != ids[:n])[both].double().mean()) if bool(both.any()) else None
+            nmi = normalised_information(old, ids[:n]) if bool(both.any()) else None
+        return Level(ids, model.cluster_centers_, model.inertia_, model.n_iter_, moved, nmi)
+
+    def _drift(self, features: Tensor, samples: Tensor) -> Tensor | None:
+        """How far each sample moved since the last step, where that is known."""
+        if self._last is None:
+            return None
+        last, before = self._last
+        # Every rank decides alike: the fit that follows is a joint one.
+        same = torch.tensor(int(torch.equal(before, samples) and last.shape == features.shape))
+        if int(self.ranks.sum(1 - same.to(features.device))):
+            return None
+        here, there = (Points(x, metric=self.metric) for x in (features, last))
+        drift = torch.empty(len(features), dtype=here.dtype, device=features.device)
+        for (rows, x), (_, y) in zip(here.parts(), there.parts(), strict=True):
+            drift[rows] = (here.directions(x) - here.directions(y)).norm(dim=1)
+        return drift * (1 + 2.0**-14) + 2.0**-20
+
+
+def normalised_information(old: Tensor, new: Tensor) -> float:
+    """Normalised mutual information of two clusterings, `2 I / (H + H')`, over samples that have both ids.
+
+    Equals `sklearn.metrics.normalized_mutual_info_score(old, new)`; 1 where both say nothing.
+    """
+    report = diagnose(new, old)
+    both = (old >= 0) & (new >= 0)
+    size = torch.bincount(new[both]).cpu().numpy()
+    total = entropy(size) + (report.label_entropy or 0.0)
+    return 1.0 if total == 0 else 2 * (report.mutual_information or 0.0) / total
