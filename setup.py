@@ -25,10 +25,8 @@ def say(text: str) -> None:
 
 def cpu_sources() -> list[str]:
     """Everything of csrc but the kernels of other machines' instruction sets."""
-    per_isa = {f"csrc/core/similarity_{isa}.cpp" for isa in ("portable", "avx2", "avx512")}
-    wanted = {f"csrc/core/similarity_{isa}.cpp" for isa in KERNELS}
-    found = {str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*.cpp")}
-    return sorted(found - per_isa | wanted)
+    found = {p for p in (ROOT / "csrc").rglob("*.cpp") if "avx2" in KERNELS or "_avx" not in p.stem}
+    return sorted(str(p.relative_to(ROOT)) for p in found)
 
 
 def cuda_architectures() -> str:

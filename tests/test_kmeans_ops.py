@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from wscl_fast import reference
+from wscl_fast import _ops, reference
 from wscl_fast.chunked import kmeans as chunked
-from wscl_fast.functional import kmeans_assign, kmeans_update
+from wscl_fast.functional import Nearest, kmeans_assign, kmeans_update
 
-IMPLS = ["chunked", "reference"]
+IMPLS = ["fused", "chunked", "reference"]
 METRICS = ["euclidean", "cosine"]
 
 
@@ -55,7 +55,7 @@ def test_assign_equals_the_definition(impl, metric, dtype, n, k, d, monkeypatch)
     check_assignment(x, centroids, metric, nearest)
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", ["chunked", "reference"])
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("top", [2, 5, 20])
 def test_assign_top(impl, metric, top):
@@ -231,3 +231,99 @@ def test_bad_weights(value):
         kmeans_update(torch.ones(3, 4), torch.ones(2, 4), weights=weights)
     with pytest.raises(ValueError, match="weights: expected shape"):
         kmeans_update(torch.ones(3, 4), torch.ones(2, 4), weights=torch.ones(4))
+
+
+# --- the kernels: every instruction set, and candidates of either precision ---------------------------
+
+KERNELS = [("portable", "full"), ("avx2", "full"), ("avx512", "full"), ("avx512", "bfloat16")]
+
+
+@pytest.fixture(params=KERNELS, ids="-".join)
+def candidates(request, extension):
+    """Precision of the candidates, with the instruction set in use."""
+    name, precision = request.param
+    if name not in extension.supported_instruction_sets():
+        pytest.skip(f"this processor has no {name}")
+    if precision == "bfloat16" and not extension.has_bfloat16_candidates():
+        pytest.skip("this processor has no products of bfloat16")
+    before = extension.instruction_set()
+    extension.use_instruction_set(name)
+    yield precision
+    extension.use_instruction_set(before)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("n", "d", "k"), [(700, 64, 100), (481, 129, 33), (13, 1, 1), (250, 31, 300), (0, 4, 3)]
+)
+def test_kernels_equal_the_definition(candidates, metric, dtype, n, d, k):
+    x, centroids = problem(n, d, k, dtype=dtype)
+    if dtype != torch.float64:
+        centroids = centroids.float()
+    cosine, weights = metric == "cosine", torch.rand(n, dtype=torch.float64)
+    nearest = _ops.kmeans_assign(x, centroids, cosine=cosine, candidates=candidates)
+    check_assignment(x, centroids, metric, Nearest(*nearest))
+    got = _ops.kmeans_update(x, centroids, weights=weights, cosine=cosine, candidates=candidates)
+    want = reference.kmeans_update(x, centroids, weights=weights, cosine=cosine)
+    assert torch.equal(got[0], nearest[0])
+    torch.testing.assert_close(got[2:4], want[2:4], rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(got[4], want[4], rtol=1e-6, atol=0)
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    n=st.integers(1, 80),
+    d=st.integers(1, 70),
+    k=st.integers(1, 90),
+    metric=st.sampled_from(METRICS),
+    scale=st.sampled_from([1e-38, 1e-20, 1e-10, 1.0, 1e4, 1e20, 1e36]),
+    offset=st.sampled_from([0.0, 1.0, 1e4, 1e7]),
+    rounding=st.sampled_from([0, 1, 64]),
+    seed=st.integers(0, 1000),
+)
+def test_kernels_at_any_shape_scale_and_offset(candidates, n, d, k, metric, scale, offset, rounding, seed):
+    x, centroids = problem(n, d, k, seed=seed)
+    if rounding:  # on a grid: many ties, many duplicates
+        x, centroids = (x * rounding).round() / rounding, (centroids * rounding).round() / rounding
+    x, centroids = (x + offset) * scale, (centroids + offset) * scale
+    x, centroids = x.nan_to_num(), centroids.nan_to_num()
+    nearest = _ops.kmeans_assign(x, centroids, cosine=metric == "cosine", candidates=candidates)
+    check_assignment(x, centroids, metric, Nearest(*nearest))
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_point_far_out_is_placed(candidates, metric):
+    """So far that its product with a centroid overflows, among others that are near."""
+    x, centroids = problem(100, 20, 40)
+    x[50] = 3e38 * torch.sign(centroids[17])
+    x[51] = 1e25 * centroids[3]
+    check_assignment(
+        x,
+        centroids,
+        metric,
+        Nearest(*_ops.kmeans_assign(x, centroids, cosine=metric == "cosine", candidates=candidates)),
+    )
+
+
+def test_sums_of_many_clusters_take_a_second_pass(candidates):
+    """More than the threads' own sums may take: each thread then owns some of the clusters."""
+    x, centroids = problem(300, 600, 9000)
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        got = _ops.kmeans_update(x, centroids, weights=None, cosine=False, candidates=candidates)
+    finally:
+        torch.set_num_threads(before)
+    want = torch.zeros(9000, 600, dtype=torch.float64).index_add_(0, got[0], x.double())
+    torch.testing.assert_close(got[2], want, rtol=1e-12, atol=0)
+    assert torch.equal(got[3], torch.bincount(got[0], minlength=9000))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_opcheck(extension, dtype):
+    x, centroids = problem(30, 5, 4, dtype=dtype)
+    weights = torch.rand(30, dtype=torch.float64)
+    torch.library.opcheck(torch.ops.wscl_fast.kmeans_assign.default, (x, centroids, False, 0))
+    for w in (None, weights):
+        torch.library.opcheck(torch.ops.wscl_fast.kmeans_update.default, (x, centroids, w, True, 0))

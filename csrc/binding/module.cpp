@@ -8,6 +8,7 @@
 #include <string>
 
 #include "../core/cpu.h"
+#include "../core/kmeans.h"
 
 #ifndef WSCL_CUDA_ARCHITECTURES
 #define WSCL_CUDA_ARCHITECTURES ""
@@ -29,6 +30,8 @@ PYBIND11_MODULE(_C, m) {
               name + "'");
       },
       pybind11::arg("name"));
+  m.def("has_bfloat16_candidates", &wscl::has_bfloat16_candidates,
+        "Whether k-means can find its candidates by products of bfloat16 here");
   m.def(
       "tile",
       [] {

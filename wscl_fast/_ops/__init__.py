@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from wscl_fast._ops.extension import extension, load_error, serves
 from wscl_fast._ops.infonce import clustered_infonce
+from wscl_fast._ops.kmeans import kmeans_assign, kmeans_update
 from wscl_fast._ops.logsumexp import (
     Block,
     Meets,
@@ -18,6 +19,8 @@ __all__ = [
     "Meets",
     "clustered_infonce",
     "extension",
+    "kmeans_assign",
+    "kmeans_update",
     "load_error",
     "logsumexp",
     "logsumexp_block",

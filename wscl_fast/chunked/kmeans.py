@@ -133,8 +133,8 @@ def _nearest(x: Tensor, table: Table, cosine: bool, top: int) -> tuple[Tensor, T
     offset = table.offset.abs().max().double()
     bound = _unit_roundoff(dtype) * (x.shape[1] + 8) * (length * table.largest + offset)
     bound += torch.finfo(dtype).tiny * (x.shape[1] + 8)
-    if cosine:  # the shift back to products, and the unit vectors' own rounding where x is float64
-        bound += 2.0**-50 * table.largest * table.scale
+    if cosine:  # a rounded column meets the unit vector, which is longer than its shifted self
+        bound += 4 * _unit_roundoff(dtype) * table.largest * table.scale
     least = score.max(dim=1).values if top == 1 else score.topk(top, dim=1).values[:, -1]
     # Also true where an overflow left a NaN: then every centroid is looked at again.
     close = ~(score.double() < (least.double() - 2 * bound)[:, None])

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from wscl_fast import chunked, reference
+from wscl_fast import _ops, chunked, reference
 from wscl_fast.functional._checks import check_choice, check_matrix, check_vector, is_fake
 from wscl_fast.functional.infonce import Impl
 
@@ -77,7 +77,12 @@ def kmeans_assign(
     if not 1 <= top <= len(centroids):
         raise ValueError(f"top: expected 1 to the number of centroids ({len(centroids)}), got {top}")
     cosine = metric == "cosine"
-    module = reference if _choose(impl) == "reference" else chunked
+    if impl == "fused" or (impl == "auto" and _ops.serves(x.device) and top == 1):
+        if top != 1:
+            raise RuntimeError("impl='fused' serves top=1 only; impl='chunked' any")
+        return Nearest(*_ops.kmeans_assign(x, centroids, cosine=cosine))
+    _check_finite("x", x)
+    module = reference if impl == "reference" else chunked
     assignment, distance = module.kmeans_assign(x, centroids, cosine=cosine, top=top)
     if top == 1:
         assignment, distance = assignment[:, 0], distance[:, 0]
@@ -130,10 +135,13 @@ def kmeans_update(
         check_vector("weights", weights, len(x), x, integer=False)
         if not is_fake(weights) and not bool(((weights >= 0) & weights.isfinite()).all()):
             raise ValueError("weights: expected finite numbers of at least 0")
-    module = reference if _choose(impl) == "reference" else chunked
-    assignment, distance, *rest = module.kmeans_update(
-        x, centroids, weights=weights, cosine=metric == "cosine"
-    )
+        weights = weights.double()
+    cosine = metric == "cosine"
+    if impl == "fused" or (impl == "auto" and _ops.serves(x.device)):
+        return Update(*_ops.kmeans_update(x, centroids, weights=weights, cosine=cosine))
+    _check_finite("x", x)
+    module = reference if impl == "reference" else chunked
+    assignment, distance, *rest = module.kmeans_update(x, centroids, weights=weights, cosine=cosine)
     return Update(assignment, _narrow(distance, dtype), *rest)
 
 
@@ -152,8 +160,7 @@ def _checked(x: Tensor, centroids: Tensor, metric: str, impl: str) -> tuple[Tens
     if centroids.device != x.device:
         raise ValueError(f"centroids: expected device {x.device} as x, got {centroids.device}")
     dtype = torch.float64 if torch.float64 in (x.dtype, centroids.dtype) else torch.float32
-    for name, rows in (("x", x), ("centroids", centroids)):
-        _check_finite(name, rows)
+    _check_finite("centroids", centroids)
     return x, centroids.to(dtype), dtype
 
 
@@ -167,16 +174,6 @@ def _check_finite(name: str, rows: Tensor) -> None:
     if bool(bad.any()):
         row = int(bad.int().argmax())
         raise ValueError(f"{name}: expected finite numbers, got NaN or infinity in row {row}")
-
-
-def _choose(impl: Impl) -> Impl:
-    if impl == "auto":
-        return "chunked"
-    if impl == "fused":
-        raise RuntimeError(
-            "impl='fused' is not available: there are no kernels yet; impl='chunked' works everywhere"
-        )
-    return impl
 
 
 def _narrow(distance: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,0 +1,121 @@
+// kmeans_assign and kmeans_update on CPU tensors: checks, allocation, dispatch on dtype.
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <tuple>
+
+#include "../core/kmeans.h"
+#include "tensors.h"
+
+namespace {
+
+using namespace wscl::binding;
+
+wscl::Points points_of(const Tensor& x) {
+  STD_TORCH_CHECK(x.dim() == 2, "x: expected a matrix [rows, d], got ", x.dim(), " dimensions");
+  wscl::Points points;
+  points.data = x.data_ptr();
+  points.row_stride = x.stride(0);
+  points.column_stride = x.stride(1);
+  points.count = x.size(0);
+  switch (x.scalar_type()) {
+    case ScalarType::Float:
+      points.type = wscl::PointType::kFloat;
+      break;
+    case ScalarType::Double:
+      points.type = wscl::PointType::kDouble;
+      break;
+    case ScalarType::Half:
+      points.type = wscl::PointType::kHalf;
+      break;
+    case ScalarType::BFloat16:
+      points.type = wscl::PointType::kBfloat16;
+      break;
+    default:
+      STD_TORCH_CHECK(false, "x: expected float32, float64, float16 or bfloat16");
+  }
+  return points;
+}
+
+Tensor check_centroids(const Tensor& centroids, const Tensor& x) {
+  STD_TORCH_CHECK(centroids.dim() == 2 && centroids.size(1) == x.size(1) && centroids.size(0) > 0,
+                  "centroids: expected a matrix [K, ", x.size(1), "] of at least one row");
+  const ScalarType dtype = centroids.scalar_type();
+  STD_TORCH_CHECK(
+      dtype == ScalarType::Double || (dtype == ScalarType::Float && x.scalar_type() != ScalarType::Double),
+      "centroids: expected float64, or float32 where x is not float64");
+  return torch::stable::contiguous(centroids);
+}
+
+wscl::Candidates candidates_of(int64_t number) {
+  STD_TORCH_CHECK(number >= 0 && number <= 2, "candidates: expected 0 (auto), 1 (full) or 2 (bfloat16), got ",
+                  number);
+  return static_cast<wscl::Candidates>(number);
+}
+
+// The problem but for what an update adds to it; runs it, and returns the first bad row or −1.
+template <class F>
+int64_t run(const Tensor& x, const Tensor& centroids, bool cosine, int64_t candidates, Tensor& assignment,
+            Tensor& distance, const F& complete) {
+  int64_t bad_row = -1;
+  dispatch(centroids.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    wscl::KMeansProblem<T> problem;
+    problem.x = points_of(x);
+    problem.centroids = data<T>(centroids);
+    problem.k = centroids.size(0);
+    problem.d = centroids.size(1);
+    problem.cosine = cosine;
+    problem.candidates = candidates_of(candidates);
+    problem.assignment = data<int64_t>(assignment);
+    problem.distance = data<T>(distance);
+    complete(problem);
+    bad_row = wscl::kmeans_pass<T>(problem, torch_threads());
+  });
+  return bad_row;
+}
+
+std::tuple<Tensor, Tensor, int64_t> kmeans_assign(const Tensor& x, const Tensor& centroids_, bool cosine,
+                                                  int64_t candidates) {
+  const Tensor centroids = check_centroids(centroids_, x);
+  Tensor assignment = torch::stable::new_empty(x, {x.size(0)}, ScalarType::Long);
+  Tensor distance = torch::stable::new_empty(centroids, {x.size(0)});
+  const int64_t bad_row = run(x, centroids, cosine, candidates, assignment, distance, [](auto&) {});
+  return {assignment, distance, bad_row};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, int64_t> kmeans_update(const Tensor& x,
+                                                                          const Tensor& centroids_,
+                                                                          const std::optional<Tensor>& weights_,
+                                                                          bool cosine, int64_t candidates) {
+  const Tensor centroids = check_centroids(centroids_, x);
+  const int64_t n = x.size(0), k = centroids.size(0), d = centroids.size(1);
+  std::optional<Tensor> weights;
+  if (weights_) weights = check_vector("weights", *weights_, n, ScalarType::Double);
+  Tensor assignment = torch::stable::new_empty(x, {n}, ScalarType::Long);
+  Tensor distance = torch::stable::new_empty(centroids, {n});
+  Tensor sums = torch::stable::new_empty(x, {k, d}, ScalarType::Double);
+  Tensor counts = torch::stable::new_empty(x, {k}, weights ? ScalarType::Double : ScalarType::Long);
+  Tensor inertia = torch::stable::new_empty(x, {}, ScalarType::Double);
+  const int64_t bad_row = run(x, centroids, cosine, candidates, assignment, distance, [&](auto& problem) {
+    problem.sums = data<double>(sums);
+    problem.inertia = data<double>(inertia);
+    if (weights) {
+      problem.weights = data<double>(*weights);
+      problem.weight_sums = data<double>(counts);
+    } else {
+      problem.counts = data<int64_t>(counts);
+    }
+  });
+  return {assignment, distance, sums, counts, inertia, bad_row};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(wscl_fast, CPU, m) {
+  m.impl("kmeans_assign", TORCH_BOX(&kmeans_assign));
+  m.impl("kmeans_update", TORCH_BOX(&kmeans_update));
+}

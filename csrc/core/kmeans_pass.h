@@ -1,0 +1,67 @@
+// What the driver of k-means (kmeans.cpp) and the kernels of each instruction set share.
+#pragma once
+
+#include "kmeans.h"
+
+namespace wscl {
+
+// The centroids as the product sees them, prepared once and shared by all threads:
+//
+//   score_ij = p_i · q_j − offset_j,   p_i = (x_i − origin) · scale,   q_j = (c_j − origin) · scale
+//
+// is highest for the nearest centroid (offset_j = ‖q_j‖² / 2; for the cosine, of unit vectors, −origin · q_j).
+// Seen from the middle of the centroids, and scaled by a power of two so that the largest number of q is in
+// [½, 1), the product keeps its digits far from zero and nothing overflows but what is very far out.
+template <class T>
+struct CentroidTable {
+  const T* centroids = nullptr;  // [k, d]
+  int64_t k = 0, d = 0;
+  int64_t depth = 0;  // d as the product sees it, a multiple of the operands' step
+  bool cosine = false;
+  const T* origin = nullptr;  // [d]
+  T scale = 1;
+  const void* panels = nullptr;    // the q_j in panels of columns, in the product's precision
+  const T* offset = nullptr;       // [columns], infinite beyond k
+  const double* length = nullptr;  // [k] ‖c‖, for the cosine
+  // |score − its exact value| ≤ per_norm · ‖p‖ + per_loss · ‖p − p̃‖ + constant, p̃ being p as rounded
+  double per_norm = 0, per_loss = 0, constant = 0;
+};
+
+// Rows [row0, row1) of a pass.
+struct KMeansPart {
+  int64_t row0, row1;
+  double* sums;         // [k, d], zero at first; null: nothing is summed
+  int64_t* counts;      // [k]
+  double* weight_sums;  // [k]
+  double inertia;
+  int64_t bad_row;  // −1
+};
+
+// One instruction set's kernels, with a product of one precision.
+template <class T>
+struct KMeansTyped {
+  // `count` rows of q [count][d] as a panel of `vectors` vectors of columns, zero beyond.
+  void (*pack)(const T* rows, int64_t count, int64_t vectors, int64_t d, int64_t depth, void* panel);
+  void (*run)(const KMeansProblem<T>&, const CentroidTable<T>&, KMeansPart&);
+  // Adds the rows of clusters [cluster0, cluster1) to the problem's sums and counts.
+  void (*sum)(const KMeansProblem<T>&, int64_t cluster0, int64_t cluster1);
+  int64_t vectors;       // of a panel; the last may have one
+  int64_t width;         // columns of a vector
+  int64_t step;          // depth is a multiple of this
+  int64_t element_size;  // of the packed operand
+};
+
+struct KMeansKernels {
+  const char* name;
+  KMeansTyped<float> of_float;
+  KMeansTyped<double> of_double;
+};
+
+extern const KMeansKernels kKMeansPortable;
+#if defined(__x86_64__)
+extern const KMeansKernels kKMeansAvx2;
+extern const KMeansKernels kKMeansAvx512;
+extern const KMeansTyped<float> kKMeansAvx512Bfloat16;
+#endif
+
+}  // namespace wscl

@@ -1,0 +1,125 @@
+// The register tile of k-means for one instruction set: scores of kRows points against a panel of centroids,
+// and in its epilogue the best and the second best score of every row, lane by lane.
+#pragma once
+
+#include "kmeans_pass.h"
+#include "similarity_tiles.h"
+
+namespace wscl {
+namespace WSCL_ISA {
+
+// The smaller of the two; b where either is NaN.
+template <class T>
+WSCL_INLINE Vector<T> minimum(Vector<T> a, Vector<T> b) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(Vector<T>) == 64) {
+    if constexpr (sizeof(T) == 4)
+      return (Vector<T>)_mm512_min_ps((__m512)a, (__m512)b);
+    else
+      return (Vector<T>)_mm512_min_pd((__m512d)a, (__m512d)b);
+  }
+#elif defined(__AVX2__)
+  if constexpr (sizeof(Vector<T>) == 32) {
+    if constexpr (sizeof(T) == 4)
+      return (Vector<T>)_mm256_min_ps((__m256)a, (__m256)b);
+    else
+      return (Vector<T>)_mm256_min_pd((__m256d)a, (__m256d)b);
+  }
+#endif
+  return a < b ? a : b;
+}
+
+// Lanes in which a ≥ b, as bits.
+template <class T>
+WSCL_INLINE uint32_t at_least(Vector<T> a, Vector<T> b) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4)
+    return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GE_OQ);
+  else
+    return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_GE_OQ);
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == 4)
+    return _mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_GE_OQ));
+  else
+    return _mm256_movemask_pd(_mm256_cmp_pd((__m256d)a, (__m256d)b, _CMP_GE_OQ));
+#else
+  uint32_t bits = 0;
+  for (int i = 0; i < Simd<T>::kWidth; ++i) bits |= uint32_t(a[i] >= b[i]) << i;
+  return bits;
+#endif
+}
+
+// Operands of the product in the precision of the scores.
+template <class T>
+struct FullOperands {
+  using Number = T;
+  using Element = T;
+  using Columns = Vector<T>;
+  static constexpr int kStep = 1;  // elements of a row that meet in one multiply-add
+
+  static WSCL_INLINE Columns columns(const Element* p) {
+    return load(p);
+  }
+  static WSCL_INLINE Vector<T> multiply_add(Vector<T> sum, const Element* row, Columns columns) {
+    return sum + broadcast(*row) * columns;
+  }
+  static WSCL_INLINE Element round(T value) {
+    return value;
+  }
+  // Writes a vector as elements, and returns what they are.
+  static WSCL_INLINE Vector<T> write(Element* out, Vector<T> values) {
+    store(out, values);
+    return values;
+  }
+};
+
+// What is known of a row's scores so far. Lane l has seen columns l, l + kWidth, l + 2 · kWidth, …
+template <class T>
+struct RowState {
+  Vector<T> best, second;
+  typename Simd<T>::Bits vector;  // of the best: its column is vector · kWidth + lane
+};
+
+// Scores of rows[0 … kRows) against kCount vectors of columns from `vector` on, into their states.
+template <class Op, int kCount>
+WSCL_INLINE void score_tile(const typename Op::Element* const* rows, const typename Op::Element* panel,
+                            int64_t depth, const typename Op::Number* offset, int64_t vector,
+                            RowState<typename Op::Number>* states) {
+  using T = typename Op::Number;
+  using Bits = typename Simd<T>::Bits;
+  constexpr int kWidth = Simd<T>::kWidth;
+  Vector<T> sum[kRows][kCount];
+#pragma GCC unroll 2
+  for (int v = 0; v < kCount; ++v) {
+    const Vector<T> start = -load(offset + v * kWidth);
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) sum[r][v] = start;
+  }
+#pragma GCC unroll 2
+  for (int64_t p = 0; p < depth; p += Op::kStep) {
+    typename Op::Columns columns[kCount];
+#pragma GCC unroll 2
+    for (int v = 0; v < kCount; ++v) columns[v] = Op::columns(panel + v * Op::kStep * kWidth);
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 2
+      for (int v = 0; v < kCount; ++v) sum[r][v] = Op::multiply_add(sum[r][v], rows[r] + p, columns[v]);
+    panel += kCount * Op::kStep * kWidth;
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+    Vector<T> best = states[r].best, second = states[r].second;
+    Bits where = states[r].vector;
+#pragma GCC unroll 2
+    for (int v = 0; v < kCount; ++v) {
+      const Vector<T> score = sum[r][v];
+      second = maximum<T>(second, minimum<T>(score, best));
+      where = score > best ? Bits{} + static_cast<decltype(where[0] + 0)>(vector + v) : where;
+      best = maximum<T>(score, best);
+    }
+    states[r] = {best, second, where};
+  }
+}
+
+}  // namespace WSCL_ISA
+}  // namespace wscl

@@ -1,0 +1,81 @@
+"""The k-means operators; what they compute is said in ``csrc/core/kmeans.h``."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from wscl_fast._ops.extension import extension, load_error, serves
+
+# The precision of the product that proposes candidates; the results do not depend on it.
+Candidates = Literal["auto", "full", "bfloat16"]
+_NUMBERS: dict[Candidates, int] = {"auto": 0, "full": 1, "bfloat16": 2}
+
+
+def kmeans_assign(
+    x: Tensor,  # [N, d]
+    centroids: Tensor,  # [K, d] float32 or float64
+    *,
+    cosine: bool,
+    candidates: Candidates = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Nearest centroid, int64 ``[N]``, and distance ``[N]`` of every row, by the fused kernels."""
+    _check(x)
+    assignment, distance, bad_row = torch.ops.wscl_fast.kmeans_assign(
+        x, centroids, cosine, _NUMBERS[candidates]
+    )
+    _refuse(bad_row)
+    return assignment, distance
+
+
+def kmeans_update(
+    x: Tensor,  # [N, d]
+    centroids: Tensor,  # [K, d] float32 or float64
+    *,
+    weights: Tensor | None,  # [N] float64
+    cosine: bool,
+    candidates: Candidates = "auto",
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Assignment, distance, sums ``[K, d]``, counts ``[K]`` and inertia, by the fused kernels."""
+    _check(x)
+    *results, bad_row = torch.ops.wscl_fast.kmeans_update(x, centroids, weights, cosine, _NUMBERS[candidates])
+    _refuse(bad_row)
+    assignment, distance, sums, counts, inertia = results
+    return assignment, distance, sums, counts, inertia
+
+
+def _check(x: Tensor) -> None:
+    if not serves(x.device):
+        reason = load_error if extension is None else f"there are no kernels for device {x.device}"
+        raise RuntimeError(f"impl='fused' is not available: {reason}; impl='chunked' works everywhere")
+
+
+def _refuse(bad_row: int) -> None:
+    if bad_row >= 0:
+        raise ValueError(f"x: expected finite numbers, got NaN or infinity in row {bad_row}")
+
+
+def _fake_assign(x: Tensor, centroids: Tensor, cosine: bool, candidates: int) -> tuple[Tensor, Tensor, int]:
+    return x.new_empty(len(x), dtype=torch.int64), centroids.new_empty(len(x)), -1
+
+
+def _fake_update(
+    x: Tensor, centroids: Tensor, weights: Tensor | None, cosine: bool, candidates: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, int]:
+    assignment, distance, bad_row = _fake_assign(x, centroids, cosine, candidates)
+    k, d = centroids.shape
+    return (
+        assignment,
+        distance,
+        x.new_empty(k, d, dtype=torch.float64),
+        x.new_empty(k, dtype=torch.int64 if weights is None else torch.float64),
+        x.new_empty((), dtype=torch.float64),
+        bad_row,
+    )
+
+
+if extension is not None:
+    torch.library.register_fake("wscl_fast::kmeans_assign", _fake_assign)
+    torch.library.register_fake("wscl_fast::kmeans_update", _fake_update)
