@@ -114,9 +114,9 @@ def test_a_new_start_keeps_the_names():
     x, _ = blobs(400, 6, 7)
     scheduler = ClusterScheduler(7, random_state=3)
     first = scheduler.step(x)[0]
-    scheduler._models[0].rename(torch.arange(7).roll(1))  # as if the numbers had been dealt anew
+    scheduler.models[0].rename(torch.arange(7).roll(1))  # as if the numbers had been dealt anew
     scheduler.clusters_ = scheduler.clusters_.clone()
-    model = scheduler._models[0]
+    model = scheduler.models[0]
     named = scheduler._named(model, 0, model.labels_)
     assert torch.equal(named.clusters, first.clusters)
     torch.testing.assert_close(named.centroids, first.centroids)

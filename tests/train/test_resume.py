@@ -21,7 +21,8 @@ from wscl_fast.train.cli import main
 RUN = ["--train.epochs", "4", "--train.batch-size", "4", "--train.log-every", "1",
        "--cluster.method", "kmeans",
        "--cluster.kmeans.n-clusters", "5", "--cluster.kmeans.warmup-epochs", "1",
-       "--cluster.kmeans.every", "2", "--loss.learnable-temperature", "true"]  # fmt: skip
+       "--cluster.kmeans.every", "2", "--cluster.kmeans.momentum", "0.9",
+       "--loss.learnable-temperature", "true"]  # fmt: skip
 STEPS = 16  # 64 training images, 4 in a batch
 
 

@@ -138,6 +138,13 @@ def test_kmeans_comes_back_and_starts_late() -> None:
     assert (late.ids[::2] == late.ids[0]).all()
     assert (late.ids[1::2] == 1 - late.ids[0]).all()
     assert late.state
+    assert (late.moved, late.nmi) == (None, None)
+    features = -features  # the clusters are the same, and so are their ids
+    later = clusters_for_epoch(config, FULL, "kmeans", 5, features=give, seed=1, previous=late)
+    assert np.array_equal(later.ids, late.ids)
+    assert (later.moved, later.nmi) == (0, 1)
+    anew = replace(config, **{"kmeans.stable_ids": False})
+    assert clusters_for_epoch(anew, FULL, "kmeans", 5, features=give, seed=1, previous=late).moved is None
     many = ClusterConfig(kmeans=KMeansConfig(n_clusters=500))
     assert len(np.unique(fit_clusters(many, FULL, "kmeans", features=features).ids[:8])) == 8
     with pytest.raises(ValueError, match="features"):

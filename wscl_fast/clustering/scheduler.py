@@ -60,6 +60,7 @@ class ClusterScheduler:
         parameters: more of :class:`KMeans`, such as `init`, `max_iter` or `random_state`.
 
     Attributes:
+        models: the k-means of each level.
         clusters_: int64 [levels, samples], the ids of the last step.
     """
 
@@ -87,7 +88,7 @@ class ClusterScheduler:
         self.every, self.warmup = check_count(every, "every"), check_count(warmup, "warmup", least=0)
         self.metric, self.nested, self.carry_bounds = check_metric(metric), nested, carry_bounds
         self.ranks = Ranks(sharded, group)
-        self._models = [
+        self.models = [
             KMeans(k, metric=metric, warm_start=True, **self._sharing(level), **parameters)
             for level, k in enumerate(self.n_clusters)
         ]
@@ -137,7 +138,7 @@ class ClusterScheduler:
             raise ValueError(f"samples: expected numbers from 0 to n_samples − 1 = {size - 1}")
         drift = self._drift(features, samples)
         levels: list[Level] = []
-        for number, model in enumerate(self._models):
+        for number, model in enumerate(self.models):
             if self.nested and number:
                 ids = self._coarser(model, levels[-1], number)
             else:
@@ -156,7 +157,7 @@ class ClusterScheduler:
         """The ids and centroids to go on with; empty before the first step."""
         if not hasattr(self, "clusters_"):
             return {}
-        centroids = [torch.as_tensor(model.cluster_centers_) for model in self._models]
+        centroids = [torch.as_tensor(model.cluster_centers_) for model in self.models]
         return {"clusters": self.clusters_, "centroids": centroids}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -171,7 +172,7 @@ class ClusterScheduler:
         if sizes != self.n_clusters:
             raise ValueError(f"state: expected clusters {self.n_clusters}, got {sizes}")
         self.clusters_ = state["clusters"]
-        for model, centroids in zip(self._models, state["centroids"], strict=True):
+        for model, centroids in zip(self.models, state["centroids"], strict=True):
             model.cluster_centers_ = centroids
 
     def _sharing(self, level: int) -> dict[str, Any]:

@@ -82,6 +82,13 @@ class KMeansConfig:
         5, "epochs with every sample its own cluster before the first k-means", minimum=0
     )
     every: int = setting(3, "epochs between two clusterings", minimum=1)
+    stable_ids: bool = setting(True, "start from the last clusters, which keep their ids")
+    momentum: float = setting(
+        0.0,
+        "cluster features of a moving average of the encoder, of this much a step; 0: its own",
+        minimum=0.0,
+        maximum=0.99999,
+    )
 
 
 @dataclass(frozen=True)

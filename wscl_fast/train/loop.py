@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from wscl_fast import ClusteredInfoNCE
 from wscl_fast.data import Augment, ClusterBatchSampler, ImageDataset, anchor_share
@@ -57,6 +58,11 @@ class Learner:
         ).to(device)
         self.optimizer = make_optimizer([self.model, self.loss_fn], config.optim)
         self.clustering: Clustering | None = None
+        momentum = config.cluster.kmeans.momentum
+        self.average: AveragedModel | None = None
+        if config.cluster.method in ("auto", "kmeans") and momentum:
+            rule = get_ema_multi_avg_fn(momentum)  # type: ignore[no-untyped-call]
+            self.average = AveragedModel(self.model.encoder, multi_avg_fn=rule, use_buffers=True)
         self.position = Position()
 
     def save(self, file: Path) -> None:
@@ -66,6 +72,7 @@ class Learner:
             "loss": self.loss_fn.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "clustering": vars(self.clustering) if self.clustering else None,
+            "average": self.average.state_dict() if self.average else None,
             "threads": torch.get_num_threads(),
         }
         save_checkpoint(file, self.position, parts)
@@ -77,6 +84,8 @@ class Learner:
         self.loss_fn.load_state_dict(parts["loss"])
         self.optimizer.load_state_dict(parts["optimizer"])
         self.clustering = _restored_clustering(parts["clustering"])
+        if self.average:
+            self.average.load_state_dict(parts["average"])
         return int(parts["threads"])
 
     def step(self, views: Tensor, clusters: Tensor, *, lr: float, bfloat16: bool) -> Tensor:
@@ -90,6 +99,8 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
+        if self.average:
+            self.average.update_parameters(self.model.encoder)
         return loss.detach()
 
 
@@ -143,7 +154,7 @@ def train(
 
     def all_features() -> Features:
         return extract_features(
-            learner.model.encoder,
+            learner.average.module if learner.average else learner.model.encoder,
             dataset.images,
             augment.normalise,
             batch_size=config.eval.batch_size,
@@ -164,14 +175,20 @@ def train(
                     epoch,
                     features=all_features,
                     seed=mix(settings.seed, epoch),
+                    previous=learner.clustering,
                 )
-                report = diagnose_training(learner.clustering, dataset)
+                found = learner.clustering
+                report = diagnose_training(found, dataset)
                 metrics.write(
-                    "clusters", epoch=epoch, method=learner.clustering.method, **_scalars(report.as_dict())
+                    "clusters",
+                    epoch=epoch,
+                    method=found.method,
+                    moved=found.moved,
+                    nmi=found.nmi,
+                    **_scalars(report.as_dict()),
                 )
-                monitor.say(
-                    f"epoch {epoch + 1}: {TITLES[learner.clustering.method]}: {report.n_clusters} clusters"
-                )
+                since = "" if found.moved is None else f", {found.moved:.0%} of the samples in another one"
+                monitor.say(f"epoch {epoch + 1}: {TITLES[found.method]}: {report.n_clusters} clusters{since}")
             assert learner.clustering is not None
             ids = training_ids(learner.clustering, dataset)
             sampler = ClusterBatchSampler(
@@ -294,7 +311,8 @@ def _scalars(report: dict[str, Any]) -> dict[str, Any]:
 def _restored_clustering(saved: dict[str, Any] | None) -> Clustering | None:
     if saved is None:
         return None
-    return Clustering(saved["method"], saved["ids"].numpy(), _to_arrays(saved["state"]))
+    rest = {name: saved.get(name) for name in ("moved", "nmi")}
+    return Clustering(saved["method"], saved["ids"].numpy(), _to_arrays(saved["state"]), **rest)
 
 
 def _to_arrays(state: Any) -> Any:

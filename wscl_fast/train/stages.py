@@ -10,21 +10,24 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from wscl_fast.clustering import (
     AttributeClusters,
     ClusterReport,
+    ClusterScheduler,
     HierarchyClusters,
     IdClusters,
-    KMeans,
     TagClusters,
     diagnose,
 )
 from wscl_fast.data import ImageDataset
-from wscl_fast.train.config import ClusterConfig, TagsConfig
+from wscl_fast.train.config import ClusterConfig, KMeansConfig, TagsConfig
 
 Ids = npt.NDArray[np.int64]
 log = logging.getLogger(__name__)
+
+_MAX_ITER = 50  # of k-means: assignments that change later hardly matter to the loss
 
 TITLES = {
     "random": "random encoder",
@@ -46,6 +49,8 @@ class Clustering:
     method: str
     ids: Ids  # int64 [n], −1 where nothing is known
     state: dict[str, Any]  # state_dict of the fitted estimator; empty where nothing was fitted
+    moved: float | None = None  # share of training samples in another cluster than in the clustering before
+    nmi: float | None = None  # normalised mutual information with it
 
 
 COLUMNS = {
@@ -106,6 +111,7 @@ def fit_clusters(
     *,
     features: npt.NDArray[np.float32] | None = None,
     seed: int = 0,
+    previous: Clustering | None = None,
 ) -> Clustering:
     """Fit `method` on the training split and assign every sample of the data set.
 
@@ -115,6 +121,7 @@ def fit_clusters(
         method: a resolved method (`resolve_method`).
         features: float32 [n, d], for method `kmeans` alone.
         seed: of the random starts.
+        previous: the clustering so far, from which `kmeans` goes on where `kmeans.stable_ids` says so.
 
     Raises:
         ValueError: `kmeans` without features.
@@ -149,13 +156,30 @@ def fit_clusters(
     elif method == "kmeans":
         if features is None:
             raise ValueError("method 'kmeans' clusters features: none were given")
-        clusters = min(config.kmeans.n_clusters, len(train))
-        estimator = KMeans(clusters, metric=config.kmeans.metric, max_iter=50, random_state=seed)
-        estimator.fit(features[train])
-        ids = estimator.predict(features)
+        return _kmeans(config.kmeans, features, train, seed, previous)
     else:
         raise ValueError(f"unknown clustering method '{method}'")
     return Clustering(method, np.asarray(ids, dtype=np.int64), estimator.state_dict())
+
+
+def _kmeans(
+    config: KMeansConfig,
+    features: npt.NDArray[np.float32],
+    train: npt.NDArray[np.int64],
+    seed: int,
+    previous: Clustering | None,
+) -> Clustering:
+    """Clusters of the training split's features, under the previous ids where they are to stay."""
+    clusters = min(config.n_clusters, len(train))
+    scheduler = ClusterScheduler(clusters, metric=config.metric, max_iter=_MAX_ITER, random_state=seed)
+    if config.stable_ids and previous is not None and previous.method == "kmeans":
+        centroids = torch.from_numpy(previous.state["centroids"])
+        scheduler.load_state_dict(
+            {"clusters": torch.from_numpy(previous.ids[train])[None], "centroids": [centroids]}
+        )
+    (found,) = scheduler.step(torch.from_numpy(features[train]))
+    model = scheduler.models[0]
+    return Clustering("kmeans", model.predict(features), model.state_dict(), found.moved, found.nmi)
 
 
 def _at_most_distinct(config: TagsConfig, samples: Sequence[Sequence[str]]) -> int:
@@ -205,10 +229,11 @@ def clusters_for_epoch(
     *,
     features: Callable[[], npt.NDArray[np.float32]],
     seed: int,
+    previous: Clustering | None = None,
 ) -> Clustering:
     """The clusters that hold from `epoch` on; `features` is called when k-means needs them."""
     if method != "kmeans":
         return fit_clusters(config, dataset, method, seed=seed)
     if epoch < config.kmeans.warmup_epochs:
         return fit_clusters(config, dataset, "none")
-    return fit_clusters(config, dataset, method, features=features(), seed=seed)
+    return fit_clusters(config, dataset, method, features=features(), seed=seed, previous=previous)
