@@ -18,7 +18,8 @@ std::vector<Candidate> candidates() {
   std::vector<Candidate> list = {{&kSimilarityPortable, true}};
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  list.push_back({&kSimilarityAvx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")});
+  list.push_back({&kSimilarityAvx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                                        __builtin_cpu_supports("f16c")});
   list.push_back({&kSimilarityAvx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                                           __builtin_cpu_supports("avx512dq") &&
                                           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma")});

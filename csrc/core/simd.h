@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "dtypes.h"
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -35,6 +37,8 @@ struct Simd<float> {
   typedef float Vector __attribute__((vector_size(WSCL_VECTOR_BYTES)));
   typedef float Unaligned __attribute__((vector_size(WSCL_VECTOR_BYTES), aligned(4), may_alias));
   typedef int32_t Bits __attribute__((vector_size(WSCL_VECTOR_BYTES)));
+  typedef uint32_t Words __attribute__((vector_size(WSCL_VECTOR_BYTES)));
+  typedef uint16_t Halves __attribute__((vector_size(WSCL_VECTOR_BYTES / 2)));
   static constexpr int kMantissa = 23;
   static constexpr float kBias = 127.f;
   static constexpr float kRound = 12582912.f;  // 1.5 · 2^23: adding it rounds to an integer
@@ -70,6 +74,15 @@ struct Simd<double> {
                                                         4.4352827069572771511e-10};
 };
 
+template <class A, class B>
+struct Is {
+  static constexpr bool value = false;
+};
+template <class A>
+struct Is<A, A> {
+  static constexpr bool value = true;
+};
+
 template <class T>
 using Vector = typename Simd<T>::Vector;
 
@@ -86,6 +99,58 @@ WSCL_INLINE Vector<T> load(const T* p) {
 template <class T>
 WSCL_INLINE void store(T* p, Vector<T> v) {
   *reinterpret_cast<typename Simd<T>::Unaligned*>(p) = v;
+}
+
+// One vector of a row of halves, widened.
+template <class In>
+WSCL_INLINE auto load_wide(const In* p) {
+  using T = Compute<In>;
+  constexpr int kWidth = Simd<T>::kWidth;
+  if constexpr (sizeof(In) == sizeof(T)) {
+    return load(p);
+  } else {
+#if defined(__AVX512F__)
+    if constexpr (Is<In, Float16>::value && kWidth == 16)
+      return (Vector<T>)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+#elif defined(__F16C__)
+    if constexpr (Is<In, Float16>::value && kWidth == 8)
+      return (Vector<T>)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+#endif
+    if constexpr (Is<In, BFloat16>::value) {
+      typename Simd<T>::Halves halves;
+      std::memcpy(&halves, p, sizeof halves);
+      return (Vector<T>)(__builtin_convertvector(halves, typename Simd<T>::Words) << 16);
+    }
+    Vector<T> wide;
+    for (int i = 0; i < kWidth; ++i) wide[i] = to_compute(p[i]);
+    return wide;
+  }
+}
+
+template <class In>
+WSCL_INLINE void store_narrow(In* p, Vector<Compute<In>> v) {
+  using T = Compute<In>;
+  if constexpr (sizeof(In) == sizeof(T)) {
+    store(p, v);
+  } else {
+#if defined(__AVX512F__)
+    if constexpr (Is<In, Float16>::value && Simd<T>::kWidth == 16)
+      return _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph((__m512)v, 0));
+#elif defined(__F16C__)
+    if constexpr (Is<In, Float16>::value && Simd<T>::kWidth == 8)
+      return _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)v, 0));
+#endif
+    if constexpr (Is<In, BFloat16>::value) {
+      using Words = typename Simd<T>::Words;
+      Words bits = (Words)v;
+      bits = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+      bits = v == v ? bits : Words{} + 0x7fc0;
+      const typename Simd<T>::Halves halves = __builtin_convertvector(bits, typename Simd<T>::Halves);
+      std::memcpy(p, &halves, sizeof halves);
+      return;
+    }
+    for (int i = 0; i < Simd<T>::kWidth; ++i) from_compute(v[i], p + i);
+  }
 }
 
 // The larger of the two; b where either is NaN. One instruction, which compilers do not find by themselves.
@@ -182,20 +247,49 @@ WSCL_INLINE void transpose(Vector<T>* rows) {
   }
 }
 
-// 2^x for x ≤ about 20; exactly 0 from the bottom of the normal range down, NaN for NaN.
-// The exponent is put together in the low bits of a sum whose ulp is 1, so that no conversion is needed.
+// The smallest integer not below x, or about so where x is so large that every number is an integer.
+template <class T>
+WSCL_INLINE Vector<T> ceiling(Vector<T> x) {
+  const Vector<T> round = broadcast<T>(Simd<T>::kRound), most = broadcast<T>(Simd<T>::kRound / 4);
+  const Vector<T> up = (x + broadcast<T>(0.5)) + round - round;
+  return x < most && x > -most ? up : x;
+}
+
+// Whether every lane of a comparison's result is true.
+template <class T>
+WSCL_INLINE bool all(typename Simd<T>::Bits truth) {
+  auto every = truth[0];
+  for (int i = 1; i < Simd<T>::kWidth; ++i) every &= truth[i];
+  return every != 0;
+}
+
+template <class T>
+WSCL_INLINE Vector<T> exp2_polynomial(Vector<T> f) {
+  using S = Simd<T>;
+  Vector<T> p = broadcast<T>(S::kCoefficients[S::kDegree]);
+#pragma GCC unroll 12
+  for (int k = S::kDegree - 1; k >= 0; --k) p = p * f + broadcast<T>(S::kCoefficients[k]);
+  return p;
+}
+
+// 2^x for x ≤ about 20; 0 from the bottom of the normal range down (of AVX-512: of the subnormal range), NaN
+// for NaN. Without AVX-512's instructions for it, the exponent is put together in the low bits of a sum whose
+// ulp is 1, so that no conversion is needed.
 template <class T>
 WSCL_INLINE Vector<T> exp2(Vector<T> x) {
   using S = Simd<T>;
   using Bits = typename S::Bits;
+#if defined(__AVX512DQ__)
+  if constexpr (sizeof(Vector<T>) == 64 && sizeof(T) == 4) {
+    const Vector<T> f = (Vector<T>)_mm512_reduce_ps((__m512)x, 0);
+    return (Vector<T>)_mm512_scalef_ps((__m512)exp2_polynomial<T>(f), (__m512)(x - f));
+  }
+#endif
   x = maximum<T>(broadcast<T>(-S::kBias), x);
   const Vector<T> shift = broadcast<T>(S::kRound + S::kBias);
   const Vector<T> rounded = x + shift;
   const Vector<T> f = x - (rounded - shift);
-  Vector<T> p = broadcast<T>(S::kCoefficients[S::kDegree]);
-#pragma GCC unroll 12
-  for (int k = S::kDegree - 1; k >= 0; --k) p = p * f + broadcast<T>(S::kCoefficients[k]);
-  return p * (Vector<T>)((Bits)rounded << S::kMantissa);
+  return exp2_polynomial<T>(f) * (Vector<T>)((Bits)rounded << S::kMantissa);
 }
 
 }  // namespace WSCL_ISA

@@ -12,7 +12,8 @@
 namespace wscl {
 namespace {
 
-constexpr int64_t kLeastRows = 96;        // fewer rows do not pay for packing a block of columns
+constexpr int64_t kLeastRows = 96;        // fewer rows do not pay for reading a block of columns
+constexpr int64_t kRowGrain = 16;         // a vector's lanes, at most
 constexpr int64_t kLeastColumns = 1024;   // fewer columns do not pay for a merge
 constexpr int64_t kChunkBytes = 1 << 20;  // a chunk's rows, packed
 constexpr int64_t kSumBytes = 8 << 20;    // a thread's accumulators in segment_sums
@@ -22,8 +23,8 @@ int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
 
-template <class T>
-const TypedKernels<T>& kernels();
+template <class In>
+const TypedKernels<In>& kernels();
 template <>
 const TypedKernels<float>& kernels<float>() {
   return cpu_kernels().of_float;
@@ -32,11 +33,20 @@ template <>
 const TypedKernels<double>& kernels<double>() {
   return cpu_kernels().of_double;
 }
+template <>
+const TypedKernels<BFloat16>& kernels<BFloat16>() {
+  return cpu_kernels().of_bfloat16;
+}
+template <>
+const TypedKernels<Float16>& kernels<Float16>() {
+  return cpu_kernels().of_float16;
+}
 
 // Rows [row0, row1): the parts' outputs and softmax statistics become the pass's.
-template <class T>
-void merge(const SimilarityParams<T>& p, const std::vector<SimilarityPart<T>>& parts, int64_t splits,
+template <class In>
+void merge(const SimilarityParams<In>& p, const std::vector<SimilarityPart<Compute<In>>>& parts, int64_t splits,
            int64_t chunk) {
+  using T = Compute<In>;
   const SimilarityPart<T>* part = &parts[chunk * splits];
   const bool softmax = p.epilogue == Epilogue::kSoftmax;
   std::vector<double> factor(splits, 1);
@@ -45,7 +55,7 @@ void merge(const SimilarityParams<T>& p, const std::vector<SimilarityPart<T>>& p
     const int64_t row = part->row0 + i;
     double total = 1;
     if (softmax) {
-      double top = -std::numeric_limits<double>::infinity();
+      double top = -kInfinity;
       for (int64_t s = 0; s < splits; ++s)
         if (!(part[s].row_max[i] <= top)) top = part[s].row_max[i];
       total = 0;
@@ -56,21 +66,32 @@ void merge(const SimilarityParams<T>& p, const std::vector<SimilarityPart<T>>& p
       p.row_max[row] = top;
       p.row_sum[row] = total;
     }
-    if (!p.output) continue;
+    if (!p.gathers()) continue;
     std::fill(sum.begin(), sum.end(), 0.0);
     for (int64_t s = 0; s < splits; ++s)
       for (int64_t c = 0; c < p.d; ++c) sum[c] += factor[s] * part[s].output[i * part[s].output_stride + c];
-    T* to = p.output + p.x.origin(row) * p.output_stride;
+    const int64_t origin = p.x.origin(row);
     const double scale = total == 0 ? 0 : p.alpha / total;
-    for (int64_t c = 0; c < p.d; ++c) to[c] = static_cast<T>((p.accumulate ? to[c] : T(0)) + scale * sum[c]);
+    const T* offset = p.offset && p.offset_row[origin] >= 0 ? p.offset + p.offset_row[origin] * p.d : nullptr;
+    const auto write = [&](auto* to) {
+      for (int64_t c = 0; c < p.d; ++c)
+        from_compute(static_cast<T>(scale * sum[c] + (offset ? offset[c] : T(0)) +
+                                    (p.accumulate ? to_compute(to[c]) : T(0))),
+                     to + c);
+    };
+    if (p.output)
+      write(p.output + origin * p.output_stride);
+    else
+      write(p.narrow_output + origin * p.output_stride);
   }
 }
 
 }  // namespace
 
-template <class T>
-void run_similarity(const SimilarityParams<T>& p, const Threads& threads) {
-  const int64_t n = p.x.count, m = p.y.count, tile = cpu_kernels().row_tile;
+template <class In>
+void run_similarity(const SimilarityParams<In>& p, const Threads& threads) {
+  using T = Compute<In>;
+  const int64_t n = p.x.count, m = p.y.count, tile = kRowGrain;
   if (n == 0) return;
   const int64_t most_rows =
       std::max<int64_t>(kLeastRows, kChunkBytes / std::max<int64_t>(1, p.d * static_cast<int64_t>(sizeof(T))));
@@ -86,7 +107,7 @@ void run_similarity(const SimilarityParams<T>& p, const Threads& threads) {
   std::vector<T> part_outputs;
   if (splits > 1) {
     part_stats.resize(2 * splits * n);
-    if (p.output) part_outputs.resize(splits * n * p.d);
+    if (p.gathers()) part_outputs.resize(splits * n * p.d);
   }
   std::vector<SimilarityPart<T>> parts(chunks * splits);
   for (int64_t c = 0; c < chunks; ++c)
@@ -104,17 +125,17 @@ void run_similarity(const SimilarityParams<T>& p, const Threads& threads) {
       if (splits > 1) {
         part.row_max = &part_stats[2 * s * n + row0];
         part.row_sum = &part_stats[(2 * s + 1) * n + row0];
-        if (p.output) part.output = &part_outputs[(s * n + row0) * p.d];
+        if (p.gathers()) part.output = &part_outputs[(s * n + row0) * p.d];
         part.output_stride = p.d;
       }
     }
-  threads.each(chunks * splits, [&](int64_t i) { kernels<T>().run_part(p, parts[i]); });
+  threads.each(chunks * splits, [&](int64_t i) { kernels<In>().run_part(p, parts[i]); });
   if (splits > 1) threads.each(chunks, [&](int64_t c) { merge(p, parts, splits, c); });
 }
 
-template <class T>
-void segment_sums(const Rows<T>& rows, int64_t d, const int64_t* segment, const T* weight, int64_t segments,
-                  T* sums, const Threads& threads) {
+template <class In>
+void segment_sums(const Rows<In>& rows, int64_t d, const int64_t* segment, const Compute<In>* weight,
+                  int64_t segments, Compute<In>* sums, const Threads& threads) {
   if (segments == 0 || d == 0) return;
   const int64_t most = kSumBytes / (segments * static_cast<int64_t>(sizeof(double)));
   const int64_t width =
@@ -123,17 +144,21 @@ void segment_sums(const Rows<T>& rows, int64_t d, const int64_t* segment, const 
   threads.each(ceil_div(d, width), [&](int64_t task) {
     const int64_t c0 = task * width, c1 = std::min(d, c0 + width);
     std::vector<double> part(segments * (c1 - c0), 0.0);
-    kernels<T>().sum_columns(rows, c0, c1, segment, weight, part.data());
+    kernels<In>().sum_columns(rows, c0, c1, segment, weight, part.data());
     for (int64_t s = 0; s < segments; ++s)
-      for (int64_t c = c0; c < c1; ++c) sums[s * d + c] = static_cast<T>(part[s * (c1 - c0) + c - c0]);
+      for (int64_t c = c0; c < c1; ++c)
+        sums[s * d + c] = static_cast<Compute<In>>(part[s * (c1 - c0) + c - c0]);
   });
 }
 
-template void run_similarity<float>(const SimilarityParams<float>&, const Threads&);
-template void run_similarity<double>(const SimilarityParams<double>&, const Threads&);
-template void segment_sums<float>(const Rows<float>&, int64_t, const int64_t*, const float*, int64_t, float*,
-                                  const Threads&);
-template void segment_sums<double>(const Rows<double>&, int64_t, const int64_t*, const double*, int64_t,
-                                   double*, const Threads&);
+#define WSCL_INSTANTIATE(In)                                                                            \
+  template void run_similarity<In>(const SimilarityParams<In>&, const Threads&);                        \
+  template void segment_sums<In>(const Rows<In>&, int64_t, const int64_t*, const Compute<In>*, int64_t, \
+                                 Compute<In>*, const Threads&);
+WSCL_INSTANTIATE(float)
+WSCL_INSTANTIATE(double)
+WSCL_INSTANTIATE(BFloat16)
+WSCL_INSTANTIATE(Float16)
+#undef WSCL_INSTANTIATE
 
 }  // namespace wscl

@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "dtypes.h"
 #include "threads.h"
 
 namespace wscl {
@@ -45,10 +46,11 @@ struct Pair {
 
 enum class Epilogue { kSoftmax, kColumns, kSymmetric, kShared };
 
-template <class T>
+template <class In>
 struct SimilarityParams {
-  Rows<T> x;  // [n, d]
-  Rows<T> y;  // [m, d]
+  using T = Compute<In>;
+  Rows<In> x;  // [n, d]
+  Rows<In> y;  // [m, d]
   int64_t d = 0;
   T scale = 1;
   Epilogue epilogue = Epilogue::kSoftmax;
@@ -68,12 +70,20 @@ struct SimilarityParams {
   double* row_max = nullptr;  // [n] kSoftmax: a bound of the row's logits, an integer
   double* row_sum = nullptr;  // [n] kSoftmax: 0 for a row that meets no column
 
-  // Row i's output goes to output + x.origin(i) · output_stride, times alpha, added to what stands there if
-  // `accumulate`. Null: nothing is gathered, and the second GEMM is not done.
+  // With o = x.origin(i), row i's output goes to output + o · output_stride, or rounded to In to
+  // narrow_output + o · output_stride: times alpha, plus row offset_row[o] of `offset` if that is not below 0,
+  // plus what stands there if `accumulate`. No output: nothing is gathered, the second GEMM is not done.
   T* output = nullptr;
+  In* narrow_output = nullptr;
   int64_t output_stride = 0;
   T alpha = 1;
   bool accumulate = false;
+  const T* offset = nullptr;            // [·, d]
+  const int64_t* offset_row = nullptr;  // [x's origins]
+
+  bool gathers() const {
+    return output || narrow_output;
+  }
 };
 
 // A part of a pass: rows [row0, row1) against columns [column0, column1). Results of a pass that is split
@@ -90,22 +100,22 @@ struct SimilarityPart {
 // Runs a pass on all threads: rows are cut into chunks, and where there are too few rows to keep the
 // threads busy, columns as well; the parts are then merged in order. The result depends on the number of
 // threads only through that cut, never on timing.
-template <class T>
-void run_similarity(const SimilarityParams<T>& params, const Threads& threads);
+template <class In>
+void run_similarity(const SimilarityParams<In>& params, const Threads& threads);
 
 // sums[s][c] = Σ_{r: segment_r = s} weight_r · rows[r][c], accumulated in double. Rows of a segment below 0
 // are left out; weights may be null.
-template <class T>
-void segment_sums(const Rows<T>& rows, int64_t d, const int64_t* segment, const T* weight, int64_t segments,
-                  T* sums /* [segments, d] */, const Threads& threads);
+template <class In>
+void segment_sums(const Rows<In>& rows, int64_t d, const int64_t* segment, const Compute<In>* weight,
+                  int64_t segments, Compute<In>* sums /* [segments, d] */, const Threads& threads);
 
 // One instruction set's kernels.
-template <class T>
+template <class In>
 struct TypedKernels {
-  void (*run_part)(const SimilarityParams<T>&, const SimilarityPart<T>&);
+  void (*run_part)(const SimilarityParams<In>&, const SimilarityPart<Compute<In>>&);
   // Columns [c0, c1) of segment_sums, into sums[segments][c1 − c0].
-  void (*sum_columns)(const Rows<T>& rows, int64_t c0, int64_t c1, const int64_t* segment, const T* weight,
-                      double* sums);
+  void (*sum_columns)(const Rows<In>& rows, int64_t c0, int64_t c1, const int64_t* segment,
+                      const Compute<In>* weight, double* sums);
 };
 
 struct SimilarityKernels {
@@ -116,6 +126,8 @@ struct SimilarityKernels {
   double (*multiply_add)(int64_t rounds);
   TypedKernels<float> of_float;
   TypedKernels<double> of_double;
+  TypedKernels<BFloat16> of_bfloat16;
+  TypedKernels<Float16> of_float16;
 };
 
 extern const SimilarityKernels kSimilarityPortable;

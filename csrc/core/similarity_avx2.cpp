@@ -5,10 +5,11 @@
 #include <limits>
 
 #include "similarity.h"
-#pragma GCC target("avx2,fma")
+#pragma GCC target("avx2,fma,f16c")
 #define WSCL_ISA avx2
 #define WSCL_VECTOR_BYTES 32
 #define WSCL_ROW_TILE 6
+#define WSCL_KEY_TILE 4
 #include "similarity_kernel.h"
 
 namespace wscl {
@@ -17,5 +18,7 @@ const SimilarityKernels kSimilarityAvx2 = {"avx2",
                                            avx2::kColumns<float>,
                                            avx2::multiply_add,
                                            avx2::kKernels<float>,
-                                           avx2::kKernels<double>};
+                                           avx2::kKernels<double>,
+                                           avx2::kKernels<BFloat16>,
+                                           avx2::kKernels<Float16>};
 }  // namespace wscl

@@ -9,6 +9,7 @@
 #define WSCL_ISA avx512
 #define WSCL_VECTOR_BYTES 64
 #define WSCL_ROW_TILE 12
+#define WSCL_KEY_TILE 8
 #include "similarity_kernel.h"
 
 namespace wscl {
@@ -17,5 +18,7 @@ const SimilarityKernels kSimilarityAvx512 = {"avx512",
                                              avx512::kColumns<float>,
                                              avx512::multiply_add,
                                              avx512::kKernels<float>,
-                                             avx512::kKernels<double>};
+                                             avx512::kKernels<double>,
+                                             avx512::kKernels<BFloat16>,
+                                             avx512::kKernels<Float16>};
 }  // namespace wscl

@@ -2,101 +2,104 @@
 //
 // In PyTorch:   S = scale * x @ y.T;  W = epilogue(S);  output = W @ y
 //
-// Tile map. A thread owns a chunk of rows and streams the columns past it in blocks that stay in L2:
+// Tile map. A thread owns a chunk of rows of x, packed once into panels of kPanel rows, and streams y past it
+// in blocks that stay in L2, read where they are:
 //
-//   pack x's chunk once as      [row block][d][kRows]           broadcast operand
-//   for each block of columns:
-//     pack y's block as         [panel][d][kColumns]            vector operand of the first GEMM
-//     and, for an output, as    [panel of d][block][kColumns]   vector operand of the second
-//     for each row block:
-//       S[kRows][block]   = first GEMM, kRows × kColumns accumulators in registers, d deep
-//       W                 = epilogue(S) in place: S lives in L1
-//       O[kRows][d]      += second GEMM, `block` deep
+//   for each block of y:
+//     for each panel of x:
+//       S[block][panel]   = first product, kKeys × kPanel accumulators in registers, d deep
+//       W                 = epilogue(S) in place: S lives in L1, a row of x is a lane
+//       O[panel][d]      += second product, kGatherRows × 2 vectors in registers, `block` deep
 //
-// Memory traffic: x, y and the output once a chunk; S never leaves L1. The cost beside the GEMMs is the
-// epilogue, about 14 vector operations for kWidth pairs against d multiply-adds.
+// Memory traffic: x, y and the output once a chunk; S never leaves L1. The cost beside the products is the
+// epilogue, about 10 vector operations for kWidth pairs against d multiply-adds.
 //
 // A row's shift (its "maximum") is an upper bound of its logits, rounded up to an integer so that changing it
 // rescales by an exact power of two. Where Cauchy-Schwarz gives a bound so low that no exponential can
 // underflow, that bound is taken and no maximum is looked for; else the block's own maximum.
 #pragma once
 
-#include <cmath>
-#include <cstdlib>
-
-#include "similarity.h"
-#include "similarity_tiles.h"
+#include "similarity_panels.h"
 
 namespace wscl {
 namespace WSCL_ISA {
 
-// Columns of a block: S[kRows][kBlock] takes at most 12 KiB of L1.
-template <class T>
-constexpr int kBlock = 1024 / sizeof(T);
+constexpr int64_t kBlock = 128;  // rows of y in a block, at most: S takes 24 KiB
+constexpr int64_t kLeastBlock = 32;
 constexpr int64_t kBlockBytes = 192 * 1024;
 // Logits within ± this need no maximum: 2^(−2 · kSafeLogit) is far above the smallest normal number.
 template <class T>
 constexpr T kSafeLogit = sizeof(T) == sizeof(float) ? 48 : 400;
 
 // A chunk's memory: one allocation, cut into aligned pieces.
-template <class T>
-struct Workspace {
-  T* x_packed;       // [row blocks][d][kRows]
-  T* y_packed;       // [panels][d][kColumns]
-  T* y_panels;       // [panels of d][block][kColumns], for an output
-  T* output;         // [rows][d rounded up], for an output
-  T* logits;         // [kRows][kBlock]
-  T* norms;          // [rows]
-  T* column_shift;   // [kBlock]
-  T* column_weight;  // [kBlock]
-  void* memory;
-
-  Workspace(int64_t rows, int64_t block, int64_t d, int64_t d_padded, bool with_output) {
-    const int64_t sizes[] = {rows * d,
-                             block * d,
-                             with_output ? block * d_padded : 0,
-                             with_output ? rows * d_padded : 0,
-                             kRows * kBlock<T>,
-                             rows,
-                             kBlock<T>,
-                             kBlock<T>};
-    T** pieces[] = {&x_packed, &y_packed, &y_panels, &output, &logits, &norms, &column_shift, &column_weight};
-    int64_t total = 0;
-    for (int64_t size : sizes) total += round_up(size * sizeof(T), 64);
-    memory = std::aligned_alloc(64, larger(total, 64));
-    char* at = static_cast<char*>(memory);
-    for (int i = 0; i < 8; ++i) {
-      *pieces[i] = reinterpret_cast<T*>(at);
-      at += round_up(sizes[i] * sizeof(T), 64);
-    }
-  }
+class Workspace {
+ public:
   ~Workspace() {
-    std::free(memory);
+    std::free(memory_);
   }
+  // Called once for every piece to measure, and after `allocate` once more to cut.
+  template <class T>
+  void cut(T*& piece, int64_t count) {
+    piece = memory_ ? reinterpret_cast<T*>(memory_ + used_) : nullptr;
+    used_ += round_up(count * int64_t(sizeof(T)), 64);
+  }
+  void allocate() {
+    memory_ = static_cast<char*>(std::aligned_alloc(64, larger(used_, 64)));
+    used_ = 0;
+  }
+
+ private:
+  char* memory_ = nullptr;
+  int64_t used_ = 0;
 };
 
-template <class T, Epilogue kEpilogue, bool kOutput>
+template <class In, Epilogue kEpilogue, bool kGather>
 struct Pass {
+  using T = Compute<In>;
   static constexpr int kWidth = Simd<T>::kWidth;
   static constexpr T kInfinity = __builtin_huge_val();
+  static constexpr bool kRowWeights = kEpilogue == Epilogue::kSymmetric || kEpilogue == Epilogue::kShared;
 
-  const SimilarityParams<T>& params;
+  const SimilarityParams<In>& params;
   const SimilarityPart<T>& part;
   const int64_t rows;      // of this part
-  const int64_t d_padded;  // d as the second GEMM sees it
-  const int64_t block;     // columns of a block
-  Workspace<T> space;
+  const int64_t d_padded;  // d as the second product sees it
+  const int64_t block;     // rows of y in a block
+  const bool in_place;     // y is read where it is
   int64_t first_excluded;  // of this part's rows
   T column_norm = 0;       // the largest of the block's
 
-  Pass(const SimilarityParams<T>& p, const SimilarityPart<T>& part)
+  Workspace memory;
+  T* x_packed;                      // [panel][d][lanes]
+  T* y_copy;                        // [block][d_padded] where y cannot be read in place
+  T* output;                        // [rows][d_padded]
+  T* logits;                        // [block][lanes], then the weights
+  T *norms, *shifts, *weights;      // [rows]
+  double* sums;                     // [rows]
+  T* scratch;                       // [kWidth][d_padded]
+  const T* y_rows[kBlock + kKeys];  // of the block
+
+  Pass(const SimilarityParams<In>& p, const SimilarityPart<T>& part)
       : params(p),
         part(part),
         rows(part.row1 - part.row0),
-        d_padded(round_up(p.d, kColumns<T>)),
-        block(larger(kColumns<T>, smaller(kBlock<T>, kBlockBytes / larger(1, p.d * int64_t(sizeof(T))) /
-                                                         kColumns<T> * kColumns<T>))),
-        space(round_up(rows, kRows), block, p.d, d_padded, kOutput) {
+        d_padded(round_up(p.d, kWidth)),
+        block(smaller(kBlock,
+                      larger(kLeastBlock, kBlockBytes / larger(1, p.d * int64_t(sizeof(T))) / kKeys * kKeys))),
+        in_place(sizeof(In) == sizeof(T) && (!kGather || d_padded == p.d)) {
+    const int64_t padded = round_up(rows, kWidth);
+    for (int round = 0; round < 2; ++round) {
+      memory.cut(x_packed, padded * p.d);
+      memory.cut(y_copy, in_place ? 0 : block * d_padded);
+      memory.cut(output, kGather ? padded * d_padded : 0);
+      memory.cut(logits, (block + kKeys) * kPanel<T>);
+      memory.cut(norms, padded);
+      memory.cut(shifts, padded);
+      memory.cut(weights, padded);
+      memory.cut(sums, padded);
+      memory.cut(scratch, kWidth * d_padded);
+      if (round == 0) memory.allocate();
+    }
     int64_t low = 0, high = p.excluded_count;
     while (low < high) {
       const int64_t middle = (low + high) / 2;
@@ -109,18 +112,7 @@ struct Pass {
   }
 
   void run() {
-    for (int64_t r = 0; r < rows; r += kRows)
-      pack_rows<T, kRows>(params.x, part.row0 + r, smaller(kRows, rows - r), params.d,
-                          space.x_packed + r * params.d);
-    if (kOutput)
-      for (int64_t i = 0; i < round_up(rows, kRows) * d_padded; ++i) space.output[i] = 0;
-    if (kEpilogue == Epilogue::kSoftmax)
-      for (int64_t i = 0; i < rows; ++i) {
-        part.row_max[i] = -kInfinity;
-        part.row_sum[i] = 0;
-        space.norms[i] = norm(params.x.row(part.row0 + i));
-      }
-
+    prepare_rows();
     int64_t column0 = part.column0, column1 = part.column1;
     if (params.begin && !params.outside && rows > 0) {
       column0 = larger(column0, params.begin[part.row0]);
@@ -130,181 +122,251 @@ struct Pass {
     finish();
   }
 
+  void prepare_rows() {
+    for (int64_t r = 0; r < rows; r += kPanel<T>) {
+      const int64_t live = smaller(kPanel<T>, rows - r);
+      const int vectors = static_cast<int>((live + kWidth - 1) / kWidth);
+      pack_panel<In, T>(params.x, part.row0 + r, live, vectors, params.d, scratch, x_packed + r * params.d,
+                        norms + r);
+    }
+    const int64_t padded = round_up(rows, kWidth);
+    if (kGather)
+      for (int64_t i = 0; i < padded * d_padded; ++i) output[i] = 0;
+    for (int64_t i = 0; i < padded; ++i) {
+      norms[i] = std::sqrt(norms[i]);
+      sums[i] = 0;
+      const bool live = i < rows;
+      if (kEpilogue == Epilogue::kSoftmax) shifts[i] = -kInfinity;
+      if (kEpilogue == Epilogue::kSymmetric) shifts[i] = live ? params.row_shift[part.row0 + i] : 0;
+      if (kRowWeights) weights[i] = live ? params.row_weight[part.row0 + i] : 0;
+    }
+  }
+
   void stream_block(int64_t c0, int64_t count) {
-    const int64_t padded = round_up(count, kColumns<T>);
-    Vector<T> largest = {};
-    for (int64_t c = 0; c < padded; c += kColumns<T>)
-      largest = maximum<T>(largest, pack_columns<T>(params.y, c0 + c, smaller(kColumns<T>, count - c), params.d,
-                                                    space.y_packed + c * params.d));
-    // A NaN or an infinity in the block makes the bound useless, and the maximum is looked for.
-    column_norm = std::sqrt(horizontal_max<T>(largest));
-    if (kOutput) pack_panels<T>(params.y, c0, count, params.d, space.y_panels);
-    if (kEpilogue != Epilogue::kSoftmax)
-      for (int64_t c = 0; c < padded; ++c) {
-        if (kEpilogue != Epilogue::kShared) space.column_shift[c] = c < count ? params.column_shift[c0 + c] : 0;
-        space.column_weight[c] = c < count ? params.column_weight[c0 + c] : 0;
+    for (int64_t k = 0; k < count + kKeys; ++k) {
+      const In* row = params.y.row(c0 + smaller(k, count - 1));
+      if (in_place) {
+        y_rows[k] = reinterpret_cast<const T*>(row);
+      } else {
+        y_rows[k] = y_copy + smaller(k, count - 1) * d_padded;
+        if (k < count) widen_row<In>(row, params.d, d_padded, y_copy + k * d_padded);
       }
+    }
+    if (kEpilogue == Epilogue::kSoftmax) column_norm = largest_norm(y_rows, count, params.d);
 
     int64_t excluded = first_excluded;
-    for (int64_t r = 0; r < rows; r += kRows) {
-      const int64_t live = smaller(kRows, rows - r);
+    for (int64_t r = 0; r < rows; r += kPanel<T>) {
+      const int64_t live = smaller(kPanel<T>, rows - r);
       const int64_t excluded_before = excluded;
       while (excluded < params.excluded_count && params.excluded[excluded].row < part.row0 + r + live)
         ++excluded;
-      if (meets_none(part.row0 + r, part.row0 + r + live - 1, c0, c0 + count)) continue;
-      for (int64_t c = 0; c < padded; c += kColumns<T>)
-        gemm_tile<T, 1, kRows, false>(space.x_packed + r * params.d, space.y_packed + c * params.d, params.d,
-                                      space.logits + c, kBlock<T>);
-      mask(r, live, c0, count, padded, excluded_before, excluded);
-      for (int64_t i = 0; i < live; ++i) weigh(r + i, space.logits + i * kBlock<T>, padded);
-      if (kOutput)
-        for (int64_t c = 0; c < d_padded; c += kColumns<T>)
-          gemm_tile<T, kBlock<T>, 1, true>(space.logits, space.y_panels + c * count, count,
-                                           space.output + r * d_padded + c, d_padded);
-    }
-  }
-
-  void mask(int64_t r, int64_t live, int64_t c0, int64_t count, int64_t padded, int64_t excluded,
-            int64_t excluded_end) {
-    if (padded != count)
-      for (int64_t i = 0; i < live; ++i)
-        for (int64_t c = count; c < padded; ++c) space.logits[i * kBlock<T> + c] = -kInfinity;
-    for (; excluded < excluded_end; ++excluded) {
-      const int64_t c = params.excluded[excluded].column - c0;
-      if (c >= 0 && c < count)
-        space.logits[(params.excluded[excluded].row - part.row0 - r) * kBlock<T> + c] = -kInfinity;
-    }
-    if (params.begin)
-      for (int64_t i = 0; i < live; ++i) {
-        T* logits = space.logits + i * kBlock<T>;
-        const int64_t begin = params.begin[part.row0 + r + i] - c0, end = params.end[part.row0 + r + i] - c0;
-        if (params.outside) {
-          for (int64_t c = larger(begin, 0); c < smaller(end, count); ++c) logits[c] = -kInfinity;
-          continue;
-        }
-        for (int64_t c = 0; c < smaller(begin, count); ++c) logits[c] = -kInfinity;
-        for (int64_t c = larger(end, 0); c < count; ++c) logits[c] = -kInfinity;
+      // The columns of the block that any of the panel's rows can meet.
+      const int64_t first = part.row0 + r, last = first + live - 1;
+      int64_t k0 = 0, k1 = count;
+      if (params.begin && !params.outside) {
+        k0 = larger(k0, params.begin[first] - c0);
+        k1 = smaller(k1, params.end[last] - c0);
+      } else if (params.begin && params.begin[last] <= c0 && params.end[first] >= c0 + count) {
+        k1 = 0;
       }
+      if (k0 >= k1) continue;
+      const Panel panel = {r, live, c0 + k0, k1 - k0, y_rows + k0, excluded_before, excluded};
+      if (live > 2 * kWidth)
+        meet<3>(panel);
+      else if (live > kWidth)
+        meet<2>(panel);
+      else
+        meet<1>(panel);
+    }
   }
 
-  // Whether none of the rows [first, last] meets a column of [c0, c1).
-  bool meets_none(int64_t first, int64_t last, int64_t c0, int64_t c1) const {
-    if (!params.begin) return false;
-    return params.outside ? params.begin[last] <= c0 && params.end[first] >= c1
-                          : params.begin[first] >= c1 || params.end[last] <= c0;
+  struct Panel {
+    int64_t row, live;  // rows of this part
+    int64_t c0, count;  // columns
+    const T* const* y;  // their rows
+    int64_t excluded, excluded_end;
+  };
+
+  // A panel of x meets some rows of y.
+  template <int kVectors>
+  void meet(const Panel& p) {
+    logits_panel<T, kVectors>(p.y, p.count, x_packed + p.row * params.d, params.d, logits);
+    mask(p, kVectors * kWidth);
+    weigh<kVectors>(p);
+    if (kGather) gather_panel<T, kVectors>(logits, p.y, p.count, d_padded, output + p.row * d_padded);
   }
 
-  T largest_logit(const T* logits, int64_t padded) const {
-    Vector<T> top = load(logits);
-    for (int64_t c = kWidth; c < padded; c += kWidth) top = maximum<T>(load(logits + c), top);
-    return horizontal_max<T>(top) * params.scale;
+  void mask(const Panel& p, int64_t lanes) {
+    for (int64_t e = p.excluded; e < p.excluded_end; ++e) {
+      const int64_t k = params.excluded[e].column - p.c0;
+      if (k >= 0 && k < p.count) logits[k * lanes + params.excluded[e].row - part.row0 - p.row] = -kInfinity;
+    }
+    if (!params.begin) return;
+    for (int64_t i = 0; i < p.live; ++i) {
+      const int64_t row = part.row0 + p.row + i;
+      const int64_t begin = params.begin[row] - p.c0, end = params.end[row] - p.c0;
+      const auto hide = [&](int64_t from, int64_t to) {
+        for (int64_t k = larger(from, 0); k < smaller(to, p.count); ++k) logits[k * lanes + i] = -kInfinity;
+      };
+      if (params.outside) {
+        hide(begin, end);
+      } else {
+        hide(0, begin);
+        hide(end, p.count);
+      }
+    }
   }
 
-  T norm(const T* row) const {
-    double sum = 0;
-    for (int64_t c = 0; c < params.d; ++c) sum += static_cast<double>(row[c]) * row[c];
-    return static_cast<T>(std::sqrt(sum));
-  }
-
-  // Logits of row i of this part become its weights.
-  void weigh(int64_t i, T* logits, int64_t padded) {
+  // Logits become weights.
+  template <int kVectors>
+  void weigh(const Panel& p) {
     const Vector<T> scale = broadcast(params.scale);
-    if (kEpilogue == Epilogue::kSoftmax) {
-      const T bound = std::ceil(params.scale * space.norms[i] * column_norm * T(1.0001));
-      const T best = bound <= kSafeLogit<T> ? bound : std::ceil(largest_logit(logits, padded));
-      T row_max = static_cast<T>(part.row_max[i]);
-      if (!(best <= row_max)) {  // also where NaN came in
-        const T shrink = row_max == -kInfinity ? T(0) : std::exp2(row_max - best);
-        part.row_max[i] = row_max = best;
-        part.row_sum[i] *= shrink;
-        if (kOutput) {
-          T* output = space.output + i * d_padded;
-          for (int64_t c = 0; c < d_padded; c += kWidth)
-            store(output + c, load(output + c) * broadcast(shrink));
+    if constexpr (kEpilogue == Epilogue::kSoftmax) {
+      raise_shifts<kVectors>(p);
+      Vector<T> shift[kVectors], sum[kVectors];
+      for (int v = 0; v < kVectors; ++v) {
+        shift[v] = load(shifts + p.row + v * kWidth);
+        shift[v] = shift[v] == -kInfinity ? Vector<T>{} : shift[v];
+        sum[v] = Vector<T>{};
+      }
+      for (int64_t k = 0; k < p.count; ++k)
+        for (int v = 0; v < kVectors; ++v) {
+          T* at = logits + (k * kVectors + v) * kWidth;
+          const Vector<T> weight = exp2<T>(load(at) * scale - shift[v]);
+          sum[v] += weight;
+          if (kGather) store(at, weight);
         }
+      for (int v = 0; v < kVectors; ++v)
+        for (int i = 0; i < kWidth; ++i) sums[p.row + v * kWidth + i] += sum[v][i];
+      return;
+    }
+    Vector<T> row_shift[kVectors], row_weight[kVectors];
+    for (int v = 0; v < kVectors; ++v) {
+      row_shift[v] =
+          kEpilogue == Epilogue::kSymmetric ? load(shifts + p.row + v * kWidth) : broadcast(params.shift);
+      row_weight[v] = kRowWeights ? load(weights + p.row + v * kWidth) : Vector<T>{};
+    }
+    for (int64_t k = 0; k < p.count; ++k) {
+      const Vector<T> column_weight = broadcast(params.column_weight[p.c0 + k]);
+      Vector<T> column_shift = {};
+      if (kEpilogue != Epilogue::kShared) column_shift = broadcast(params.column_shift[p.c0 + k]);
+      for (int v = 0; v < kVectors; ++v) {
+        T* at = logits + (k * kVectors + v) * kWidth;
+        const Vector<T> logit = load(at) * scale;
+        if (kEpilogue == Epilogue::kColumns)
+          store(at, column_weight * exp2<T>(logit - column_shift));
+        else if (kEpilogue == Epilogue::kShared)
+          store(at, (row_weight[v] + column_weight) * exp2<T>(logit - row_shift[v]));
+        else
+          store(at,
+                row_weight[v] * exp2<T>(logit - row_shift[v]) + column_weight * exp2<T>(logit - column_shift));
       }
-      if (row_max == -kInfinity) {  // nothing but masked columns so far
-        for (int64_t c = 0; c < padded; ++c) logits[c] = 0;
-        return;
-      }
-      const Vector<T> shift = broadcast(row_max);
-      Vector<T> sum = {};
-      for (int64_t c = 0; c < padded; c += kWidth) {
-        const Vector<T> weight = exp2<T>(load(logits + c) * scale - shift);
-        sum += weight;
-        if (kOutput) store(logits + c, weight);
-      }
-      part.row_sum[i] += horizontal_sum<T>(sum);
-    } else if (kEpilogue == Epilogue::kColumns) {
-      for (int64_t c = 0; c < padded; c += kWidth)
-        store(logits + c,
-              load(space.column_weight + c) * exp2<T>(load(logits + c) * scale - load(space.column_shift + c)));
-    } else if (kEpilogue == Epilogue::kShared) {
-      const Vector<T> shift = broadcast(params.shift), weight = broadcast(params.row_weight[part.row0 + i]);
-      for (int64_t c = 0; c < padded; c += kWidth)
-        store(logits + c, (weight + load(space.column_weight + c)) * exp2<T>(load(logits + c) * scale - shift));
-    } else {
-      const Vector<T> shift = broadcast(params.row_shift[part.row0 + i]);
-      const Vector<T> weight = broadcast(params.row_weight[part.row0 + i]);
-      for (int64_t c = 0; c < padded; c += kWidth) {
-        const Vector<T> logit = load(logits + c) * scale;
-        store(logits + c, weight * exp2<T>(logit - shift) +
-                              load(space.column_weight + c) * exp2<T>(logit - load(space.column_shift + c)));
+    }
+  }
+
+  // Makes every lane's shift a bound of its logits, and rescales what was summed under a smaller one.
+  template <int kVectors>
+  void raise_shifts(const Panel& p) {
+    const Vector<T> scale = broadcast(params.scale), safe = broadcast(kSafeLogit<T>);
+    Vector<T> best[kVectors];
+    typename Simd<T>::Bits bounded[kVectors];
+    bool all_bounded = true;
+    for (int v = 0; v < kVectors; ++v) {
+      // A NaN or an infinity in the block makes the bound useless, and the maximum is looked for.
+      best[v] =
+          ceiling<T>(load(norms + p.row + v * kWidth) * broadcast<T>(params.scale * column_norm * T(1.0001)));
+      bounded[v] = best[v] <= safe;
+      all_bounded &= all<T>(bounded[v]);
+    }
+    if (!all_bounded) {
+      Vector<T> top[kVectors];
+      for (int v = 0; v < kVectors; ++v) top[v] = broadcast(-kInfinity);
+      for (int64_t k = 0; k < p.count; ++k)
+        for (int v = 0; v < kVectors; ++v)
+          top[v] = maximum<T>(load(logits + (k * kVectors + v) * kWidth), top[v]);
+      for (int v = 0; v < kVectors; ++v) best[v] = bounded[v] ? best[v] : ceiling<T>(top[v] * scale);
+    }
+    for (int v = 0; v < kVectors; ++v) {
+      T* const shift = shifts + p.row + v * kWidth;
+      const Vector<T> old = load(shift), now = maximum<T>(best[v], old);
+      if (all<T>(now == old)) continue;
+      store(shift, now);
+      if (all<T>(old == -kInfinity)) continue;  // nothing was summed
+      T shrink[kWidth];
+      store(shrink, exp2<T>(now == old ? Vector<T>{} : old - now));
+      for (int i = 0; i < kWidth; ++i) {
+        const int64_t row = p.row + v * kWidth + i;
+        sums[row] *= shrink[i];
+        if (kGather && shrink[i] != 1)
+          for (int64_t c = 0; c < d_padded; c += kWidth)
+            store(output + row * d_padded + c, load(output + row * d_padded + c) * broadcast(shrink[i]));
       }
     }
   }
 
   void finish() {
-    if (!kOutput) return;
     for (int64_t i = 0; i < rows; ++i) {
-      const T* from = space.output + i * d_padded;
-      if (part.output) {  // to be merged with other parts: as it is
-        T* to = part.output + i * part.output_stride;
-        for (int64_t c = 0; c < params.d; ++c) to[c] = from[c];
-        continue;
-      }
-      T* to = params.output + params.x.origin(part.row0 + i) * params.output_stride;
       T factor = params.alpha;
-      if (kEpilogue == Epilogue::kSoftmax)
-        factor = part.row_sum[i] == 0 ? T(0) : static_cast<T>(params.alpha / part.row_sum[i]);
-      if (params.accumulate)
-        for (int64_t c = 0; c < params.d; ++c) to[c] += factor * from[c];
+      if (kEpilogue == Epilogue::kSoftmax) {
+        part.row_max[i] = shifts[i];
+        part.row_sum[i] = sums[i];
+        factor = sums[i] == 0 ? T(0) : static_cast<T>(params.alpha / sums[i]);
+      }
+      if (!kGather) continue;
+      const T* from = output + i * d_padded;
+      if (part.output)  // to be merged with other parts: as it is
+        write_row<T>(from, params.d, T(1), static_cast<const T*>(nullptr), false,
+                     part.output + i * part.output_stride);
       else
-        for (int64_t c = 0; c < params.d; ++c) to[c] = factor * from[c];
+        emit(from, part.row0 + i, factor);
     }
+  }
+
+  // A finished row goes to where it belongs.
+  void emit(const T* from, int64_t position, T factor) {
+    const int64_t origin = params.x.origin(position);
+    const T* offset = params.offset && params.offset_row[origin] >= 0
+                          ? params.offset + params.offset_row[origin] * params.d
+                          : nullptr;
+    if (params.output)
+      write_row<T>(from, params.d, factor, offset, params.accumulate,
+                   params.output + origin * params.output_stride);
+    else
+      write_row<In>(from, params.d, factor, offset, params.accumulate,
+                    params.narrow_output + origin * params.output_stride);
   }
 };
 
-template <class T, Epilogue kEpilogue, bool kOutput>
-void run_pass(const SimilarityParams<T>& params, const SimilarityPart<T>& part) {
-  Pass<T, kEpilogue, kOutput>(params, part).run();
+template <class In, Epilogue kEpilogue, bool kGather>
+void run_pass(const SimilarityParams<In>& params, const SimilarityPart<Compute<In>>& part) {
+  Pass<In, kEpilogue, kGather>(params, part).run();
 }
 
-template <class T>
-void run(const SimilarityParams<T>& params, const SimilarityPart<T>& part) {
+template <class In>
+void run(const SimilarityParams<In>& params, const SimilarityPart<Compute<In>>& part) {
   switch (params.epilogue) {
     case Epilogue::kSoftmax:
-      return params.output ? run_pass<T, Epilogue::kSoftmax, true>(params, part)
-                           : run_pass<T, Epilogue::kSoftmax, false>(params, part);
+      return params.gathers() ? run_pass<In, Epilogue::kSoftmax, true>(params, part)
+                              : run_pass<In, Epilogue::kSoftmax, false>(params, part);
     case Epilogue::kColumns:
-      return run_pass<T, Epilogue::kColumns, true>(params, part);
+      return run_pass<In, Epilogue::kColumns, true>(params, part);
     case Epilogue::kSymmetric:
-      return run_pass<T, Epilogue::kSymmetric, true>(params, part);
+      return run_pass<In, Epilogue::kSymmetric, true>(params, part);
     case Epilogue::kShared:
-      return run_pass<T, Epilogue::kShared, true>(params, part);
+      return run_pass<In, Epilogue::kShared, true>(params, part);
   }
 }
 
-template <class T>
-void sum_columns(const Rows<T>& rows, int64_t c0, int64_t c1, const int64_t* segment, const T* weight,
-                 double* sums) {
+template <class In>
+void sum_columns(const Rows<In>& rows, int64_t c0, int64_t c1, const int64_t* segment,
+                 const Compute<In>* weight, double* sums) {
   const int64_t width = c1 - c0;
   for (int64_t r = 0; r < rows.count; ++r) {
     if (segment[r] < 0) continue;
-    const T* __restrict source = rows.row(r) + c0;
+    const In* __restrict source = rows.row(r) + c0;
     double* __restrict sum = sums + segment[r] * width;
     const double factor = weight ? weight[r] : 1;
-    for (int64_t c = 0; c < width; ++c) sum[c] += factor * source[c];
+    for (int64_t c = 0; c < width; ++c) sum[c] += factor * to_compute(source[c]);
   }
 }
 
@@ -325,8 +387,8 @@ inline double multiply_add(int64_t rounds) {
   return 2.0 * rounds * kChains * Simd<float>::kWidth;
 }
 
-template <class T>
-constexpr TypedKernels<T> kKernels = {run<T>, sum_columns<T>};
+template <class In>
+constexpr TypedKernels<In> kKernels = {run<In>, sum_columns<In>};
 
 }  // namespace WSCL_ISA
 }  // namespace wscl
