@@ -8,8 +8,11 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from wscl_fast import ClusterQueue
+from wscl_fast import ClusteredInfoNCE, ClusterQueue, distributed, functional
 from wscl_fast.distributed import broadcast, gather, rank, sum_over_ranks, world_size
 
 CASES = {}
@@ -108,3 +111,223 @@ def own_queues_by_default(group: Any) -> None:
     dist.barrier(group)
     assert queue.filled == 3
     assert (queue.keys[:3] == rank(group)).all()
+
+
+class Split:
+    """A problem of one process, and the part of it that a rank has."""
+
+    def __init__(self, group: Any, dtype: torch.dtype, *, explicit: bool, own: bool = False) -> None:
+        self.group, self.dtype = group, dtype
+        size = world_size(group)
+        self.rows = {"queries": [[9, 0], [7, 12, 0], [8, 13, 0, 5]][size - 2]}
+        n, d = sum(self.rows["queries"]), 6
+        self.whole = {"queries": torch.randn(n, d, dtype=dtype, requires_grad=True)}
+        self.whole["query_clusters"] = torch.randint(-1, 3, (n,))
+        self.whole["weights"] = torch.rand(n, dtype=dtype)
+        if explicit:
+            self.rows["keys"] = [17, 0, 14, 9][:size]
+            m = sum(self.rows["keys"])
+            self.whole["keys"] = torch.randn(m, d, dtype=dtype, requires_grad=True)
+            self.whole["key_clusters"] = torch.randint(-1, 3, (m,))
+            if own:
+                self.whole["exclude_self"] = torch.randint(-1, m, (n,))
+        self.mine = {name: self.part(name, value) for name, value in self.whole.items()}
+        for side in (self.whole, self.mine):
+            side["temperature"] = torch.tensor(0.3, dtype=dtype, requires_grad=True)
+
+    def part(self, name: str, value: Tensor) -> Tensor:
+        rows = self.rows["keys" if name.startswith("key") else "queries"]
+        return cut(value, rows, self.group)
+
+    def one(self, dtype: torch.dtype = torch.float64, **options: Any) -> list[Tensor]:
+        """Loss and gradients of one process, this rank's part of them; by the definition."""
+        leaves = {
+            name: value.detach().to(dtype).requires_grad_()
+            for name, value in self.whole.items()
+            if value.requires_grad
+        }
+        loss = functional.clustered_infonce(**{**self.whole, **leaves, **options}, impl="reference")
+        if loss.ndim == 0:
+            loss.backward()
+        else:  # every rank asks something else of its rows
+            upstream = torch.arange(1.0, world_size(self.group) + 1)
+            (loss * upstream.repeat_interleave(torch.tensor(self.rows["queries"]))).sum().backward()
+            loss = self.part("queries", loss)
+        return [loss.detach()] + [
+            leaf.grad if leaf.ndim == 0 else self.part(name, leaf.grad) for name, leaf in leaves.items()
+        ]
+
+    def ours(self, **options: Any) -> list[Tensor]:
+        loss = distributed.clustered_infonce(**self.mine, group=self.group, **options)
+        (loss.sum() * (1 + rank(self.group) if loss.ndim else 1)).backward()
+        gradients = [self.mine[name].grad for name, value in self.whole.items() if value.requires_grad]
+        # The temperature is on all ranks: its gradient is the sum of their shares.
+        return [loss.detach(), *gradients[:-1], sum_over_ranks(gradients[-1], self.group)]
+
+
+@case
+def loss_of_one_process(group: Any) -> None:
+    """Both ways of gathering, both kinds of keys and positives, every reduction; one rank has no rows."""
+    for gathering in ("all", "ring"):
+        for explicit, own in ((False, False), (True, False), (True, True)):
+            for positives in ("out", "in"):
+                for reduction, impl in (("mean", "auto"), ("sum", "auto"), ("none", "chunked")):
+                    split = Split(group, torch.float64, explicit=explicit, own=own)
+                    options = {"positives": positives, "reduction": reduction}
+                    got = split.ours(gather=gathering, impl=impl, **options)
+                    for here, there in zip(got, split.one(**options), strict=True):
+                        close(here, there)
+
+
+@case
+def loss_in_float32(group: Any) -> None:
+    """No further from float64 than plain PyTorch in one process is, but for a little."""
+    for gathering, impl in (("all", "auto"), ("ring", "auto"), ("ring", "chunked")):
+        for explicit in (False, True):
+            split = Split(group, torch.float32, explicit=explicit)
+            results = split.ours(gather=gathering, impl=impl), split.one(torch.float32), split.one()
+            for got, plain, exact in zip(*results, strict=True):
+                error, plain_error = (float((x - exact).abs().sum()) for x in (got, plain))
+                assert got.dtype == torch.float32
+                assert error <= plain_error + 1e-6 * float(exact.abs().sum())
+
+
+@case
+def loss_of_half_precision(group: Any) -> None:
+    """Keys travel in their own dtype, and their gradient comes home in it."""
+    for gathering in ("all", "ring"):
+        split = Split(group, torch.bfloat16, explicit=True)
+        for here, there in zip(split.ours(gather=gathering), split.one(), strict=True):
+            close(here.double(), there.double(), 0.02)
+        assert split.mine["keys"].grad.dtype == torch.bfloat16
+
+
+@case
+def the_own_key_may_meet_its_query(group: Any) -> None:
+    for gathering in ("all", "ring"):
+        split = Split(group, torch.float64, explicit=False)
+        got = split.ours(gather=gathering, exclude_self=False)
+        for here, there in zip(got, split.one(exclude_self=False), strict=True):
+            close(here, there)
+
+
+@case
+def keys_without_gradient(group: Any) -> None:
+    """A momentum encoder's keys: only queries learn, and only they do."""
+    for gathering in ("all", "ring"):
+        split = Split(group, torch.float64, explicit=True)
+        want = split.one()
+        split.mine["keys"] = split.mine["keys"].detach()
+        loss = distributed.clustered_infonce(**split.mine, gather=gathering, group=group)
+        loss.backward()
+        close(loss.detach(), want[0])
+        close(split.mine["queries"].grad, want[1])
+
+
+@case
+def a_rank_without_a_graph_of_its_own(group: Any) -> None:
+    """The rank with the empty batch has tensors without gradient, and the others do not wait for it."""
+    for gathering in ("all", "ring"):
+        split = Split(group, torch.float64, explicit=False)
+        want = split.one()
+        if not len(split.mine["queries"]):
+            split.mine["queries"] = split.mine["queries"].detach()
+        split.mine["temperature"] = 0.3
+        loss = distributed.clustered_infonce(**split.mine, gather=gathering, group=group)
+        loss.backward()
+        close(loss.detach(), want[0])
+        if len(split.mine["queries"]):
+            close(split.mine["queries"].grad, want[1])
+
+
+@case
+def a_queue_that_every_rank_holds(group: Any) -> None:
+    """The keys stay on their ranks; the average is over all anchors."""
+    split = Split(group, torch.float64, explicit=True)
+    want = split.one()
+    split.mine |= {name: split.whole[name].detach() for name in ("keys", "key_clusters")}
+    loss = distributed.clustered_infonce(**split.mine, gather="count", group=group)
+    loss.backward()
+    close(loss.detach(), want[0])
+    close(split.mine["queries"].grad, want[1])
+
+
+@case
+def many_tiles(group: Any) -> None:
+    """More rows and columns than plain PyTorch's tile has, and a log-sum-exp far from what float32 holds."""
+    x, keys = torch.randn(1100, 3), 40 * torch.randn(4200, 3)
+    ids, key_ids = torch.randint(0, 50, (1100,)), torch.randint(0, 50, (4200,))
+    want = functional.clustered_infonce(
+        x.double(), keys.double().repeat(world_size(group), 1), query_clusters=ids,
+        key_clusters=key_ids.repeat(world_size(group)),
+    )  # fmt: skip
+    for impl in ("auto", "chunked"):
+        got = distributed.clustered_infonce(
+            x, keys, query_clusters=ids, key_clusters=key_ids, gather="ring", group=group, impl=impl
+        )
+        close(got.double(), want)
+
+
+@case
+def nothing_to_learn_from(group: Any) -> None:
+    for gathering in ("all", "ring", "count"):
+        x = torch.randn(3, 2, requires_grad=True)
+        ids = torch.arange(3) + 10 * rank(group)
+        loss = distributed.clustered_infonce(x, query_clusters=ids, gather=gathering, group=group)
+        loss.backward()
+        assert loss == 0
+        assert (x.grad == 0).all()
+
+
+@case
+def no_rank_holds_all_keys(group: Any) -> None:
+    """In the ring a rank makes no tensor longer than the longest block."""
+    longest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            nonlocal longest
+            out = function(*args, **(kwargs or {}))
+            rows = [len(t) for t in tree_leaves(out) if isinstance(t, Tensor) and t.shape[1:] == (32,)]
+            longest = max([longest, *rows])
+            return out
+
+    x = torch.randn(40, 32, requires_grad=True)
+    ids = torch.randint(0, 5, (40,))
+    with Watch():
+        distributed.clustered_infonce(x, query_clusters=ids, gather="ring", group=group).backward()
+    assert 40 <= longest <= 41
+
+
+@case
+def through_ddp(group: Any) -> None:
+    """Encoder and temperature under DistributedDataParallel learn what one process with the batch does."""
+    size, me = world_size(group), rank(group)
+    for gathering in ("all", "ring"):
+        for reduction in ("mean", "sum"):
+            settings = {"temperature": 0.4, "learnable_temperature": True, "reduction": reduction}
+            rows = [5, 9, 2, 6][:size]
+            inputs = torch.randn(sum(rows), 2, 4, dtype=torch.float64)
+            clusters = torch.randint(-1, 3, (sum(rows),))
+            torch.manual_seed(1)
+            one = Model(ClusteredInfoNCE(**settings)).double()
+            torch.manual_seed(1)
+            loss_fn = ClusteredInfoNCE(**settings, gather=gathering, group=group, ddp=True)
+            ours = DistributedDataParallel(Model(loss_fn).double(), process_group=group)
+            one_loss = one(inputs, clusters)
+            one_loss.backward()
+            loss = ours(inputs.split(rows)[me], clusters.split(rows)[me])
+            loss.backward()
+            close(loss.detach(), one_loss.detach())
+            for got, want in zip(ours.parameters(), one.parameters(), strict=True):
+                close(got.grad, want.grad)
+
+
+class Model(torch.nn.Module):
+    def __init__(self, loss_fn: torch.nn.Module) -> None:
+        super().__init__()
+        self.encoder = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 5))
+        self.loss_fn = loss_fn
+
+    def forward(self, inputs: Tensor, clusters: Tensor) -> Tensor:
+        return self.loss_fn(self.encoder(inputs), clusters)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from torch.utils import cpp_extension
 
 import wscl_fast
+
+ROOT = Path(__file__).resolve().parents[1]
 
 # Stands in front of the real import machinery and hides the extension.
 HIDE = """
@@ -76,3 +81,31 @@ def test_the_instruction_set_can_be_chosen() -> None:
 
     assert start("portable").stdout.strip() == "portable"
     assert "WSCL_CPU_CAPABILITY=abacus is not available here" in start("abacus").stderr
+
+
+def set_up(wish: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "setup.py", "--name"],
+        cwd=ROOT,
+        env={**os.environ, "WSCL_CUDA": wish},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="no setup.py: an installed package")
+@pytest.mark.parametrize(
+    ("wish", "code", "said"),
+    [
+        ("0", 0, "CUDA kernels: none (WSCL_CUDA=0)"),
+        ("1", 1, "WSCL_CUDA=1, but "),
+        ("yes", 1, "WSCL_CUDA: expected 0 or 1, got 'yes'"),
+    ],
+)
+def test_the_build_says_what_becomes_of_cuda(wish: str, code: int, said: str) -> None:
+    if wish == "1" and cpp_extension.CUDA_HOME is not None:
+        pytest.skip("this PyTorch can build CUDA kernels")
+    done = set_up(wish)
+    assert done.returncode == code, done.stderr
+    assert f"wscl_fast: {said}" in done.stderr

@@ -8,7 +8,8 @@ import torch
 import torch.distributed as dist
 from rank_cases import CASES
 
-from wscl_fast.distributed import broadcast, gather, rank, sum_over_ranks, world_size
+from wscl_fast import ClusteredInfoNCE, functional
+from wscl_fast.distributed import broadcast, clustered_infonce, gather, rank, sum_over_ranks, world_size
 
 pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="PyTorch was built without gloo"
@@ -36,7 +37,48 @@ def test_one_process_needs_no_group() -> None:
     assert not sum_over_ranks(x).requires_grad
 
 
-def test_refusals() -> None:
+def test_one_process_has_the_loss_of_one_process() -> None:
+    x, ids = torch.randn(20, 4), torch.randint(-1, 4, (20,))
+    keys, key_ids = torch.randn(30, 4), torch.randint(-1, 4, (30,))
+    for gathering in ("all", "ring", "count"):
+        for options in ({}, {"keys": keys, "key_clusters": key_ids}, {"exclude_self": False}):
+            arguments = {"queries": x, "query_clusters": ids, "weights": torch.rand(20), **options}
+            for reduction in ("mean", "sum", "none"):
+                got = clustered_infonce(**arguments, gather=gathering, reduction=reduction)
+                want = functional.clustered_infonce(**arguments, reduction=reduction)
+                torch.testing.assert_close(got, want)
+    module = ClusteredInfoNCE(gather="ring", ddp=True)
+    torch.testing.assert_close(module(x, ids), ClusteredInfoNCE()(x, ids))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"gather": "some"}, ValueError, "gather: expected one of 'all', 'ring', 'count', got 'some'"),
+        ({"queries": [1.0]}, TypeError, "queries: expected a tensor, got list"),
+        ({"query_clusters": torch.zeros(4)}, TypeError, "query_clusters: expected int64"),
+        ({"key_clusters": torch.arange(4)}, ValueError, "key_clusters: expected None where keys is None"),
+        ({"keys": torch.randn(3, 2), "key_clusters": torch.arange(2)}, ValueError, "key_clusters: expected"),
+        ({"exclude_self": "yes"}, TypeError, "exclude_self: expected a bool or a tensor, got str"),
+        (
+            {"keys": torch.randn(3, 2), "key_clusters": torch.arange(3), "exclude_self": True},
+            ValueError,
+            "exclude_self: expected a key for each of the 4 queries, got 3 keys",
+        ),
+        ({"weights": torch.ones(3)}, ValueError, r"weights: expected shape \(4,\)"),
+        ({"positives": "both"}, ValueError, "positives: expected one of"),
+        ({"reduction": "median"}, ValueError, "reduction: expected one of"),
+    ],
+)
+def test_bad_arguments_are_refused(change: dict[str, object], error: type[Exception], message: str) -> None:
+    good = {"queries": torch.randn(4, 2), "query_clusters": torch.arange(4)}
+    with pytest.raises(error, match=message):
+        clustered_infonce(**{**good, **change})
+    with pytest.raises(ValueError, match="gather: expected 'none', 'all', 'ring' or 'count'"):
+        ClusteredInfoNCE(gather="some")
+
+
+def test_gather_refuses_what_has_no_rows() -> None:
     with pytest.raises(TypeError, match="tensor: expected a tensor, got list"):
         gather([1])
     with pytest.raises(ValueError, match="tensor: expected rows"):

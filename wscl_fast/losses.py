@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from wscl_fast.distributed import Gather
+from wscl_fast.distributed import clustered_infonce as distributed_infonce
+from wscl_fast.distributed.collectives import Group
 from wscl_fast.functional import Impl, Positives, Reduction, clustered_infonce
 
 __all__ = ["ClusteredInfoNCE"]
@@ -37,6 +43,11 @@ class ClusteredInfoNCE(nn.Module):
         ignore_index: the cluster id that says "no cluster".
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         impl: ``"auto"``, ``"fused"``, ``"chunked"`` or ``"reference"``.
+        gather: ``"all"``, ``"ring"`` or ``"count"`` for the loss over the batch of all ranks, see
+            :func:`wscl_fast.distributed.clustered_infonce`; ``"none"`` for this process alone.
+        group: the process group of ``gather``; by default all processes.
+        ddp: with ``gather``, whether the gradients will be averaged over the ranks, as
+            DistributedDataParallel does.
 
     Shape:
         features ``[B, d]`` or ``[B, V, d]``; clusters ``[B]`` int64; keys ``[M, d]``; key_clusters ``[M]``
@@ -65,6 +76,9 @@ class ClusteredInfoNCE(nn.Module):
         ignore_index: int = -1,
         reduction: Reduction = "mean",
         impl: Impl = "auto",
+        gather: Gather | Literal["none"] = "none",
+        group: Group = None,
+        ddp: bool = False,
     ) -> None:
         super().__init__()
         for name, value in (
@@ -87,6 +101,10 @@ class ClusteredInfoNCE(nn.Module):
         self.ignore_index = ignore_index
         self.reduction: Reduction = reduction
         self.impl: Impl = impl
+        if gather not in ("none", *get_args(Gather)):
+            raise ValueError(f"gather: expected 'none', 'all', 'ring' or 'count', got {gather!r}")
+        self.gather: Gather | Literal["none"] = gather
+        self.group, self.ddp = group, ddp
         self._warned = False
 
     @property
@@ -125,7 +143,10 @@ class ClusteredInfoNCE(nn.Module):
             with torch.no_grad():
                 self.log_scale.clamp_(max=-math.log(self.min_temperature))
         temperature = self.temperature
-        loss = clustered_infonce(
+        compute: Callable[..., Tensor] = clustered_infonce
+        if self.gather != "none":
+            compute = partial(distributed_infonce, gather=self.gather, group=self.group, ddp=self.ddp)
+        loss = compute(
             queries,
             keys,
             query_clusters=clusters.repeat_interleave(views),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 from wscl_fast.data import ImageDataset
 from wscl_fast.train.config import EvalConfig
 from wscl_fast.train.evaluation import (
+    Score,
     evaluate,
     fit_logistic,
     group_weights,
@@ -45,16 +47,21 @@ def made(n: int = 400, *, signal: float, seed: int = 0) -> tuple[np.ndarray, Ima
 def test_separable_features_are_told_apart() -> None:
     features, data = made(signal=20.0)
     score = evaluate(features, data, EvalConfig())["class"]
-    assert (score.linear_top1, score.knn_top1, score.linear_top5, score.knn_top5) == (1.0, 1.0, 1.0, 1.0)
+    assert (
+        score.images.linear_top1,
+        score.images.knn_top1,
+        score.images.linear_top5,
+        score.images.knn_top5,
+    ) == (1.0, 1.0, 1.0, 1.0)
     assert (score.n_classes, score.n_train, score.n_test, score.n_test_groups) == (CLASSES, 300, 100, 100)
 
 
 def test_noise_is_at_chance() -> None:
     features, data = made(2000, signal=0.0)
     score = evaluate(features, data, EvalConfig())["class"]
-    assert 0.05 < score.linear_top1 < 0.2
-    assert 0.05 < score.knn_top1 < 0.2
-    assert 0.5 < score.linear_top5 < 0.75
+    assert 0.05 < score.images.linear_top1 < 0.2
+    assert 0.05 < score.images.knn_top1 < 0.2
+    assert 0.5 < score.images.linear_top5 < 0.75
 
 
 def test_test_labels_do_not_reach_the_classifiers() -> None:
@@ -64,8 +71,8 @@ def test_test_labels_do_not_reach_the_classifiers() -> None:
     test = data.indices("test")
     shuffled[test] = (shuffled[test] + 1) % CLASSES
     other = evaluate(features, dataclasses.replace(data, labels={"class": shuffled}), EvalConfig())["class"]
-    assert other.weight_decay == first.weight_decay
-    assert other.linear_top1 < first.linear_top1
+    assert other.images.weight_decay == first.images.weight_decay
+    assert other.images.linear_top1 < first.images.linear_top1
 
 
 def test_unknown_labels_are_left_out_and_few_classes_have_a_top5() -> None:
@@ -74,7 +81,7 @@ def test_unknown_labels_are_left_out_and_few_classes_have_a_top5() -> None:
     known = dataclasses.replace(data, labels={"class": labels})
     score = evaluate(features, known, EvalConfig())["class"]
     assert score.n_test == (labels[data.indices("test")] >= 0).sum()
-    assert score.linear_top5 == 1.0
+    assert score.images.linear_top5 == 1.0
 
 
 def test_a_validation_split_picks_the_decay() -> None:
@@ -147,6 +154,20 @@ def test_every_group_counts_once() -> None:
     scores, labels = torch.eye(2)[[0, 0, 0, 1]], torch.tensor([0, 0, 1, 0])
     assert top_k_accuracy(scores, labels, 1, weights) == pytest.approx((2 / 3 + 0) / 2)
     assert top_k_accuracy(scores, labels, 1) == pytest.approx(0.5)
+
+
+def test_images_and_groups_are_counted_apart() -> None:
+    features, data = made(signal=1.0)
+    test = data.indices("test")
+    groups = np.arange(len(features))
+    right = data.labels["class"][test] < CLASSES // 2
+    groups[test[right]] = len(features)  # one large group, of the lower classes
+    score = evaluate(features, dataclasses.replace(data, groups=groups), EvalConfig())["class"]
+    assert score.n_test_groups == 1 + (~right).sum()
+    assert score.images != score.groups
+    assert Score.from_dict(json.loads(json.dumps(score.as_dict()))) == score
+    alone = evaluate(features, data, EvalConfig())["class"]
+    assert alone.images == alone.groups
 
 
 def test_features_come_from_eval_mode_and_the_mode_comes_back() -> None:

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from wscl_fast.distributed.collectives import broadcast, gather, rank, sum_over_ranks, world_size
+from wscl_fast.distributed.infonce import Gather, clustered_infonce
 
-__all__ = ["broadcast", "gather", "rank", "sum_over_ranks", "world_size"]
+__all__ = ["Gather", "broadcast", "clustered_infonce", "gather", "rank", "sum_over_ranks", "world_size"]

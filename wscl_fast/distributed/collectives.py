@@ -47,7 +47,7 @@ def broadcast(tensor: Tensor, source: int = 0, group: Group = None) -> Tensor:
     if world_size(group) == 1:
         return tensor
     copy = tensor.clone(memory_format=torch.contiguous_format)
-    dist.broadcast(copy, _peer(source, group), group=group)
+    dist.broadcast(copy, peer(source, group), group=group)
     return copy
 
 
@@ -106,7 +106,7 @@ def agree(tensor: Tensor) -> Tensor:
     return tensor if tensor.requires_grad else tensor.detach().requires_grad_()
 
 
-def _peer(number: int, group: Group) -> int:
+def peer(number: int, group: Group) -> int:
     """The number among all processes of a rank of the group."""
     return number if group is None else dist.get_global_rank(group, number)
 

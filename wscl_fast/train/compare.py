@@ -180,7 +180,9 @@ def run_member(member: Member, monitor: Monitor) -> str:
         save_encoder(member.folder, model, dump_config(member.config))
     result = judge(member.config, dataset, member.method, member.seed, model)
     save_result(member.folder, result, member.config, dataset)
-    scores = "; ".join(f"{c} {s.linear_top1:.1%} / {s.knn_top1:.1%}" for c, s in result.scores.items())
+    scores = "; ".join(
+        f"{c} {s.images.linear_top1:.1%} / {s.images.knn_top1:.1%}" for c, s in result.scores.items()
+    )
     return f"{member.title}: {scores or 'done'} ({time.perf_counter() - began:.0f} s)"
 
 

@@ -5,6 +5,7 @@ Both look at the training split alone; the test split is touched once, by the fi
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,14 +25,22 @@ PATIENCE = 2  # weaker decays to try without a gain
 
 
 @dataclass(frozen=True)
-class Score:
-    """Accuracies (0 to 1) for one label column."""
+class Accuracies:
+    """Shares (0 to 1) of the test split that are right, and the probe's weight decay, picked for them."""
 
     linear_top1: float
     linear_top5: float
     knn_top1: float
     knn_top5: float
     weight_decay: float
+
+
+@dataclass(frozen=True)
+class Score:
+    """What the features are worth for one label column."""
+
+    images: Accuracies  # every test image counts once
+    groups: Accuracies  # every group of variants counts once, whatever its size
     n_classes: int
     n_train: int
     n_test: int
@@ -40,6 +49,12 @@ class Score:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Score:
+        """What `as_dict` gave."""
+        counted = {name: Accuracies(**values[name]) for name in ("images", "groups")}
+        return cls(**{**values, **counted})
 
 
 def protocol(config: EvalConfig) -> str:
@@ -50,7 +65,7 @@ def protocol(config: EvalConfig) -> str:
         f"from {WEIGHT_DECAYS[0]:g} to {WEIGHT_DECAYS[-1]:g} picked on the validation split or, without one, "
         f"on a stratified {config.held_out:.0%} of the training split, then refitted on all of it; "
         f"k-NN: cosine, k = {config.knn_k}, votes weighted by exp(similarity / {config.knn_temperature:g}) "
-        "(Wu et al., 2018); on the test split; variants of one thing are held out together and count once"
+        "(Wu et al., 2018); on the test split; variants of one thing are held out together"
     )
 
 
@@ -98,24 +113,37 @@ def _evaluate_column(
 
     x = _standardised(features, train)
     y = torch.from_numpy(labels)
-    decay, weights = _pick_weight_decay(x, y, fit, pick, classes, group_weights(pick, groups))
-    weights = fit_logistic(x[train], y[train], classes, decay, start=weights)
-    linear = _affine(x[test], weights)
     unit = F.normalize(torch.from_numpy(features), dim=1)
     votes = knn_votes(
         unit[test], unit[train], y[train], classes, k=config.knn_k, temperature=config.knn_temperature
     )
-    once = group_weights(test, groups)
+    # An image that counts once and a group that counts once want different probes: each has its own.
+    countings = [None, groups] if groups is not None else [None]
+    picked = _pick_weight_decays(x, y, fit, pick, classes, [group_weights(pick, by) for by in countings])
+    accuracies = []
+    for by, (decay, start) in zip(countings, picked, strict=True):
+        weights = fit_logistic(x[train], y[train], classes, decay, start=start)
+        once = group_weights(test, by)
+        accuracies.append(_accuracies(_affine(x[test], weights), votes, y[test], once, decay))
     return Score(
-        linear_top1=top_k_accuracy(linear, y[test], 1, once),
-        linear_top5=top_k_accuracy(linear, y[test], 5, once),
-        knn_top1=top_k_accuracy(votes, y[test], 1, once),
-        knn_top5=top_k_accuracy(votes, y[test], 5, once),
-        weight_decay=decay,
+        images=accuracies[0],
+        groups=accuracies[-1],
         n_classes=classes,
         n_train=len(train),
         n_test=len(test),
         n_test_groups=len(test) if groups is None else len(np.unique(groups[test])),
+    )
+
+
+def _accuracies(
+    linear: Tensor, votes: Tensor, labels: Tensor, weights: Tensor, weight_decay: float
+) -> Accuracies:
+    return Accuracies(
+        linear_top1=top_k_accuracy(linear, labels, 1, weights),
+        linear_top5=top_k_accuracy(linear, labels, 5, weights),
+        knn_top1=top_k_accuracy(votes, labels, 1, weights),
+        knn_top5=top_k_accuracy(votes, labels, 5, weights),
+        weight_decay=weight_decay,
     )
 
 
@@ -154,23 +182,27 @@ def _standardised(features: Features, train: npt.NDArray[np.int64]) -> Tensor:
     return torch.from_numpy((features - mean) / np.maximum(std, 1e-6 * max(float(std.max()), 1e-12)))
 
 
-def _pick_weight_decay(
-    x: Tensor, y: Tensor, fit: Labels, pick: Labels, classes: int, once: Tensor
-) -> tuple[float, Tensor]:
-    """The decay of the highest accuracy on `pick`, and its weights; each fit starts from the one before."""
-    best, best_accuracy, best_weights, since = WEIGHT_DECAYS[0], -1.0, None, 0
-    weights = None
+def _pick_weight_decays(
+    x: Tensor, y: Tensor, fit: Labels, pick: Labels, classes: int, countings: Sequence[Tensor]
+) -> list[tuple[float, Tensor]]:
+    """For each way of counting, the decay of the highest accuracy on `pick`, and its weights.
+
+    One path from strong to weak for all: each fit starts from the one before.
+    """
+    best: list[tuple[float, float, Tensor | None]] = [(-1.0, WEIGHT_DECAYS[0], None)] * len(countings)
+    weights, since = None, 0
     x_fit, y_fit = x[fit], y[fit]
     for decay in WEIGHT_DECAYS:
         weights = fit_logistic(x_fit, y_fit, classes, decay, start=weights, max_iter=20)
-        accuracy = top_k_accuracy(_affine(x[pick], weights), y[pick], 1, once)
+        linear = _affine(x[pick], weights)
         since += 1
-        if accuracy > best_accuracy:
-            best, best_accuracy, best_weights, since = decay, accuracy, weights, 0
+        for i, counting in enumerate(countings):
+            accuracy = top_k_accuracy(linear, y[pick], 1, counting)
+            if accuracy > best[i][0]:
+                best[i], since = (accuracy, decay, weights), 0
         if since == PATIENCE:
             break
-    assert best_weights is not None
-    return best, best_weights
+    return [(decay, weights) for _, decay, weights in best if weights is not None]
 
 
 def _affine(x: Tensor, weights: Tensor) -> Tensor:

@@ -78,8 +78,8 @@ def _draw_accuracies(axis: Axes, results: Sequence[Result], column: str, *, name
     for row, method in enumerate(methods):
         runs = [r.scores[column] for r in results if r.method == method]
         for offset, marker, face, values in (
-            (-0.14, "o", COLOURS[method], [s.linear_top1 for s in runs]),
-            (0.14, "D", "white", [s.knn_top1 for s in runs]),
+            (-0.14, "o", COLOURS[method], [s.images.linear_top1 for s in runs]),
+            (0.14, "D", "white", [s.images.knn_top1 for s in runs]),
         ):
             percent = 100 * np.array(values)
             heights = np.full(len(percent), row + offset)

@@ -121,7 +121,7 @@ def run_evaluate(config: Config, folder: Path) -> None:
     write_evaluation(folder / EVALUATION, [result], config, dataset)
     print(f"\n{table([result])}\n\n{caption([result], config, dataset)}")
     for column, score in result.scores.items():
-        print(f"top-5 {column}: linear {score.linear_top5:.1%}, k-NN {score.knn_top5:.1%}")
+        print(f"top-5 {column}: linear {score.images.linear_top5:.1%}, k-NN {score.images.knn_top5:.1%}")
     content = json.loads((folder / EVALUATION).read_text(encoding="utf-8"))
     print(f"protocol: {content['protocol']}\nwritten to {folder / EVALUATION}")
 

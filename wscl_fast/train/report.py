@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import mean, stdev
+from typing import Literal
 
 from wscl_fast.data import ImageDataset
 from wscl_fast.train.config import Config
@@ -12,21 +13,31 @@ from wscl_fast.train.results import Result
 from wscl_fast.train.runs import CURVES, EMBEDDING, NEIGHBOURS
 from wscl_fast.train.stages import TITLES, Clustering, diagnose_training, label_column
 
+Counting = Literal["images", "groups"]
+
 
 def methods_of(results: Sequence[Result]) -> list[str]:
     """The methods, each once, in the order of the results."""
     return list(dict.fromkeys(r.method for r in results))
 
 
-def table(results: Sequence[Result], *, top: int = 1) -> str:
-    """Markdown, aligned to be read as plain text: mean ± standard deviation over the seeds, in per cent."""
+def table(results: Sequence[Result], *, top: int = 1, counting: Counting = "images") -> str:
+    """Markdown, aligned to be read as plain text: mean ± standard deviation over the seeds, in per cent.
+
+    Args:
+        results: of every method and seed.
+        top: 1 or 5.
+        counting: what counts once, every test image or every group of variants.
+    """
     columns = list(results[0].scores)
     header = ["method", *(f"{column} {kind}" for column in columns for kind in ("linear", "k-NN"))]
     rows = []
     for method in methods_of(results):
         runs = [r.scores for r in results if r.method == method]
         cells = [
-            _mean_and_spread([getattr(scores[column], f"{kind}_top{top}") for scores in runs])
+            _mean_and_spread(
+                [getattr(getattr(scores[column], counting), f"{kind}_top{top}") for scores in runs]
+            )
             for column in columns
             for kind in ("linear", "knn")
         ]
@@ -58,9 +69,20 @@ def caption(results: Sequence[Result], config: Config, dataset: ImageDataset) ->
     test = max((s.n_test for r in results for s in r.scores.values()), default=0)
     seeds = len({r.seed for r in results if r.metrics})
     spread = f", mean ± standard deviation over {seeds} seeds" if seeds > 1 else ""
-    groups = max((s.n_test_groups for r in results for s in r.scores.values()), default=0)
-    once = f" ({groups:,} groups of variants, each counted once)" if groups != test else ""
-    return f"top-1 accuracy in % on {test:,} test images of {dataset.name}{once}{spread}"
+    return f"top-1 accuracy in % on {test:,} test images of {dataset.name}{spread}"
+
+
+def _by_group(results: Sequence[Result]) -> list[str]:
+    """The table that counts every group of variants once, where there are groups."""
+    scores = [score for r in results for score in r.scores.values()]
+    groups = max(score.n_test_groups for score in scores)
+    if all(score.n_test_groups == score.n_test for score in scores):
+        return []
+    return [
+        f"The same, but each of the {groups:,} groups of variants in the test split counts once, whatever "
+        "the number of its images:",
+        table(results, counting="groups"),
+    ]
 
 
 def report(
@@ -77,7 +99,7 @@ def report(
     parts = [f"# {title}"]
     if results and results[0].scores:
         parts += [f"{caption(results, config, dataset)[0].upper()}{caption(results, config, dataset)[1:]}.",
-                  table(results), f"Protocol: {protocol(config.eval)}."]  # fmt: skip
+                  table(results), *_by_group(results), f"Protocol: {protocol(config.eval)}."]  # fmt: skip
         if any(score.n_classes > 5 for score in results[0].scores.values()):
             parts += ["Top-5 accuracy in %:", table(results, top=5)]
     pictures = {

@@ -67,7 +67,7 @@ def load_result(folder: Path) -> Result:
     """What `save_result` wrote, with the metrics where there are any."""
     content = json.loads((folder / EVALUATION).read_text(encoding="utf-8"))
     entry = content["results"][0]  # the run's own; baselines may follow
-    scores = {column: Score(**values) for column, values in entry["scores"].items()}
+    scores = {column: Score.from_dict(values) for column, values in entry["scores"].items()}
     metrics = read_metrics(folder / METRICS) if (folder / METRICS).exists() else []
     return Result(entry["method"], entry["seed"], scores, np.load(folder / FEATURES), metrics)
 
