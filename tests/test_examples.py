@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -30,6 +33,30 @@ def test_memory_queue_learns() -> None:
     losses = load(ROOT / "examples" / "memory_queue.py").main(steps=60, queue_size=2048, batch=128)
     assert losses[29] < losses[16]  # the queue is full from then on
     assert losses[59] < losses[30] - 0.05  # the new clustering is learnt
+
+
+@pytest.mark.parametrize("package", ["lightning", "accelerate", "lightly"])
+def test_inside_other_trainers(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip(package, reason=f"{package} is not installed")
+    if package == "lightly":
+        pytest.importorskip("torchvision", reason="lightly needs torchvision")
+    monkeypatch.chdir(tmp_path)
+    losses = load(ROOT / "examples" / f"in_{package}.py").main()
+    assert losses[-1] < losses[0] - 0.1
+
+
+def test_processes_together_learn_what_one_learns_alone() -> None:
+    example = str(ROOT / "examples" / "ddp.py")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    printed = [
+        subprocess.run(
+            [sys.executable, *launcher, example], capture_output=True, text=True, check=True, env=environment
+        ).stdout
+        for launcher in ([], torchrun)
+    ]
+    assert re.fullmatch(r"loss \d+\.\d{3} -> \d+\.\d{3}\n", printed[0])
+    assert printed[0] == printed[1]
 
 
 SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
