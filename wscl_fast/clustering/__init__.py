@@ -12,6 +12,7 @@ from typing import Any
 from wscl_fast.clustering.attributes import AttributeClusters
 from wscl_fast.clustering.base import NO_CLUSTER, ClusterMethod
 from wscl_fast.clustering.diagnostics import ClusterReport, diagnose, entropy
+from wscl_fast.clustering.files import FeatureFiles
 from wscl_fast.clustering.hierarchy import HierarchyClusters
 from wscl_fast.clustering.ids import IdClusters
 from wscl_fast.clustering.kmeans import KMeans
@@ -25,6 +26,7 @@ __all__ = [
     "ClusterMethod",
     "ClusterReport",
     "ClusterScheduler",
+    "FeatureFiles",
     "HierarchyClusters",
     "IdClusters",
     "KMeans",

@@ -53,8 +53,8 @@ def as_samples(array: Any, name: str, *, least: int = 1) -> Samples:
     return Samples(x, give)
 
 
-def as_weights(weights: Any, x: Tensor, name: str = "sample_weight") -> Tensor | None:
-    """Sample weights as float64 [n] on the device of x; a number stands for all.
+def as_weights(weights: Any, x: Any, name: str = "sample_weight") -> Tensor | None:
+    """Sample weights as float64 [n] on the device of x (samples of any sort); a number stands for all.
 
     Raises:
         ValueError: another shape, negative, not finite, or zero all over.

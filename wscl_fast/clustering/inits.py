@@ -135,7 +135,7 @@ class _Field:
     @classmethod
     def of(cls, points: Points) -> _Field:
         norms = torch.empty(points.n, dtype=points.dtype, device=points.device)
-        for rows, block in points.blocks():
+        for rows, block in points.parts():
             norms[rows] = block.square().sum(dim=1) if points.dim > 1 else block[:, 0].square()
         lengths = None
         if points.metric == "cosine":

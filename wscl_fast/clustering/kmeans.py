@@ -5,31 +5,30 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from wscl_fast.clustering.arrays import as_drift, as_samples, as_weights, seed_of
+from wscl_fast.clustering.arrays import as_drift, as_samples, seed_of
 from wscl_fast.clustering.base import ClusterMethod, check_count
 from wscl_fast.clustering.bounds import Bounds
+from wscl_fast.clustering.centroid_model import Array, CentroidModel
 from wscl_fast.clustering.empty import EMPTY
-from wscl_fast.clustering.estimator import Estimator, not_fitted
 from wscl_fast.clustering.inits import INITS, choose_start
-from wscl_fast.clustering.lloyd import ALGORITHMS, Clustering, lloyd
+from wscl_fast.clustering.lloyd import ALGORITHMS, Clustering, Progress, lloyd
 from wscl_fast.clustering.points import Frame, Points, Ranks, check_metric, unit
+from wscl_fast.clustering.resume import Checkpoint
+from wscl_fast.clustering.streamed import as_points
 from wscl_fast.distributed.collectives import Group
-from wscl_fast.functional import kmeans_assign
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-# Samples: a numpy array (memory-mapped too), a torch tensor, an array with DLPack, lists, a data frame.
-Array: TypeAlias = Any
 
-
-class KMeans(Estimator, ClusterMethod[Array, Array]):
+class KMeans(CentroidModel, ClusterMethod[Array, Array]):
     """Exact k-means (Lloyd's algorithm), on any device, in memory linear in n + K beyond the data.
 
     Equals `sklearn.cluster.KMeans(n_clusters, init=…, n_init=…, algorithm="lloyd")`, from the same start
@@ -59,6 +58,8 @@ class KMeans(Estimator, ClusterMethod[Array, Array]):
         sharded: X of each process of `group` is its share of the data; every process gets the centroids
             that one process would find on all of it, and the labels of its share.
         group: a process group of torch.distributed; by default all processes.
+        checkpoint: a file to which the state is written after every pass (one for each rank); a `fit` that
+            finds it there goes on from it. It stays when the fit is done: remove it to begin anew.
         random_state: an int (the same int gives the same clusters), a numpy generator, or None.
         verbose: print the inertia after every pass.
 
@@ -94,6 +95,7 @@ class KMeans(Estimator, ClusterMethod[Array, Array]):
         warm_start: bool = False,
         sharded: bool = False,
         group: Group = None,
+        checkpoint: str | Path | None = None,
         random_state: Any = 0,
         verbose: int = 0,
     ) -> None:
@@ -108,6 +110,7 @@ class KMeans(Estimator, ClusterMethod[Array, Array]):
         self.warm_start = warm_start
         self.sharded = sharded
         self.group = group
+        self.checkpoint = checkpoint
         self.random_state = random_state
         self.verbose = verbose
 
@@ -128,15 +131,14 @@ class KMeans(Estimator, ClusterMethod[Array, Array]):
                 does not fit.
         """
         self._check_parameters()
-        samples = as_samples(X, "X", least=0 if self.sharded else 1)
-        weights = as_weights(sample_weight, samples.x)
-        points = Points(
-            samples.x,
-            weights=weights,
+        points, give = as_points(
+            X,
+            sample_weight=sample_weight,
             metric=check_metric(self.metric),
             ranks=Ranks(self.sharded, self.group),
+            least=0 if self.sharded else 1,
         )
-        self._fit(points, samples.give, drift)
+        self._fit(points, give, drift)
         self._take_columns(X, points.dim)
         return self
 
@@ -147,17 +149,23 @@ class KMeans(Estimator, ClusterMethod[Array, Array]):
             what = "samples that are not zero" if survey.n_directionless else "samples"
             raise ValueError(f"n_clusters: expected at most the {usable} {what}, got {self.n_clusters}")
         bounds = self._resumed(points, drift)
+        checkpoint = self._checkpoint_of(points)
+        saved = checkpoint.load() if checkpoint else None
+        starts = [saved["centroids"].to(points.device)] if saved else self._starts(points)
+        if checkpoint and len(starts) > 1:
+            raise ValueError(f"n_init: expected 1 with a checkpoint, got {len(starts)}")
         best: Clustering | None = None
-        for start in self._starts(points):
+        for start in starts:
             run = lloyd(
                 points,
                 start,
                 max_iter=self.max_iter,
                 tolerance=self.tol * survey.variance,
                 empty=self.empty,
-                algorithm=self.algorithm,
+                algorithm=self.algorithm if points.in_memory else "lloyd",
                 bounds=bounds,
-                report=self._report(points) if self.verbose else None,
+                begin=Progress(saved["n_iter"], saved["history"], saved["ended"]) if saved else Progress(),
+                report=self._report(points, checkpoint),
             )
             if best is None or run.inertia < best.inertia:
                 best = run
@@ -185,67 +193,6 @@ class KMeans(Estimator, ClusterMethod[Array, Array]):
         keep = self.warm_start and points.frame.plain and run.bounds is not None
         self._carried = run.bounds.carry() if keep and run.bounds is not None else None
 
-    def rename(self, names: Tensor) -> None:
-        """Give cluster k the number `names[k]`, a permutation of 0 … K − 1; labels and centroids follow."""
-        if not isinstance(self.labels_, Tensor):
-            raise TypeError("rename: expected a model that was fitted on a tensor")
-        names = names.to(self.labels_.device)
-        take = names.argsort()
-        self.labels_, self.counts_ = names[self.labels_], self.counts_[take]
-        self._seen = self._seen[take]
-        self.cluster_centers_ = self._seen_as = self.cluster_centers_[take]
-        if self._carried is not None:
-            old = self._carried
-            self._carried = old._replace(assignment=names[old.assignment], centroids=old.centroids[take])
-
-    def predict(self, X: Array) -> Array:
-        """Nearest centroid of each sample, int64 [n], of the kind that X is."""
-        points, centroids, give = self._view(X)
-        found = torch.empty(points.n, dtype=torch.int64, device=points.device)
-        for rows, block in points.blocks():
-            found[rows] = kmeans_assign(block, centroids, metric=points.metric).assignment
-        return give(found)
-
-    def nearest(self, X: Array, top: int) -> tuple[Array, Array]:
-        """The `top` nearest centroids of each sample, nearest first, and their distances, both [n, top]."""
-        points, centroids, give = self._view(X)
-        shape = (points.n, top)
-        found = torch.empty(shape, dtype=torch.int64, device=points.device)
-        distance = torch.empty(shape, dtype=points.dtype, device=points.device)
-        scale = 2 if points.metric == "cosine" else 1
-        for rows, block in points.blocks():
-            nearest = kmeans_assign(block, centroids, metric=points.metric, top=top)
-            found[rows] = nearest.assignment.view(-1, top)
-            distance[rows] = (scale * nearest.distance.view(-1, top)).sqrt()
-        return give(found), give(distance / points.frame.scale)
-
-    @torch.no_grad()
-    def transform(self, X: Array) -> Array:
-        """Distance of each sample from every centroid [n, K], of the unit vectors when cosine."""
-        points, centroids, give = self._view(X)
-        far = torch.empty(points.n, len(centroids), dtype=points.dtype, device=points.device)
-        # In float64 and from the middle of the centroids, ‖x‖² − 2 x·c + ‖c‖² keeps its digits.
-        middle = centroids.double().mean(dim=0)
-        c = centroids.double() - middle
-        norms = c.square().sum(dim=1)
-        for rows, block in points.parts(width=len(centroids)):
-            if not bool(torch.isfinite(block).all()):
-                raise ValueError("X: expected finite numbers, got NaN or infinity")
-            x = points.directions(block).double() - middle
-            square = torch.addmm(norms, x, c.T, alpha=-2).add_(x.square().sum(dim=1, keepdim=True))
-            far[rows] = square.clamp_(min=0).sqrt_() / points.frame.scale
-        return give(far)
-
-    def score(self, X: Array, y: Any = None, sample_weight: Any = None) -> float:
-        """Minus the inertia of X under the fitted centroids."""
-        points, centroids, _ = self._view(X)
-        weights = as_weights(sample_weight, points.x)
-        square = torch.empty(points.n, dtype=torch.float64, device=points.device)
-        for rows, block in points.blocks():
-            square[rows] = kmeans_assign(block, centroids, metric=points.metric).distance.double()
-        square *= (2 if points.metric == "cosine" else 1) / points.frame.scale**2
-        return -float(square.sum() if weights is None else square @ weights)
-
     def fit_predict(self, X: Array, y: Any = None, sample_weight: Any = None) -> Array:
         """`fit(X).labels_`."""
         return self.fit(X, sample_weight=sample_weight).labels_
@@ -253,12 +200,6 @@ class KMeans(Estimator, ClusterMethod[Array, Array]):
     def fit_transform(self, X: Array, y: Any = None, sample_weight: Any = None) -> Array:
         """`fit(X).transform(X)`."""
         return self.fit(X, sample_weight=sample_weight).transform(X)
-
-    def get_feature_names_out(self, input_features: Any = None) -> Any:
-        """Names of the columns of `transform`: "kmeans0", "kmeans1", …"""
-        self._check_fitted()
-        name = type(self).__name__.lower()
-        return np.asarray([f"{name}{k}" for k in range(self.n_clusters_)], dtype=object)
 
     def state_dict(self) -> dict[str, Any]:
         """The centroids and how they were found; neither `init` nor the training samples' labels."""
@@ -288,10 +229,6 @@ class KMeans(Estimator, ClusterMethod[Array, Array]):
         self.n_clusters_, self.n_features_in_ = self._seen.shape
         return self
 
-    def _check_fitted(self) -> None:
-        if not hasattr(self, "n_clusters_"):
-            raise not_fitted(self)
-
     def _check_parameters(self) -> None:
         """Parameters are checked here, not in `__init__`, so that `set_params` may change them one by one."""
         check_count(self.n_clusters, "n_clusters")
@@ -308,20 +245,6 @@ class KMeans(Estimator, ClusterMethod[Array, Array]):
             raise ValueError(f"init: expected one of {INITS} or an array of centroids, got {self.init!r}")
         if self.group is not None and not self.sharded:
             raise ValueError("group: expected None unless sharded=True")
-
-    def _view(self, X: Array) -> tuple[Points, Tensor, Any]:
-        """X as the fitted centroids see it, the centroids beside it, and the way back to X's kind."""
-        self._check_fitted()
-        samples = as_samples(X, "X", least=0)
-        self._check_columns(X, samples.x.shape[1])
-        points = Points(samples.x, metric=check_metric(self.metric), frame=self._frame)
-        return points, self._centroids().to(points.device, points.dtype), samples.give
-
-    def _centroids(self) -> Tensor:
-        """The centroids as the frame sees them; from `cluster_centers_` where a user set that anew."""
-        if self._seen_as is self.cluster_centers_:
-            return self._seen
-        return self._frame.see(as_samples(self.cluster_centers_, "cluster_centers_").x)
 
     def _starts(self, points: Points) -> list[Tensor]:
         """The centroids that each run starts from, as the points' frame sees them."""
@@ -355,16 +278,33 @@ class KMeans(Estimator, ClusterMethod[Array, Array]):
             raise ValueError("drift: expected None unless warm_start=True")
         moved = as_drift(drift, points.x)
         carried = getattr(self, "_carried", None)
-        fits = carried is not None and points.frame.plain and len(carried.assignment) == points.n
+        fits = (
+            self.algorithm != "lloyd"
+            and carried is not None
+            and points.frame.plain
+            and len(carried.assignment) == points.n
+        )
         every = points.ranks.sum(torch.tensor(int(not fits), device=points.device))
         return None if int(every) or carried is None else Bounds.resumed(points, carried, moved)
 
-    def _report(self, points: Points) -> Any:
-        def show(n_iter: int, centroids: Tensor, inertia: float) -> None:
-            if points.ranks.rank == 0:
-                print(f"Iteration {n_iter}, inertia {inertia / points.frame.scale**2:g}.")
+    def _report(self, points: Points, checkpoint: Checkpoint | None) -> Any:
+        def tell(centroids: Tensor, done: Progress) -> None:
+            if self.verbose and points.ranks.rank == 0:
+                print(f"Iteration {done.n_iter}, inertia {done.history[-1] / points.frame.scale**2:g}.")
+            if checkpoint:
+                checkpoint.save(centroids, n_iter=done.n_iter, history=done.history, ended=done.ended)
 
-        return show
+        return tell
+
+    def _checkpoint_of(self, points: Points) -> Checkpoint | None:
+        if self.checkpoint is None:
+            return None
+        names = ("n_clusters", "metric", "max_iter", "tol", "empty")
+        purpose = {name: getattr(self, name) for name in names}
+        purpose["init"] = self.init if isinstance(self.init, str) else "array"
+        purpose["random_state"] = self.random_state if isinstance(self.random_state, int) else None
+        purpose["samples"] = points.identity()
+        return Checkpoint(self.checkpoint, purpose)
 
 
 _STATE = ("n_clusters", "metric", "n_init", "max_iter", "tol", "algorithm", "empty")

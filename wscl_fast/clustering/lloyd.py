@@ -33,6 +33,14 @@ class Clustering(NamedTuple):
     bounds: Bounds | None  # those of the last pass, to carry on with
 
 
+class Progress(NamedTuple):
+    """How far a run has come."""
+
+    n_iter: int = 0
+    history: tuple[float, ...] | list[float] = ()
+    ended: bool = False  # nothing moves any more, or `max_iter` is reached: one last pass is left
+
+
 class Step(NamedTuple):
     """One pass over the data."""
 
@@ -54,7 +62,8 @@ def lloyd(
     empty: str = "farthest",
     algorithm: str = "auto",
     bounds: Bounds | None = None,
-    report: Callable[[int, Tensor, float], None] | None = None,
+    begin: Progress | None = None,
+    report: Callable[[Tensor, Progress], None] | None = None,
 ) -> Clustering:
     """Assign and average until no assignment changes or the centroids stand still.
 
@@ -70,12 +79,13 @@ def lloyd(
         algorithm: "lloyd" searches every sample in every pass; "hamerly" only those whose bounds allow that
             they changed; "auto" takes bounds once they pay. The assignments are the same.
         bounds: those of an earlier run, still true for these points, to begin with.
-        report: called after each pass with its number, the centroids that come next, and the inertia.
+        begin: how far an earlier call had come when it reported these centroids.
+        report: called after each update with the centroids that come next, and how far the run has come.
     """
     search = _Search(points, algorithm, bounds)
-    history: list[float] = []
-    n_iter = 0
-    while True:
+    n_iter, sofar, ended = begin or Progress()
+    history = list(sofar)
+    while not ended:
         n_iter += 1
         step = search(centroids)
         history.append(step.inertia)
@@ -84,12 +94,12 @@ def lloyd(
         moved = next_centroids(points, centroids, step, empty)
         movement = float((moved.double() - centroids.double()).square().sum())
         centroids = moved
+        ended = movement <= tolerance or n_iter >= max_iter
         if report is not None:
-            report(n_iter, centroids, step.inertia)
-        if movement <= tolerance or n_iter == max_iter:
-            step = search(centroids)
-            history.append(step.inertia)
-            break
+            report(centroids, Progress(n_iter, history, ended))
+    else:
+        step = search(centroids)
+        history.append(step.inertia)
     # From sums, the inertia has the rounding of the data's own square: the last is taken from differences.
     inertia = step.inertia if step.distance is not None else inertia_of(points, centroids, step.assignment)
     history[-1] = inertia
@@ -123,6 +133,8 @@ class _Search:
         self.points, self.algorithm = points, algorithm
         self.bounds = bounds
         self.last: Step | None = None
+        self.assignment: Tensor | None = None  # int64 [n], renewed in place
+        self.distance: Tensor | None = None  # [n]
         self.sums: Tensor | None = None  # of this rank's rows, under `last`
         self.rest = 0  # passes to go without bounds
         self.pause = 4
@@ -147,26 +159,24 @@ class _Search:
 
     def _plain(self, centroids: Tensor) -> Step:
         points = self.points
-        assignment = torch.empty(points.n, dtype=torch.int64, device=points.device)
-        distance = torch.empty(points.n, dtype=points.dtype, device=points.device)
+        if self.assignment is None or self.distance is None:
+            self.assignment = torch.full((points.n,), -1, device=points.device)
+            self.distance = torch.empty(points.n, dtype=points.dtype, device=points.device)
         sums = torch.zeros(centroids.shape, dtype=torch.float64, device=points.device)
         totals = torch.zeros(len(centroids) + 2, dtype=torch.float64, device=points.device)
         scale = 2 if points.metric == "cosine" else 1  # 1 − cos as the squared distance of unit vectors
         for rows, block in points.blocks():
             weights = None if points.weights is None else points.weights[rows]
             found = kmeans_update(block, centroids, weights=weights, metric=points.metric)
-            assignment[rows], distance[rows] = found.assignment, found.distance
+            totals[-1] += (found.assignment != self.assignment[rows]).sum()
+            self.assignment[rows], self.distance[rows] = found.assignment, found.distance
             sums += found.sums
             totals[:-2] += found.counts
             totals[-2] += found.inertia * scale
         if scale != 1:
-            distance *= scale
+            self.distance *= scale
         self.sums = sums
-        if self.last is None:
-            totals[-1] = points.n
-        else:
-            totals[-1] = (assignment != self.last.assignment).sum()
-        return self._shared(assignment, distance, totals)
+        return self._shared(self.assignment, self.distance, totals)
 
     def _bounded(self, centroids: Tensor) -> Step:
         bounds = self.bounds
@@ -187,7 +197,8 @@ class _Search:
         ):
             self.bounds, self.rest = None, self.pause
             self.pause *= 2
-        return self._shared(bounds.assignment.clone(), None, totals)
+        self.assignment = bounds.assignment
+        return self._shared(bounds.assignment, None, totals)
 
     def _shared(self, assignment: Tensor, distance: Tensor | None, totals: Tensor) -> Step:
         assert self.sums is not None

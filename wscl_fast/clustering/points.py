@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -103,6 +103,8 @@ class Points:
         frame: how samples are seen; `settle` chooses one.
     """
 
+    in_memory = True
+
     def __init__(
         self,
         x: Tensor,
@@ -162,6 +164,12 @@ class Points:
         found = torch.zeros(len(index), self.dim, dtype=self.dtype, device=self.device)
         found[mine] = self.rows(local[mine])
         return self.ranks.sum(found)
+
+    def identity(self) -> list[Any]:
+        """What tells these samples from others, in plain values."""
+        sample = self.x[:: max(1, self.n // 64)].double()
+        weight = 0.0 if self.weights is None else float(self.weights.sum())
+        return [self.n_all, self.dim, float(sample.sum()), float(sample.square().sum()), weight]
 
     def directions(self, rows: Tensor) -> Tensor:
         """Rows scaled to length 1 when cosine, as they are otherwise."""

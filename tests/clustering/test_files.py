@@ -1,0 +1,211 @@
+"""Clustering of samples in files: what memory would give, in bounded memory, and through a kill."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from wscl_fast import KMeans
+from wscl_fast.clustering import FeatureFiles
+
+
+def blobs(n: int, d: int, k: int, *, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(k, d))[rng.integers(k, size=n)] * 3 + rng.normal(size=(n, d))
+    return x.astype(np.float32)
+
+
+def written(folder: Path, kind: str, x: np.ndarray) -> FeatureFiles:
+    """The rows in three shards, in blocks of 37 rows."""
+    for number, shard in enumerate(np.split(x, [len(x) // 5, len(x) // 2])):
+        file = folder / f"{number}.{kind.split('-')[0]}"
+        if kind == "npy":
+            np.save(file, shard)
+        elif kind == "safetensors":
+            save = pytest.importorskip("safetensors.numpy").save_file
+            save({"features": shard, "other": shard[:, :1].copy()}, file)
+        else:
+            polars = pytest.importorskip("polars")
+            if kind == "parquet-columns":
+                frame = polars.DataFrame(shard, schema=[f"f{i}" for i in range(shard.shape[1])])
+                frame = frame.with_columns(name=polars.lit("a"))
+            else:
+                frame = polars.DataFrame({"name": ["a"] * len(shard), "vector": shard})
+                if kind == "parquet-lists":
+                    frame = frame.with_columns(polars.col("vector").arr.to_list())
+            frame.write_parquet(file, row_group_size=50)
+    column = "features" if kind == "safetensors" else None
+    return FeatureFiles(folder, memory=4 * 4 * x.shape[1] * 37, column=column)
+
+
+KINDS = ["npy", "safetensors", "parquet-columns", "parquet-lists", "parquet-arrays"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_files_are_one_matrix(kind, tmp_path):
+    x = blobs(500, 6, 5)
+    files = written(tmp_path, kind, x)
+    assert files.shape == (500, 6)
+    blocks = [(rows, block) for rows, block in files.blocks()]
+    assert {len(block) for _, block in blocks[:-1]} == {37}
+    assert np.array_equal(torch.cat([block for _, block in blocks]).numpy(), x)
+    assert np.array_equal(files.take(torch.tensor([499, 0, 250])).numpy(), x[[499, 0, 250]])
+
+
+@pytest.mark.parametrize("kind", ["npy", "parquet-arrays"])
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+@pytest.mark.parametrize("init", ["k-means++", "k-means||"])
+def test_the_clusters_are_those_of_memory(kind, metric, init, tmp_path):
+    x = blobs(400, 6, 8)
+    files = written(tmp_path, kind, x)
+    memory = KMeans(8, metric=metric, init=init).fit(x)
+    streamed = KMeans(8, metric=metric, init=init).fit(files)
+    assert isinstance(streamed.labels_, np.ndarray)
+    assert np.array_equal(streamed.labels_, memory.labels_)
+    assert streamed.inertia_ == pytest.approx(memory.inertia_, rel=1e-6)
+    assert np.array_equal(streamed.predict(files), memory.predict(x))
+    ids, distance = streamed.nearest(files, 3)
+    assert np.array_equal(ids, memory.nearest(x, 3)[0])
+    np.testing.assert_allclose(distance, memory.nearest(x, 3)[1], rtol=1e-5)
+    assert streamed.score(files) == pytest.approx(memory.score(x))
+
+
+def test_half_precision_shards(tmp_path):
+    torch_save = pytest.importorskip("safetensors.torch").save_file
+    x = torch.from_numpy(blobs(300, 8, 5)).bfloat16()
+    torch_save({"x": x}, tmp_path / "x.safetensors")
+    files = FeatureFiles(tmp_path / "x.safetensors")
+    assert files.dtype == torch.bfloat16
+    assert np.array_equal(KMeans(5).fit(files).labels_, KMeans(5).fit(x).labels_.numpy())
+
+
+CHILD = """
+import resource, sys
+import numpy as np, torch
+torch.set_num_threads(1)
+from wscl_fast import KMeans
+from wscl_fast.clustering import FeatureFiles
+small = np.random.default_rng(0).normal(size=(4000, 64)).astype(np.float32)
+KMeans(16, init="k-means||", max_iter=3).fit(small)  # loads what a fit loads
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+KMeans(16, init="k-means||", max_iter=3).fit(FeatureFiles(sys.argv[1], memory=8 << 20))
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)
+"""
+
+
+def test_memory_is_bounded(tmp_path):
+    rows, d = 400_000, 64  # 98 MiB
+    out = np.lib.format.open_memmap(tmp_path / "x.npy", mode="w+", dtype=np.float32, shape=(rows, d))
+    rng = np.random.default_rng(0)
+    for start in range(0, rows, 20_000):
+        out[start : start + 20_000] = rng.normal(size=(20_000, d))
+    del out
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, tmp_path / "x.npy"], capture_output=True, text=True, check=True
+    )
+    # 8 MiB of blocks, about 50 bytes a sample (20 MiB), the cache-sized temporaries of a pass.
+    assert int(done.stdout) < 60
+
+
+LONG = """
+import sys
+import torch
+torch.set_num_threads(1)
+from wscl_fast import KMeans
+from wscl_fast.clustering import FeatureFiles
+model = KMeans(40, init="k-means||", tol=0.0, max_iter=60, checkpoint=sys.argv[2], verbose=1)
+model.fit(FeatureFiles(sys.argv[1], memory=1 << 20))
+"""
+
+
+def test_killed_and_resumed_equals_unbroken(tmp_path):
+    x = np.random.default_rng(0).normal(size=(20_000, 16)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    files = FeatureFiles(tmp_path / "x.npy", memory=1 << 20)
+    parameters = {"n_clusters": 40, "init": "k-means||", "tol": 0.0, "max_iter": 60}
+    whole = KMeans(**parameters).fit(files)
+    state = tmp_path / "state.pt"
+    child = subprocess.Popen(
+        [sys.executable, "-c", LONG, tmp_path / "x.npy", state], stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and child.poll() is None:
+        if state.exists() and torch.load(state)["n_iter"] >= 5:
+            break
+        time.sleep(0.01)
+    assert child.poll() is None, "the fit ended before it could be killed"
+    os.kill(child.pid, signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    begun = torch.load(state)["n_iter"]
+    assert 5 <= begun < whole.n_iter_
+
+    model = KMeans(**parameters, checkpoint=state)
+    lines: list[int] = []
+    model._report = _counting(model._report, lines)
+    model.fit(files)
+    assert lines[0] == begun + 1  # what was done was not done again
+    assert model.n_iter_ == whole.n_iter_
+    assert np.array_equal(model.labels_, whole.labels_)
+    assert np.array_equal(model.cluster_centers_, whole.cluster_centers_)
+    assert model.inertia_history_ == pytest.approx(whole.inertia_history_)
+
+    again = KMeans(**parameters, checkpoint=state).fit(files)  # all done: one pass for the labels
+    assert np.array_equal(again.labels_, whole.labels_)
+    with pytest.raises(ValueError, match="belongs to another fit, with other n_clusters"):
+        KMeans(**{**parameters, "n_clusters": 41}, checkpoint=state).fit(files)
+    state.write_bytes(b"torn")
+    with pytest.raises(ValueError, match="cannot be read"):
+        KMeans(**parameters, checkpoint=state).fit(files)
+
+
+def _counting(report, lines):  # type: ignore[no-untyped-def]
+    def made(*arguments):  # type: ignore[no-untyped-def]
+        tell = report(*arguments)
+
+        def counted(centroids, done):  # type: ignore[no-untyped-def]
+            lines.append(done.n_iter)
+            tell(centroids, done)
+
+        return counted
+
+    return made
+
+
+def test_refusals(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        FeatureFiles(tmp_path / "x.npy")
+    with pytest.raises(FileNotFoundError, match=r"no \.npy"):
+        FeatureFiles(tmp_path)
+    with pytest.raises(ValueError, match="at least one file"):
+        FeatureFiles([])
+    np.save(tmp_path / "i.npy", np.ones((3, 2), dtype=np.int64))
+    with pytest.raises(TypeError, match="expected a float dtype"):
+        FeatureFiles(tmp_path / "i.npy")
+    np.save(tmp_path / "v.npy", np.ones(3))
+    with pytest.raises(ValueError, match="expected a matrix"):
+        FeatureFiles(tmp_path / "v.npy")
+    np.save(tmp_path / "f.npy", np.asfortranarray(np.ones((3, 2))))
+    with pytest.raises(ValueError, match="Fortran"):
+        FeatureFiles(tmp_path / "f.npy")
+    np.save(tmp_path / "a.npy", np.ones((3, 2)))
+    np.save(tmp_path / "b.npy", np.ones((3, 4)))
+    with pytest.raises(ValueError, match=r"expected 2 columns of torch.float64 as in .*a\.npy, got 4"):
+        FeatureFiles([tmp_path / "a.npy", tmp_path / "b.npy"])
+    with pytest.raises(ValueError, match="memory: expected at least 64 bytes"):
+        FeatureFiles(tmp_path / "a.npy", memory=10)
+    (tmp_path / "a.npy").write_bytes((tmp_path / "a.npy").read_bytes()[:-8])
+    with pytest.raises(ValueError, match="cut short"):
+        FeatureFiles(tmp_path / "a.npy")
+    with pytest.raises(ValueError, match="n_init: expected 1 with a checkpoint, got 3"):
+        KMeans(2, n_init=3, checkpoint=tmp_path / "state").fit(np.eye(3))
+    (tmp_path / "a.csv").write_text("1,2")
+    with pytest.raises(ValueError, match=r"expected one of \.npy"):
+        FeatureFiles(tmp_path / "a.csv")

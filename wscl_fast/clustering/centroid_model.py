@@ -1,0 +1,117 @@
+"""What fitted centroids can do: predict, transform, score, on any kind of array."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wscl_fast.clustering.arrays import as_samples, as_weights
+from wscl_fast.clustering.bounds import Carried
+from wscl_fast.clustering.estimator import Estimator, not_fitted
+from wscl_fast.clustering.points import Frame, Points, check_metric
+from wscl_fast.clustering.streamed import as_points
+from wscl_fast.functional import kmeans_assign
+
+# Samples: a numpy array (memory-mapped too), a tensor, an array with DLPack, lists, a data frame, files.
+Array: TypeAlias = Any
+
+
+class CentroidModel(Estimator):
+    """An estimator whose clusters are the nearest of K centroids."""
+
+    metric: str
+    cluster_centers_: Array
+    labels_: Array
+    counts_: Array
+    n_clusters_: int
+    _frame: Frame  # how samples are seen
+    _seen: Tensor  # the centroids as the frame sees them
+    _seen_as: Array  # `cluster_centers_` when they were
+    _carried: Carried | None = None
+
+    def rename(self, names: Tensor) -> None:
+        """Give cluster k the number `names[k]`, a permutation of 0 … K − 1; labels and centroids follow."""
+        if not isinstance(self.labels_, Tensor):
+            raise TypeError("rename: expected a model that was fitted on a tensor")
+        names = names.to(self.labels_.device)
+        take = names.argsort()
+        self.labels_, self.counts_ = names[self.labels_], self.counts_[take]
+        self._seen = self._seen[take]
+        self.cluster_centers_ = self._seen_as = self.cluster_centers_[take]
+        if self._carried is not None:
+            old = self._carried
+            self._carried = old._replace(assignment=names[old.assignment], centroids=old.centroids[take])
+
+    def predict(self, X: Array) -> Array:
+        """Nearest centroid of each sample, int64 [n], of the kind that X is."""
+        points, centroids, give = self._view(X)
+        found = torch.empty(points.n, dtype=torch.int64, device=points.device)
+        for rows, block in points.blocks():
+            found[rows] = kmeans_assign(block, centroids, metric=points.metric).assignment
+        return give(found)
+
+    def nearest(self, X: Array, top: int) -> tuple[Array, Array]:
+        """The `top` nearest centroids of each sample, nearest first, and their distances, both [n, top]."""
+        points, centroids, give = self._view(X)
+        shape = (points.n, top)
+        found = torch.empty(shape, dtype=torch.int64, device=points.device)
+        distance = torch.empty(shape, dtype=points.dtype, device=points.device)
+        scale = 2 if points.metric == "cosine" else 1
+        for rows, block in points.blocks():
+            nearest = kmeans_assign(block, centroids, metric=points.metric, top=top)
+            found[rows] = nearest.assignment.view(-1, top)
+            distance[rows] = (scale * nearest.distance.view(-1, top)).sqrt()
+        return give(found), give(distance / points.frame.scale)
+
+    @torch.no_grad()
+    def transform(self, X: Array) -> Array:
+        """Distance of each sample from every centroid [n, K], of the unit vectors when cosine."""
+        points, centroids, give = self._view(X)
+        far = torch.empty(points.n, len(centroids), dtype=points.dtype, device=points.device)
+        # In float64 and from the middle of the centroids, ‖x‖² − 2 x·c + ‖c‖² keeps its digits.
+        middle = centroids.double().mean(dim=0)
+        c = centroids.double() - middle
+        norms = c.square().sum(dim=1)
+        for rows, block in points.parts(width=len(centroids)):
+            if not bool(torch.isfinite(block).all()):
+                raise ValueError("X: expected finite numbers, got NaN or infinity")
+            x = points.directions(block).double() - middle
+            square = torch.addmm(norms, x, c.T, alpha=-2).add_(x.square().sum(dim=1, keepdim=True))
+            far[rows] = square.clamp_(min=0).sqrt_() / points.frame.scale
+        return give(far)
+
+    def score(self, X: Array, y: Any = None, sample_weight: Any = None) -> float:
+        """Minus the inertia of X under the fitted centroids."""
+        points, centroids, _ = self._view(X)
+        weights = as_weights(sample_weight, points.x)
+        square = torch.empty(points.n, dtype=torch.float64, device=points.device)
+        for rows, block in points.blocks():
+            square[rows] = kmeans_assign(block, centroids, metric=points.metric).distance.double()
+        square *= (2 if points.metric == "cosine" else 1) / points.frame.scale**2
+        return -float(square.sum() if weights is None else square @ weights)
+
+    def get_feature_names_out(self, input_features: Any = None) -> Any:
+        """Names of the columns of `transform`: "kmeans0", "kmeans1", …"""
+        self._check_fitted()
+        name = type(self).__name__.lower()
+        return np.asarray([f"{name}{k}" for k in range(self.n_clusters_)], dtype=object)
+
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "n_clusters_"):
+            raise not_fitted(self)
+
+    def _view(self, X: Array) -> tuple[Points, Tensor, Any]:
+        """X as the fitted centroids see it, the centroids beside it, and the way back to X's kind."""
+        self._check_fitted()
+        points, give = as_points(X, metric=check_metric(self.metric), frame=self._frame, least=0)
+        self._check_columns(X, points.dim)
+        return points, self._centroids().to(points.device, points.dtype), give
+
+    def _centroids(self) -> Tensor:
+        """The centroids as the frame sees them; from `cluster_centers_` where a user set that anew."""
+        if self._seen_as is self.cluster_centers_:
+            return self._seen
+        return self._frame.see(as_samples(self.cluster_centers_, "cluster_centers_").x)

@@ -1,0 +1,247 @@
+"""Samples that do not fit into memory: matrices in files, read in blocks, the next one ahead of its use."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_DTYPES = {
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,  # safetensors
+    "<f2": torch.float16,
+    "<f4": torch.float32,
+    "<f8": torch.float64,  # numpy
+}
+_SUFFIXES = (".npy", ".safetensors", ".parquet")
+
+
+class FeatureFiles:
+    """The rows of one or several files as one matrix of samples, for :meth:`KMeans.fit` and its like.
+
+    Equals `np.concatenate([np.load(file) for file in files])`, of which a few blocks are in memory at a time
+    while a thread reads the next one.
+
+    Args:
+        paths: `.npy` (two-dimensional, C order), `.safetensors` or `.parquet` files, or a folder of them,
+            taken in the order of their names; all of one width and float dtype.
+        memory: bytes that blocks of samples may take in all. Beyond it, a fit keeps about 50 bytes a sample,
+            and the centroids.
+        column: the tensor of a safetensors file (where it has several), or the list column of a Parquet file;
+            by default the only one, or all columns of numbers side by side.
+
+    Attributes:
+        shape: rows and columns of all files together.
+        dtype: of the samples.
+
+    Raises:
+        FileNotFoundError: no such file, or nothing of these kinds in the folder.
+        TypeError: integers, or another dtype that is no float.
+        ValueError: another kind of file, not a matrix, or files that do not fit together.
+        ImportError: Parquet without polars.
+    """
+
+    def __init__(
+        self,
+        paths: str | Path | Sequence[str | Path],
+        *,
+        memory: int = 256 << 20,
+        column: str | None = None,
+    ) -> None:
+        files = _listed(paths)
+        self.parts = [_open(file, column) for file in files]
+        first = self.parts[0]
+        for part in self.parts:
+            if (part.width, part.dtype) != (first.width, first.dtype):
+                raise ValueError(
+                    f"{part.file}: expected {first.width} columns of {first.dtype} as in {first.file}, "
+                    f"got {part.width} of {part.dtype}"
+                )
+        self.starts = np.cumsum([0] + [part.rows for part in self.parts])
+        self.shape = (int(self.starts[-1]), first.width)
+        self.dtype, self.device = first.dtype, torch.device("cpu")
+        row = first.width * first.dtype.itemsize
+        # One block is used, the next is being read; Parquet and the products need room beside them.
+        self.block = memory // (4 * row)
+        if self.block < 1:
+            raise ValueError(f"memory: expected at least {4 * row} bytes, four rows, got {memory}")
+        self.block = min(self.block, max(1, self.shape[0]))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        """All rows in order, block by block; the next is read while one is used."""
+        starts = range(0, len(self), self.block)
+        with ThreadPoolExecutor(1) as reader:
+            ahead = None
+            for start in starts:
+                stop = min(start + self.block, len(self))
+                coming = reader.submit(self.read, start, stop)
+                if ahead is not None:
+                    rows, waiting = ahead
+                    ahead = (slice(start, stop), coming)
+                    yield rows, waiting.result()
+                else:
+                    ahead = (slice(start, stop), coming)
+            if ahead is not None:
+                yield ahead[0], ahead[1].result()
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Rows `start` to `stop`, over the borders of files."""
+        found = torch.empty(stop - start, self.shape[1], dtype=self.dtype)
+        for part, first in zip(self.parts, self.starts, strict=False):
+            a, b = max(start - int(first), 0), min(stop - int(first), part.rows)
+            if a < b:
+                begin = a + int(first) - start
+                part.read(a, b, found[begin : begin + b - a])
+        return found
+
+    def take(self, index: Tensor) -> Tensor:
+        """Some rows by number, each read on its own."""
+        found = torch.empty(len(index), self.shape[1], dtype=self.dtype)
+        for place, row in enumerate(index.tolist()):
+            found[place] = self.read(row, row + 1)[0]
+        return found
+
+    def fingerprint(self) -> list[Any]:
+        """What tells whether the files are still the same."""
+        return [[str(p.file), p.rows, p.width, os.stat(p.file).st_mtime_ns] for p in self.parts]
+
+
+class _Part(ABC):
+    """One file's matrix."""
+
+    def __init__(self, file: Path, rows: int, width: int, dtype: torch.dtype) -> None:
+        self.file, self.rows, self.width, self.dtype = file, rows, width, dtype
+
+    @abstractmethod
+    def read(self, start: int, stop: int, out: Tensor) -> None:
+        """Put rows `start` to `stop` into `out`."""
+
+
+class _Plain(_Part):
+    """Rows that lie one after the other in the file."""
+
+    def __init__(self, file: Path, shape: Sequence[int], dtype: str, offset: int) -> None:
+        if len(shape) != 2 or shape[1] == 0:
+            raise ValueError(f"{file}: expected a matrix [samples, features], got shape {list(shape)}")
+        if dtype not in _DTYPES:
+            raise TypeError(f"{file}: expected a float dtype in little-endian order, got {dtype}")
+        super().__init__(file, shape[0], shape[1], _DTYPES[dtype])
+        self.offset = offset
+        end = offset + math.prod(shape) * self.dtype.itemsize
+        if file.stat().st_size < end:
+            raise ValueError(
+                f"{file}: expected at least {end} bytes, got {file.stat().st_size}: it is cut short"
+            )
+
+    def read(self, start: int, stop: int, out: Tensor) -> None:
+        row = self.width * self.dtype.itemsize
+        with self.file.open("rb", buffering=0) as stream:
+            stream.seek(self.offset + start * row)
+            target = memoryview(out.view(torch.uint8).numpy().reshape(-1))  # type: ignore[arg-type]
+            while len(target):  # a read may stop early
+                got = stream.readinto(target)
+                if not got:
+                    raise OSError(f"{self.file}: ended while rows {start} to {stop} were read")
+                target = target[got:]
+
+
+class _Parquet(_Part):
+    """Columns of a Parquet file, of which polars unpacks the row groups that are asked for."""
+
+    def __init__(self, file: Path, column: str | None) -> None:
+        try:
+            import polars
+        except ImportError as error:
+            raise ImportError(f"{file}: Parquet files are read by polars, which is not installed") from error
+        self._frame = polars.scan_parquet(file)
+        schema = self._frame.collect_schema()
+        if column is not None and column not in schema:
+            raise ValueError(f"column: expected one of {list(schema)} of {file}, got {column!r}")
+        nested = [name for name, kind in schema.items() if kind.base_type() in (polars.List, polars.Array)]
+        if column is None and len(nested) == 1:
+            column = nested[0]
+        self._columns = [column] if column else [name for name, kind in schema.items() if kind.is_float()]
+        if not self._columns:
+            raise TypeError(
+                f"{file}: expected columns of floats or a list column of them, got {dict(schema)}"
+            )
+        rows = int(self._frame.select(polars.len()).collect().item())
+        super().__init__(file, rows, 0, torch.float32)
+        sample = self._rows(0, 1)
+        super().__init__(file, rows, sample.shape[1], sample.dtype)
+
+    def read(self, start: int, stop: int, out: Tensor) -> None:
+        out.copy_(self._rows(start, stop))
+
+    def _rows(self, start: int, stop: int) -> Tensor:
+        import polars
+
+        frame = self._frame.select(self._columns).slice(start, stop - start).collect()
+        series = frame.to_series(0)
+        if series.dtype.base_type() == polars.List:
+            values = series.explode().to_numpy().reshape(len(series), -1)
+        else:
+            values = series.to_numpy() if series.dtype.base_type() == polars.Array else frame.to_numpy()
+        if values.ndim != 2 or values.dtype.str not in _DTYPES:
+            raise TypeError(f"{self.file}: expected one row of floats a sample, got {values.dtype}")
+        return torch.from_numpy(np.array(values))
+
+
+def _listed(paths: str | Path | Sequence[str | Path]) -> list[Path]:
+    if isinstance(paths, str | Path):
+        folder = Path(paths)
+        found = [folder]
+        if folder.is_dir():
+            found = sorted(f for f in folder.iterdir() if f.suffix in _SUFFIXES)
+            if not found:
+                raise FileNotFoundError(f"{folder}: no {', '.join(_SUFFIXES)} file in it")
+        return found
+    if not paths:
+        raise ValueError("paths: expected at least one file, got none")
+    return [Path(path) for path in paths]
+
+
+def _open(file: Path, column: str | None) -> _Part:
+    if not file.exists():
+        raise FileNotFoundError(f"{file}: no such file")
+    if file.suffix == ".npy":
+        with file.open("rb") as stream:
+            version = np.lib.format.read_magic(stream)
+            read = (
+                np.lib.format.read_array_header_1_0
+                if version == (1, 0)
+                else np.lib.format.read_array_header_2_0
+            )
+            shape, fortran, dtype = read(stream)
+            if fortran and len(shape) > 1:
+                raise ValueError(f"{file}: expected rows one after the other (C order), got Fortran order")
+            return _Plain(file, shape, dtype.str, stream.tell())
+    if file.suffix == ".safetensors":
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(length))
+        names = [name for name in header if name != "__metadata__"]
+        if column is None and len(names) != 1:
+            raise ValueError(f"column: expected one of the tensors {names} of {file}, got None")
+        name = names[0] if column is None else column
+        if name not in names:
+            raise ValueError(f"column: expected one of the tensors {names} of {file}, got {name!r}")
+        entry = header[name]
+        return _Plain(file, entry["shape"], entry["dtype"], 8 + length + entry["data_offsets"][0])
+    if file.suffix == ".parquet":
+        return _Parquet(file, column)
+    raise ValueError(f"{file}: expected one of {', '.join(_SUFFIXES)}")
