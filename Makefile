@@ -87,6 +87,7 @@ lint: setup
 bench: setup $(PEERS)/.installed
 	@$(BIN)/python -m benchmarks.bench_infonce
 	@$(PEERS)/bin/python -m benchmarks.peers_infonce
+	@$(BIN)/python -m benchmarks.bench_ring
 
 # cmake comes from the system where it is there, else into .venv.
 CMAKE = $$(PATH="$(BIN):$$PATH" command -v cmake || { $(PIP) install cmake >&2 && echo $(BIN)/cmake; })

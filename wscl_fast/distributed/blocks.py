@@ -18,9 +18,9 @@ from torch import Tensor
 
 from wscl_fast import _ops
 from wscl_fast._ops import Block
-from wscl_fast.distributed.pairs import Meets, Pairs, matching_sum
+from wscl_fast.distributed.pairs import Meets, Pairs
 
-__all__ = ["logsumexp", "logsumexp_backward", "matching_backward", "nothing"]
+__all__ = ["logsumexp", "logsumexp_backward", "nothing"]
 
 ROWS = 1024
 COLUMNS = 4096
@@ -75,20 +75,6 @@ def logsumexp_backward(pairs: Pairs, meets: Meets, stats: Tensor, upstream: Tens
             weights = (_logits(pairs, meets, rows, columns) - shift[rows, None]).exp()
             grad[columns] += pairs.scale * ((share[rows, None] * weights).T @ queries[rows])
     return grad
-
-
-def matching_backward(pairs: Pairs, upstream: Tensor) -> Tensor:
-    """``s Σ_i u_i q_i`` over the queries that have key j among those of their id, ``[M, d]``."""
-    pulls = upstream[:, None] * pairs.queries
-    turned = pairs._replace(
-        queries=pairs.keys, keys=pairs.queries, query_ids=pairs.key_ids, key_ids=pairs.query_ids, own=None
-    )
-    grad = matching_sum(turned, pulls)
-    if pairs.own is not None and len(grad):
-        own = pairs.own.clamp(min=0)
-        alike = (pairs.own >= 0) & (pairs.key_ids[own] == pairs.query_ids)
-        grad.index_add_(0, own, torch.where(alike[:, None], -pulls, 0.0))
-    return pairs.scale * grad
 
 
 def _slices(size: int, step: int) -> Iterator[slice]:

@@ -22,7 +22,8 @@ from torch import Tensor
 from wscl_fast._ops import merge_blocks
 from wscl_fast.distributed import blocks
 from wscl_fast.distributed.collectives import Group, agree, peer, rank, rows_of_ranks, world_size
-from wscl_fast.distributed.pairs import Pairs, matching_count, matching_sum
+from wscl_fast.distributed.matching import Matching
+from wscl_fast.distributed.pairs import Pairs
 
 __all__ = ["clustered_infonce"]
 
@@ -93,6 +94,7 @@ class _Traffic:
     def wait(self) -> None:
         for request in self.requests:
             request.wait()
+        self.operations, self.requests = [], []  # what was sent may be freed
 
 
 # What happens where a block meets this rank's queries: given the block's rank, keys and ids, the gradient of
@@ -131,27 +133,24 @@ class _Ring(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, queries: Tensor, keys: Tensor, scale: Tensor, task: _Task) -> tuple[Tensor, Tensor]:
         need_mean = ctx.needs_input_grad[0] or ctx.needs_input_grad[2]
-        count = torch.zeros_like(task.query_ids)
         met = positive = blocks.nothing(queries, need_mean)
-        positive_sum = torch.zeros_like(queries, dtype=torch.float64)
+        matching = Matching(task.query_ids, task.ignore_index, 0 if task.inner else queries.shape[1])
 
         def visit(block: int, keys: Tensor, ids: Tensor) -> None:
             nonlocal met, positive
             pairs = task.pairs(queries, keys, scale, ids, block)
-            count.add_(matching_count(pairs))
+            matching.add(pairs)
             met = merge_blocks(met, blocks.logsumexp(pairs, "all", need_mean, task.fused))
             if task.inner:
                 positive = merge_blocks(positive, blocks.logsumexp(pairs, "same", need_mean, task.fused))
-            else:
-                positive_sum.add_(matching_sum(pairs, pairs.keys))
 
         _trip(keys, task, visit)
-        some = count.clamp(min=1).double()
+        count = matching.count()
         if task.inner:
-            numerator, pulled = positive.lse() - some.log(), positive.mean
+            numerator, pulled = positive.lse() - count.clamp(min=1).double().log(), positive.mean
         else:
-            positive_sum /= some[:, None]
-            numerator, pulled = scale * (queries * positive_sum).sum(1), positive_sum.to(queries.dtype)
+            mean = matching.mean()
+            numerator, pulled = scale * (queries * mean).sum(1), mean.to(queries.dtype)
         loss = torch.where(count > 0, met.lse() - numerator, 0.0).to(queries.dtype)
         direction = torch.where((count > 0)[:, None], met.mean - pulled, 0.0) if need_mean else met.mean
         ctx.save_for_backward(queries, keys, scale, met.stats, positive.stats, direction, count)
@@ -171,15 +170,18 @@ class _Ring(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             grad_scale = (upstream * (queries * direction).sum(1)).sum()
         if ctx.needs_input_grad[1]:
+            matching = Matching(task.query_ids, task.ignore_index, 0)
+            pulls = (scale * upstream / count.clamp(min=1))[:, None] * queries
+            per_id = matching.per_id(pulls)
 
             def visit(block: int, keys: Tensor, ids: Tensor) -> Tensor:
                 pairs = task.pairs(queries, keys, scale, ids, block)
-                push = blocks.logsumexp_backward(pairs, "all", stats, upstream, task.fused)
+                grad = blocks.logsumexp_backward(pairs, "all", stats, upstream, task.fused)
                 if task.inner:
-                    pull = blocks.logsumexp_backward(pairs, "same", positive_stats, upstream, task.fused)
+                    grad -= blocks.logsumexp_backward(pairs, "same", positive_stats, upstream, task.fused)
                 else:
-                    pull = blocks.matching_backward(pairs, upstream / count.clamp(min=1))
-                return push - pull
+                    matching.subtract(grad, pairs, pulls, per_id)
+                return grad
 
             home = _trip(keys, task, visit)
             grad_keys = None if home is None else home.to(keys.dtype)
