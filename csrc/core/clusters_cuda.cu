@@ -1,0 +1,190 @@
+#include "clusters_cuda.cuh"
+
+namespace wscl::cuda {
+namespace {
+
+constexpr int kChunk = 128;  // rows that one CTA adds up
+constexpr int kAtOnce = 8;   // loads in flight
+
+__device__ int lower_bound(const int64_t* sorted, int64_t count, int64_t id) {
+  int64_t low = 0, high = count;
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    if (sorted[middle] < id)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  return static_cast<int>(low);
+}
+
+__device__ int upper_bound(const int64_t* sorted, int64_t count, int64_t id) {
+  int64_t low = 0, high = count;
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    if (sorted[middle] <= id)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  return static_cast<int>(low);
+}
+
+__global__ void describe_queries(const InfoNCEProblem p, const Clusters c) {
+  const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i >= p.n) return;
+  const int64_t id = p.query_clusters[i];
+  const bool ignored = id == p.ignore_index;
+  const int begin = lower_bound(p.sorted_queries, p.n, id), key_begin = lower_bound(p.sorted_keys, p.m, id);
+  const int key_end = ignored ? key_begin : upper_bound(p.sorted_keys, p.m, id);
+  int64_t own = p.self ? (p.exclude_self ? i : -1) : p.own ? p.own[i] : -1;
+  if (own < 0 || own >= p.m) own = -1;
+  const bool positive = own >= 0 && !ignored && p.key_clusters[own] == id;
+  c.query_segment[i] = ignored ? -1 : begin;
+  c.query_begin[i] = begin;
+  c.query_end[i] = ignored ? begin : upper_bound(p.sorted_queries, p.n, id);
+  c.key_begin[i] = key_begin;
+  c.key_end[i] = key_end;
+  c.own[i] = static_cast<int32_t>(own);
+  c.own_positive[i] = positive;
+  c.count[i] = key_end - key_begin - positive;
+}
+
+__global__ void describe_keys(const InfoNCEProblem p, const Clusters c) {
+  const int64_t j = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  bool valid = false;
+  if (j < p.m) {
+    const int64_t id = p.key_clusters[j];
+    valid = id != p.ignore_index;
+    const int segment = valid ? lower_bound(p.sorted_queries, p.n, id) : 0;
+    c.key_segment[j] = valid && segment < p.n && p.sorted_queries[segment] == id ? segment : -1;
+  }
+  const unsigned bits = __ballot_sync(0xffffffffu, valid);
+  // Words are written to their end, past m as well.
+  if (threadIdx.x % 32 == 0 && j < (p.m + kValidBits - 1) / kValidBits * kValidBits)
+    reinterpret_cast<uint32_t*>(c.key_valid)[j / 32] = bits;
+}
+
+struct SumsParams {
+  Rows rows;
+  const int64_t* order;
+  const int32_t* segment;
+  const float* weight;
+  const int64_t* query_order;
+  const int32_t *query_segment, *begin, *end;
+  int64_t n;
+  SegmentSums to;
+};
+
+// A CTA adds up kChunk rows that follow each other in the order of ids, a thread one column of them.
+template <class In>
+__global__ void add_chunk(const SumsParams p) {
+  __shared__ int64_t row_of[kChunk];
+  __shared__ int32_t segment_of[kChunk + 2];  // with those before and after
+  __shared__ float weight_of[kChunk];
+  const int64_t first = int64_t(blockIdx.x) * kChunk;
+  const int count = static_cast<int>(min(int64_t(kChunk), p.to.count - first));
+  for (int i = threadIdx.x; i < kChunk + 2; i += blockDim.x) {
+    const int64_t at = first + i - 1;
+    const int64_t row = at >= 0 && at < p.to.count ? p.order[at] : -1;
+    segment_of[i] = row >= 0 ? p.segment[row] : -1;
+    if (i > 0 && i <= kChunk) {
+      row_of[i - 1] = row;
+      weight_of[i - 1] = row >= 0 && p.weight ? p.weight[row] : 1.f;
+    }
+  }
+  __syncthreads();
+  const int column = blockIdx.y * blockDim.x + threadIdx.x;
+  if (column >= p.to.d) return;
+  const In* data = static_cast<const In*>(p.rows.data) + column;
+  float sum = 0, lost = 0;  // Kahan's
+  bool began_before = segment_of[0] == segment_of[1];
+  for (int i0 = 0; i0 < count; i0 += kAtOnce) {
+    float x[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i)
+      x[i] = i0 + i < count && segment_of[i0 + i + 1] >= 0
+                 ? weight_of[i0 + i] * to_float(data[row_of[i0 + i] * p.rows.stride])
+                 : 0.f;
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (i0 + i >= count) break;
+      const float y = x[i] - lost, total = sum + y;
+      lost = (total - sum) - y;
+      sum = total;
+      const int segment = segment_of[i0 + i + 1];
+      const bool ends = segment_of[i0 + i + 2] != segment;
+      if (!ends && i0 + i + 1 < count) continue;
+      if (segment >= 0) {
+        float* to = began_before ? p.to.heads + blockIdx.x * p.to.width
+                    : ends       ? p.to.sums + segment * p.to.width
+                                 : p.to.tails + blockIdx.x * p.to.width;
+        to[column] = sum;
+      }
+      sum = lost = 0;
+      began_before = false;
+    }
+  }
+}
+
+// Segments that more than one chunk has a part of.
+__global__ void add_parts(const SumsParams p) {
+  const int64_t query = p.query_order[blockIdx.x];
+  if (p.query_segment[query] != static_cast<int>(blockIdx.x)) return;  // not the first of a segment
+  const int begin = p.begin[query], end = p.end[query];
+  const int first = begin / kChunk, last = (end - 1) / kChunk;
+  if (begin == end || first == last) return;
+  for (int column = threadIdx.x; column < p.to.d; column += blockDim.x) {
+    float sum = p.to.tails[first * p.to.width + column], lost = 0;
+    for (int64_t chunk = first + 1; chunk <= last; ++chunk) {
+      const float y = p.to.heads[chunk * p.to.width + column] - lost, total = sum + y;
+      lost = (total - sum) - y;
+      sum = total;
+    }
+    p.to.sums[blockIdx.x * p.to.width + column] = sum;
+  }
+}
+
+}  // namespace
+
+Clusters::Clusters(const InfoNCEProblem& p, Workspace& space)
+    : query_segment(space.take<int32_t>(p.n)),
+      query_begin(space.take<int32_t>(p.n)),
+      query_end(space.take<int32_t>(p.n)),
+      key_begin(space.take<int32_t>(p.n)),
+      key_end(space.take<int32_t>(p.n)),
+      own(space.take<int32_t>(p.n)),
+      own_positive(space.take<int32_t>(p.n)),
+      count(space.take<int64_t>(p.n)),
+      key_segment(space.take<int32_t>(p.m)),
+      key_valid(space.take<uint64_t>((p.m + kValidBits - 1) / kValidBits)) {}
+
+cudaError_t Clusters::find(const InfoNCEProblem& p, cudaStream_t stream) const {
+  if (p.n) describe_queries<<<blocks_for(p.n), kBlock, 0, stream>>>(p, *this);
+  if (p.m) describe_keys<<<blocks_for(p.m), kBlock, 0, stream>>>(p, *this);
+  return cudaGetLastError();
+}
+
+SegmentSums::SegmentSums(int64_t rows, int64_t segments, int64_t d, Workspace& space)
+    : count(rows),
+      d(d),
+      width(padded_width(d)),
+      sums(space.take<float>(segments * width)),
+      heads(space.take<float>((rows + kChunk - 1) / kChunk * width)),
+      tails(space.take<float>((rows + kChunk - 1) / kChunk * width)) {}
+
+cudaError_t SegmentSums::run(const InfoNCEProblem& p, const Rows& rows, const int64_t* order,
+                             const int32_t* segment, const float* weight, const Clusters& clusters,
+                             const int32_t* begin, const int32_t* end, cudaStream_t stream) const {
+  if (count == 0 || p.n == 0 || d == 0) return cudaSuccess;
+  const SumsParams params = {rows,  order, segment, weight, p.query_order, clusters.query_segment,
+                             begin, end,   p.n,     *this};
+  const dim3 grid(blocks_for(count, kChunk), blocks_for(d, 128));
+  with_element(p.precision, [&](auto* element) {
+    add_chunk<std::remove_pointer_t<decltype(element)>><<<grid, 128, 0, stream>>>(params);
+  });
+  add_parts<<<static_cast<unsigned>(p.n), 128, 0, stream>>>(params);
+  return cudaGetLastError();
+}
+
+}  // namespace wscl::cuda

@@ -1,0 +1,89 @@
+// Which clusters meet which, on the device, and sums over clusters.
+//
+// A segment is a cluster that a query names; its number is the place of its first query in the order of ids.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <type_traits>
+
+#include "infonce_cuda.h"
+#include "workspace_cuda.h"
+
+namespace wscl::cuda {
+
+constexpr unsigned kBlock = 256;
+
+inline unsigned blocks_for(int64_t count, int64_t per_block = kBlock) {
+  return static_cast<unsigned>((count + per_block - 1) / per_block);
+}
+
+struct Clusters {
+  int32_t* query_segment;  // [n] −1 for an ignored query
+  int32_t* query_begin;    // [n] where the segment's members lie in query_order; empty for an ignored one
+  int32_t* query_end;
+  int32_t* key_begin;  // [n] and in key_order
+  int32_t* key_end;
+  int32_t* own;           // [n] the key that a query does not meet, or −1
+  int32_t* own_positive;  // [n] whether that one is of its cluster
+  int64_t* count;         // [n] positives
+  int32_t* key_segment;   // [m] −1 where no query names the cluster
+  uint64_t* key_valid;    // [m bits] keys that have a cluster
+
+  Clusters() = default;
+  Clusters(const InfoNCEProblem& p, Workspace& space);
+  cudaError_t find(const InfoNCEProblem& p, cudaStream_t stream) const;
+};
+
+// sums[s] = Σ_{r of segment s} weight_r · row_r, compensated, in an order that does not depend on timing.
+struct SegmentSums {
+  int64_t count, d, width;
+  float* sums;   // [n, width], of segments that have a member
+  float* heads;  // [chunks, width] of a segment that began before the chunk
+  float* tails;  // [chunks, width] of one that began in it and goes on
+
+  SegmentSums(int64_t rows, int64_t segments, int64_t d, Workspace& space);
+
+  // Rows in `order`; segment and weight (or null) by row. begin, end: of a query's segment in that order.
+  cudaError_t run(const InfoNCEProblem& p, const Rows& rows, const int64_t* order, const int32_t* segment,
+                  const float* weight, const Clusters& clusters, const int32_t* begin, const int32_t* end,
+                  cudaStream_t stream) const;
+};
+
+// What lies in memory, as a float.
+__device__ __forceinline__ float to_float(float x) {
+  return x;
+}
+__device__ __forceinline__ float to_float(__nv_bfloat16 x) {
+  return __bfloat162float(x);
+}
+__device__ __forceinline__ float to_float(__half x) {
+  return __half2float(x);
+}
+__device__ __forceinline__ void store_float(float* to, float x) {
+  *to = x;
+}
+__device__ __forceinline__ void store_float(__nv_bfloat16* to, float x) {
+  *to = __float2bfloat16_rn(x);
+}
+__device__ __forceinline__ void store_float(__half* to, float x) {
+  *to = __float2half_rn(x);
+}
+
+// f(a null pointer to the dtype in memory).
+template <class F>
+auto with_element(Precision precision, const F& f) {
+  if (precision == Precision::kBFloat16) return f(static_cast<__nv_bfloat16*>(nullptr));
+  if (precision == Precision::kFloat16) return f(static_cast<__half*>(nullptr));
+  return f(static_cast<float*>(nullptr));
+}
+
+template <class T>
+__device__ __forceinline__ T warp_sum(T x) {
+#pragma unroll
+  for (int lanes = 16; lanes > 0; lanes /= 2) x += __shfl_xor_sync(0xffffffffu, x, lanes);
+  return x;
+}
+
+}  // namespace wscl::cuda

@@ -1,0 +1,46 @@
+#include "similarity_cuda.h"
+
+#include <algorithm>
+
+#include "similarity_launch.cuh"
+
+namespace wscl::cuda {
+
+int choose_splits(const SimilarityParams& p) {
+  constexpr int64_t kRows = 128, kTile = 64, kTiles = 4, kMostBytes = 64 << 20;
+  int device = 0, processors = 0;
+  if (cudaGetDevice(&device) || cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device))
+    return 1;
+  const int64_t row_blocks = std::max<int64_t>(1, (p.x.count + kRows - 1) / kRows);
+  const int64_t bytes = p.x.count * padded_width(p.d) * 4;
+  const int64_t most = std::min<int64_t>(p.y.count / (kTile * kTiles), bytes ? kMostBytes / bytes : 1);
+  // Time in passes of one part over all columns, and one percent a part for writing and merging it.
+  const int64_t room = 2 * processors;
+  int best = 1;
+  double least = 1e300;
+  for (int64_t splits = 1; splits <= std::max<int64_t>(1, std::min<int64_t>(most, 2 * room)); ++splits) {
+    const double waves = static_cast<double>((row_blocks * splits + room - 1) / room);
+    const double time = waves / splits * (1 + 0.01 * splits);
+    if (time < least) {
+      least = time;
+      best = static_cast<int>(splits);
+    }
+  }
+  return best;
+}
+
+cudaError_t run_similarity(const SimilarityParams& params, cudaStream_t stream) {
+  switch (params.precision) {
+    case Precision::kBFloat16:
+      return run_bfloat16(params, stream);
+    case Precision::kFloat16:
+      return run_float16(params, stream);
+    case Precision::kFloat32:
+      return run_float32(params, stream);
+    case Precision::kFloat32Fast:
+      return run_float32_fast(params, stream);
+  }
+  return cudaErrorInvalidValue;
+}
+
+}  // namespace wscl::cuda

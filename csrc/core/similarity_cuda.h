@@ -1,0 +1,84 @@
+// The pass of similarity.h on a CUDA device: rows X meet columns Y, their similarities become weights in an
+// epilogue, and the weights may gather Y's rows. No torch, no Python; pointers are device memory.
+//
+//   logits_ij   = log2(e) · scale · ⟨x_i, y_j⟩
+//   kSoftmax:     shift_i an integer,  sum_i = Σ_j 2^(logits_ij − shift_i)
+//                 output_i = Σ_j 2^(logits_ij − shift_i) y_j
+//   kColumns:     output_i = Σ_j weight_j · 2^(logits_ij − shift_j) y_j
+//   kSymmetric:   output_i = Σ_j (weight_i · 2^(logits_ij − shift_i) + weight_j · 2^(logits_ij − shift_j)) y_j
+//
+// Results are partial: the columns are split among `splits` parts, each with its own shift, sum and output,
+// which whoever called merges (merge order is fixed, so are the bits).
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+namespace wscl::cuda {
+
+// How numbers come in and how they are multiplied. Accumulation is in float32 always.
+//   kFloat32: as three bfloat16 terms, six products: float32's accuracy (what is dropped is below 2^-24).
+//   kFloat32Fast: as two terms, three products: 2^-16, for those who allow TF32 (2^-11).
+enum class Precision : int { kBFloat16, kFloat16, kFloat32, kFloat32Fast };
+
+constexpr int element_size(Precision precision) {
+  return precision == Precision::kBFloat16 || precision == Precision::kFloat16 ? 2 : 4;
+}
+
+// `count` < 2^31 rows; row r lies at data + (index ? index[r] : r) · stride.
+struct Rows {
+  const void* data = nullptr;
+  int64_t stride = 0;  // elements
+  const int64_t* index = nullptr;
+  int64_t count = 0;
+};
+
+enum class Epilogue : int { kSoftmax, kColumns, kSymmetric };
+
+constexpr int kValidBits = 64;
+
+struct SimilarityParams {
+  Precision precision = Precision::kFloat32;
+  Epilogue epilogue = Epilogue::kSoftmax;
+  Rows x;  // [n, d]
+  Rows y;  // [m, d]
+  int64_t x_origin = 0;
+  int64_t d = 0;
+  const float* scale = nullptr;  // 1 / temperature
+
+  const uint64_t* y_valid = nullptr;  // bit j % 64 of word j / 64: column j takes part; null: all do
+  // Pairs that never meet, as positions (of rows: + x_origin); −1 for none. At most one of the two.
+  const int32_t* row_excluded = nullptr;     // [n] the column that a row does not meet
+  const int32_t* column_excluded = nullptr;  // [m] the row that a column does not meet
+  const int2* excluded_range = nullptr;      // least and greatest column_excluded of every 64 columns
+  const float* excluded_weight = nullptr;    // kColumns: weight of such a pair, by column; null: 0
+  const int32_t* begin = nullptr;  // [n] row i meets columns [begin_i, end_i) only; both non-decreasing
+  const int32_t* end = nullptr;    // [n]
+
+  // kColumns and kSymmetric; of columns, padded to a multiple of 64 with zeros.
+  const float* row_shift = nullptr;      // [n]
+  const float* row_weight = nullptr;     // [n]
+  const float* column_shift = nullptr;   // [m]
+  const float* column_weight = nullptr;  // [m]
+  const int32_t* one_shift = nullptr;    // kSymmetric: not 0 where all shifts are one number
+
+  int splits = 1;
+  float* shift = nullptr;   // [splits, n] kSoftmax
+  float* sum = nullptr;     // [splits, n] kSoftmax; 0 for a row that meets no column
+  float* output = nullptr;  // [splits, n, output_stride]; null: no second product
+  int64_t output_stride = 0;
+};
+
+// Parts that keep the device busy, for this many rows and columns.
+int choose_splits(const SimilarityParams& params);
+
+// What output_stride has to be.
+constexpr int64_t padded_width(int64_t d) {
+  return (d + 3) / 4 * 4;
+}
+
+// Enqueues the pass on a stream; the result says whether that went well.
+cudaError_t run_similarity(const SimilarityParams& params, cudaStream_t stream);
+
+}  // namespace wscl::cuda

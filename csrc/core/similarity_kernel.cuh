@@ -1,0 +1,191 @@
+// The kernel of similarity_cuda.h, one template for all epilogues and precisions.
+//
+// In PyTorch:   S = scale * x @ y.T;  W = epilogue(S);  output = W @ y
+//
+// Tile map. A CTA owns kRows rows, a warp 16 · kRowTiles of them with all of d:
+//
+//   X tile  [kRows][kDim]              shared memory once; fragments in registers where they fit
+//   for each tile of kColumns columns, kStages in flight by cp.async:
+//     S[16 · kRowTiles][kColumns]      registers of a warp:  first product, Y tile by ldmatrix
+//     W = epilogue(S)                  in place; its layout is that of the second product's operand
+//     O[16 · kRowTiles][kDim]          registers of a warp:  second product, the same Y tile by ldmatrix.trans
+//
+// Memory: X once, Y once a CTA (from L2: all CTAs stream the same columns), O once. S never leaves registers.
+// No atomics, one barrier a tile (two where float32 is split).
+//
+// A row's shift is an integer, so a new one rescales by an exact power of two. It is set from the first tile;
+// from there on no maximum is looked for: a weight that outgrows Mma::kLimit shows in the row's sum, which is
+// there anyway, and then the tile's similarities are computed again and the shift is raised.
+#pragma once
+
+#include "similarity_tile.cuh"
+
+namespace wscl::cuda {
+
+// A test's build leaves this barrier out, to see that the race detector notices.
+#ifdef WSCL_WITHOUT_TILE_BARRIER
+#define WSCL_TILE_BARRIER()
+#else
+#define WSCL_TILE_BARRIER() __syncthreads()
+#endif
+
+constexpr float kLog2E = 1.44269504088896340736f;
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+// What a warp's rows are, and which pairs of a tile are masked.
+template <class T>
+struct WarpRows {
+  const SimilarityParams& p;
+  uint32_t bounds;  // four ints in shared memory: they are looked at once a tile, and registers are dear
+
+  __device__ __forceinline__ WarpRows(const SimilarityParams& p, uint32_t memory)
+      : p(p), bounds(memory + threadIdx.x / 32 * 16) {}
+
+  // The position of fragment element e's row: row_tile · 16 + (e / 2 = half) · 8 + lane / 4 of the warp's.
+  __device__ __forceinline__ int row(int row_tile, int half) const {
+    return warp_row() + threadIdx.x % 32 / 4 + row_tile * 16 + half * 8;
+  }
+  __device__ __forceinline__ int warp_row() const {
+    return blockIdx.x * T::kRows + threadIdx.x / 32 * 16 * T::kRowTiles;
+  }
+
+  // Finds the least and the greatest of row_excluded, and the columns that all rows of the warp meet.
+  __device__ __forceinline__ void start() const {
+    int least = INT_MAX, greatest = -1, begin = 0, end = INT_MAX;
+    const int lane = threadIdx.x % 32, r = warp_row() + lane;
+    if (lane < 16 * T::kRowTiles && r < p.x.count) {
+      const int excluded = p.row_excluded ? p.row_excluded[r] : -1;
+      if (excluded >= 0) least = greatest = excluded;
+      if (p.begin) {
+        begin = p.begin[r];
+        end = p.end[r];
+      }
+    }
+    least = __reduce_min_sync(kAllLanes, least);
+    greatest = __reduce_max_sync(kAllLanes, greatest);
+    begin = __reduce_max_sync(kAllLanes, begin);
+    end = __reduce_min_sync(kAllLanes, end);
+    if (lane == 0)
+      asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(bounds), "r"(least), "r"(greatest),
+                   "r"(begin), "r"(end)
+                   : "memory");
+    __syncwarp();
+  }
+
+  // Whether a pair of this tile and these rows is masked though its column takes part; the same for all lanes.
+  __device__ __forceinline__ bool masks(int column0) const {
+    int least, greatest, begin, end;
+    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(least), "=r"(greatest), "=r"(begin), "=r"(end)
+                 : "r"(bounds)
+                 : "memory");
+    bool masked = (least < column0 + T::kColumns && greatest >= column0) || begin > column0 ||
+                  end < column0 + T::kColumns;
+    if (p.column_excluded) {
+      const int2 range = p.excluded_range[column0 / kValidBits];
+      const int64_t first = warp_row() + p.x_origin;
+      masked = masked || (range.x < first + 16 * T::kRowTiles && range.y >= first);
+    }
+    return masked;
+  }
+
+  // Bits 2 n + e of this thread's row: whether it meets column 8 n + 2 (lane % 4) + e of the tile, or, for
+  // kExcluded, whether that pair is an excluded one of a column that takes part.
+  template <bool kExcluded>
+  __device__ __forceinline__ uint32_t pairs(int r, int column0, uint64_t valid_columns) const {
+    const bool live = r < p.x.count;
+    const int begin = live && p.begin ? p.begin[r] : 0, end = live && p.begin ? p.end[r] : INT_MAX;
+    const int excluded = live && p.row_excluded ? p.row_excluded[r] : -1;
+    uint32_t bits = 0;
+#pragma unroll 1
+    for (int i = 0; i < T::kColumns / 4; ++i) {
+      const int c = i / 2 * 8 + threadIdx.x % 4 * 2 + i % 2, column = column0 + c;
+      const bool valid = (valid_columns >> c) & 1;
+      const bool own =
+          column == excluded || (p.column_excluded && valid && p.column_excluded[column] == r + p.x_origin);
+      const bool bit = kExcluded ? valid && own : valid && !own && column >= begin && column < end;
+      bits |= static_cast<uint32_t>(bit) << i;
+    }
+    return bits;
+  }
+};
+
+// The streamed columns: what lies in shared memory, what is on its way.
+template <class T, bool kVectors>
+struct ColumnStream {
+  const SimilarityParams& p;
+  uint32_t tiles, vectors, staging;  // shared memory
+  int end;                           // tiles
+  bool chunks;
+  uint64_t ahead;  // bits of the tile to be asked for next: they have to be here before the rows are
+
+  __device__ __forceinline__ ColumnStream(const SimilarityParams& p, uint32_t memory)
+      : p(p),
+        tiles(memory),
+        vectors(memory + T::kBuffers * T::kColumnBytes),
+        staging(vectors + T::kBuffers * T::kVectorBytes),
+        chunks(in_chunks(p.y, sizeof(typename T::In))) {}
+
+  // The columns of a tile that take part, as bits from 0.
+  __device__ __forceinline__ uint64_t valid(int tile) const {
+    const int first = tile * T::kColumns;
+    if (tile >= end) return 0;
+    if (p.y_valid) return p.y_valid[first / kValidBits] >> (first % kValidBits);
+    const int count = static_cast<int>(p.y.count) - first;
+    return count >= 64 ? ~uint64_t(0) : (uint64_t(1) << count) - 1;
+  }
+
+  __device__ __forceinline__ void ask(int tile, int buffer) {
+    if (tile < end) {
+      const uint64_t bits = ahead;
+      const auto live = [=](int row) { return (bits >> row) & 1; };
+      const int64_t first = int64_t(tile) * T::kColumns;
+      if constexpr (T::kSplit)
+        Staging<T, T::kColumns>::fill(staging, p.y, first, p.d, chunks, live);
+      else
+        load_tile<T, T::kColumns>(tiles + buffer * T::kColumnBytes, p.y, first, p.d, chunks, live);
+      if constexpr (kVectors && !T::kSplit) ask_vectors(first, buffer);
+    }
+    copy_commit();
+    ahead = valid(tile + 1);
+  }
+
+  __device__ __forceinline__ void ask_vectors(int64_t first, int buffer) {
+    constexpr int kChunks = T::kColumns / 4;
+    if (threadIdx.x >= 2 * kChunks) return;
+    const int which = threadIdx.x / kChunks, chunk = threadIdx.x % kChunks;
+    copy_async(vectors + buffer * T::kVectorBytes + threadIdx.x * 16,
+               (which ? p.column_weight : p.column_shift) + first + chunk * 4, 16);
+  }
+
+  __device__ __forceinline__ void start(int first, int last) {
+    end = last;
+    ahead = valid(first);
+    constexpr int kAhead = T::kSplit ? 1 : T::kStages - 1;
+    for (int i = 0; i < kAhead; ++i) ask(first + i, (first + i) % T::kBuffers);
+  }
+
+  // Makes a tile readable by every warp, and asks for a later one; returns its buffer.
+  __device__ __forceinline__ int advance(int tile) {
+    if constexpr (T::kSplit) {
+      copy_wait<0>();
+      __syncthreads();  // every warp is done with the planes of the tile before
+      Staging<T, T::kColumns>::template split<T::kColumnPlane>(staging, tiles);
+      if constexpr (kVectors) {
+        ask_vectors(int64_t(tile) * T::kColumns, 0);
+        copy_commit();
+        copy_wait<0>();
+      }
+      ask(tile + 1, 0);
+      WSCL_TILE_BARRIER();  // the planes are whole
+      return 0;
+    } else {
+      copy_wait<T::kStages - 2>();
+      WSCL_TILE_BARRIER();  // everyone's copies of this tile are here, and everyone is done with the one before
+      ask(tile + T::kStages - 1, (tile + T::kStages - 1) % T::kBuffers);
+      return tile % T::kBuffers;
+    }
+  }
+};
+
+}  // namespace wscl::cuda

@@ -1,0 +1,54 @@
+// From a params struct to a kernel: which tiling serves a d, and the launch.
+#pragma once
+
+#include "similarity_pass.cuh"
+
+namespace wscl::cuda {
+
+// Each precision has a translation unit of its own.
+cudaError_t run_bfloat16(const SimilarityParams&, cudaStream_t);
+cudaError_t run_float16(const SimilarityParams&, cudaStream_t);
+cudaError_t run_float32(const SimilarityParams&, cudaStream_t);
+cudaError_t run_float32_fast(const SimilarityParams&, cudaStream_t);
+
+// 2-byte numbers. Two row tiles a warp where O leaves room: every fragment of columns then feeds two products,
+// which keeps shared memory (128 bytes a clock) below the tensor cores' rate.
+template <class Mma, int kDim>
+struct HalfTiling;
+template <class Mma>
+struct HalfTiling<Mma, 64> : Tiling<Mma, typename Mma::type, 1, 64, 2, 4, 64, 3, true, 2> {};
+template <class Mma>
+struct HalfTiling<Mma, 128> : Tiling<Mma, typename Mma::type, 1, 128, 2, 4, 64, 2, false, 2> {};
+template <class Mma>
+struct HalfTiling<Mma, 256> : Tiling<Mma, typename Mma::type, 1, 256, 1, 8, 32, 2, true, 1> {};
+
+// float32: a fragment of columns feeds six (three) products already.
+template <int kTerms, int kDim>
+struct FloatTiling : Tiling<BFloat16, float, kTerms, kDim, 1, 4, 32, 2, false, 1> {};
+
+template <class T, Epilogue kEpilogue, bool kOutput>
+cudaError_t launch(const SimilarityParams& p, cudaStream_t stream) {
+  const auto kernel = similarity_kernel<T, kEpilogue, kOutput>;
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, T::kSharedBytes);
+  if (error || p.x.count == 0) return error;
+  const dim3 grid(static_cast<unsigned>((p.x.count + T::kRows - 1) / T::kRows), p.splits);
+  kernel<<<grid, T::kThreads, T::kSharedBytes, stream>>>(p);
+  return cudaGetLastError();
+}
+
+template <class T>
+cudaError_t launch_epilogue(const SimilarityParams& p, cudaStream_t stream) {
+  switch (p.epilogue) {
+    case Epilogue::kSoftmax:
+      return p.output ? launch<T, Epilogue::kSoftmax, true>(p, stream)
+                      : launch<T, Epilogue::kSoftmax, false>(p, stream);
+    case Epilogue::kColumns:
+      return launch<T, Epilogue::kColumns, true>(p, stream);
+    case Epilogue::kSymmetric:
+      return launch<T, Epilogue::kSymmetric, true>(p, stream);
+  }
+  return cudaErrorInvalidValue;
+}
+
+}  // namespace wscl::cuda

@@ -1,0 +1,213 @@
+"""The CUDA core, compiled by nvcc to PTX and run by ptxsim on the CPU; its params structs as ctypes."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[2]
+CSRC = ROOT / "csrc"
+
+
+@functools.cache
+def ptxsim() -> Any:
+    """The simulator's module; skips the test, with the reason, where it or nvcc is missing."""
+    if not (shutil.which("nvcc") or os.environ.get("PTXSIM_NVCC")):
+        pytest.skip("nvcc is not on PATH: CUDA kernels cannot be compiled")
+    folder = Path(os.environ.get("PTXSIM_PATH", ROOT.parent / "shared"))
+    if not (folder / "ptxsim" / "__init__.py").is_file():
+        pytest.skip(f"no ptxsim in {folder}: set PTXSIM_PATH to the folder that contains it")
+    sys.path.insert(0, str(folder))
+    import ptxsim
+
+    return ptxsim
+
+
+@functools.cache
+def library(arch: str = "90", *defines: str) -> ctypes.CDLL:
+    """All kernels for one architecture, linked with the simulator's runtime."""
+    sim = ptxsim()
+    sources = [Path(__file__).parent / "entry.cu", *sorted((CSRC / "core").glob("*.cu"))]
+    built = sim.compile_kernels(sources, include_dirs=[CSRC], arch=arch, defines=defines, flags=["-t2"])
+    loaded = sim.load(built)
+    for which, struct in enumerate(STRUCTS):
+        assert loaded.wscl_size(which) == ctypes.sizeof(struct), struct.__name__
+    return loaded
+
+
+BFLOAT16, FLOAT16, FLOAT32, FLOAT32_FAST = range(4)
+SOFTMAX, COLUMNS, SYMMETRIC = range(3)
+PRECISION = {torch.bfloat16: BFLOAT16, torch.float16: FLOAT16, torch.float32: FLOAT32}
+
+
+class Rows(ctypes.Structure):
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("stride", ctypes.c_int64),
+        ("index", ctypes.c_void_p),
+        ("count", ctypes.c_int64),
+    )
+
+
+class SimilarityParams(ctypes.Structure):
+    """``wscl::cuda::SimilarityParams``."""
+
+    _fields_ = (
+        ("precision", ctypes.c_int),
+        ("epilogue", ctypes.c_int),
+        ("x", Rows),
+        ("y", Rows),
+        ("x_origin", ctypes.c_int64),
+        ("d", ctypes.c_int64),
+        ("scale", ctypes.c_void_p),
+        ("y_valid", ctypes.c_void_p),
+        ("row_excluded", ctypes.c_void_p),
+        ("column_excluded", ctypes.c_void_p),
+        ("excluded_range", ctypes.c_void_p),
+        ("excluded_weight", ctypes.c_void_p),
+        ("begin", ctypes.c_void_p),
+        ("end", ctypes.c_void_p),
+        ("row_shift", ctypes.c_void_p),
+        ("row_weight", ctypes.c_void_p),
+        ("column_shift", ctypes.c_void_p),
+        ("column_weight", ctypes.c_void_p),
+        ("one_shift", ctypes.c_void_p),
+        ("splits", ctypes.c_int),
+        ("shift", ctypes.c_void_p),
+        ("sum", ctypes.c_void_p),
+        ("output", ctypes.c_void_p),
+        ("output_stride", ctypes.c_int64),
+    )
+
+
+POINTER, SIZE, FLAG = ctypes.c_void_p, ctypes.c_int64, ctypes.c_bool
+
+
+class InfoNCEProblem(ctypes.Structure):
+    """``wscl::cuda::InfoNCEProblem``."""
+
+    _fields_ = (
+        ("precision", ctypes.c_int),
+        ("queries", POINTER),
+        ("query_stride", SIZE),
+        ("n", SIZE),
+        ("self", FLAG),
+        ("keys", POINTER),
+        ("key_stride", SIZE),
+        ("m", SIZE),
+        ("d", SIZE),
+        ("query_clusters", POINTER),
+        ("key_clusters", POINTER),
+        ("own", POINTER),
+        ("exclude_self", FLAG),
+        ("inner", FLAG),
+        ("ignore_index", SIZE),
+        ("scale", POINTER),
+        ("sorted_queries", POINTER),
+        ("query_order", POINTER),
+        ("sorted_keys", POINTER),
+        ("key_order", POINTER),
+    )
+
+
+class InfoNCEForward(ctypes.Structure):
+    """``wscl::cuda::InfoNCEForward``."""
+
+    _fields_ = (
+        ("loss", POINTER),
+        ("count", POINTER),
+        ("stats", POINTER),
+        ("direction", POINTER),
+        ("need_direction", FLAG),
+        ("workspace", POINTER),
+        ("workspace_bytes", SIZE),
+    )
+
+
+class InfoNCEBackward(ctypes.Structure):
+    """``wscl::cuda::InfoNCEBackward``."""
+
+    _fields_ = (
+        ("grad_loss", POINTER),
+        ("count", POINTER),
+        ("stats", POINTER),
+        ("direction", POINTER),
+        ("grad_queries", POINTER),
+        ("grad_keys", POINTER),
+        ("grad_scale", POINTER),
+        ("need_queries", FLAG),
+        ("need_keys", FLAG),
+        ("need_scale", FLAG),
+        ("workspace", POINTER),
+        ("workspace_bytes", SIZE),
+    )
+
+
+STRUCTS = (SimilarityParams, InfoNCEProblem, InfoNCEForward, InfoNCEBackward)
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """A copy at a multiple of 256 bytes, as device memory has them: sectors are counted from there."""
+    spare = 256 // tensor.element_size()
+    memory = torch.empty(tensor.numel() + spare, dtype=tensor.dtype)
+    offset = -memory.data_ptr() % 256 // tensor.element_size()
+    return memory[offset : offset + tensor.numel()].view(tensor.shape).copy_(tensor)
+
+
+class Device:
+    """Tensors that kernels may touch, for as long as the ``with`` block lasts; raises on a kernel's fault."""
+
+    def __enter__(self) -> Device:
+        self._sim = ptxsim()
+        self._sim.reset()
+        self._held: list[Tensor] = []
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        for tensor in self._held:
+            self._sim.unregister(tensor)
+        if kind is None:
+            self._sim.check()
+
+    def put(self, tensor: Tensor, name: str = "") -> Tensor:
+        """An input, which kernels may not write."""
+        tensor = aligned(tensor)
+        if tensor.numel():
+            self._sim.register(tensor, name or None, read_only=True)
+            self._held.append(tensor)
+        return tensor
+
+    def empty(self, *shape: int, dtype: torch.dtype = torch.float32, name: str = "") -> Tensor:
+        """An output, which kernels may not read before they wrote it."""
+        tensor = aligned(torch.full(shape, 77, dtype=dtype))
+        if tensor.numel():
+            self._sim.register(tensor, name or None, uninitialised=True)
+            self._held.append(tensor)
+        return tensor
+
+    def launches(self) -> list[dict[str, Any]]:
+        """One report for each kernel since the block began."""
+        return self._sim.launches()
+
+
+def rows(tensor: Tensor, index: Tensor | None = None) -> Rows:
+    """``wscl::cuda::Rows`` of a matrix."""
+    count = len(tensor) if index is None else len(index)
+    return Rows(tensor.data_ptr(), tensor.stride(0), index.data_ptr() if index is not None else None, count)
+
+
+def pack_valid(valid: Tensor) -> Tensor:
+    """Bits of 64-bit words, from a boolean vector."""
+    words = -(-len(valid) // 64)
+    bits = torch.zeros(words * 64, dtype=torch.int64)
+    bits[: len(valid)] = valid
+    return (bits.view(words, 64) << torch.arange(64)).sum(1)
