@@ -1,0 +1,178 @@
+// The kernel of similarity_cuda.h for any d: where a row does not fit, its columns stream past as well.
+//
+// Tile map. As in similarity_kernel.cuh, but X and Y come in pieces of kDim columns of d, both streamed, and a
+// CTA gathers one such piece ("slice") of the output; grid.z is the slice:
+//
+//   for each tile of kColumns columns:
+//     for each piece of d, the CTA's own slice last:
+//       S += X piece · Y pieceᵀ
+//     W = epilogue(S)
+//     O[slice] += W · Y piece                 the piece that lies there already
+//
+// So every slice computes S anew: ⌈d / kDim⌉ + 1 products where 2 would do. Without an output there is one
+// slice, and nothing is done twice.
+#pragma once
+
+#include "similarity_pass.cuh"
+
+namespace wscl::cuda {
+
+template <class T>
+struct Streamed {
+  static constexpr int kPair = T::kRowBytes + T::kColumnBytes;
+  static constexpr int kBuffers = T::kSplit ? 1 : 2;
+  static constexpr int kVectors = kBuffers * kPair;
+  static constexpr int kStaging = kVectors + T::kVectorBytes;
+  static constexpr int kRowStagingBytes = T::kSplit ? T::kRows * T::kDim * 4 : 0;
+  static constexpr int kBounds = kStaging + kRowStagingBytes + T::kStagingBytes;
+  static constexpr int kRowVectors = kBounds + T::kWarps * 16;
+  static constexpr int kSharedBytes = kRowVectors + T::kRows * 8;
+};
+
+// From piece `piece` of d on.
+template <class T>
+__device__ __forceinline__ Rows from_piece(Rows rows, int piece) {
+  rows.data = static_cast<const char*>(rows.data) + int64_t(piece) * T::kDim * sizeof(typename T::In);
+  return rows;
+}
+
+// A pair of pieces on its way to shared memory.
+template <class T>
+__device__ __forceinline__ void ask_pair(const SimilarityParams& p, uint32_t memory, int buffer, int row0,
+                                         int column0, int piece, uint64_t valid) {
+  using Layout = Streamed<T>;
+  const int d = static_cast<int>(p.d) - piece * T::kDim;
+  const Rows x = from_piece<T>(p.x, piece), y = from_piece<T>(p.y, piece);
+  const bool x_chunks = in_chunks(p.x, sizeof(typename T::In)),
+             y_chunks = in_chunks(p.y, sizeof(typename T::In));
+  const auto x_live = [&](int row) { return row0 + row < p.x.count; };
+  const auto y_live = [=](int row) { return (valid >> row) & 1; };
+  if constexpr (T::kSplit) {
+    const uint32_t staging = memory + Layout::kStaging;
+    Staging<T, T::kRows>::fill(staging, x, row0, d, x_chunks, x_live);
+    Staging<T, T::kColumns>::fill(staging + Layout::kRowStagingBytes, y, column0, d, y_chunks, y_live);
+  } else {
+    const uint32_t pair = memory + buffer * Layout::kPair;
+    load_tile<T, T::kRows>(pair, x, row0, d, x_chunks, x_live);
+    load_tile<T, T::kColumns>(pair + T::kRowBytes, y, column0, d, y_chunks, y_live);
+  }
+  copy_commit();
+}
+
+// Makes the pair that was asked for last readable by every warp.
+template <class T>
+__device__ __forceinline__ void take_pair(uint32_t memory) {
+  using Layout = Streamed<T>;
+  copy_wait<0>();
+  __syncthreads();  // 2-byte numbers: the pair is here; float32: every warp is done with the planes before
+  if constexpr (T::kSplit) {
+    const uint32_t staging = memory + Layout::kStaging;
+    Staging<T, T::kRows>::template split<T::kRowPlane>(staging, memory);
+    Staging<T, T::kColumns>::template split<T::kColumnPlane>(staging + Layout::kRowStagingBytes,
+                                                             memory + T::kRowBytes);
+    __syncthreads();  // the planes are whole
+  }
+}
+
+template <class T, Epilogue kEpilogue, bool kOutput>
+__global__ void __launch_bounds__(T::kThreads, 1) streamed_kernel(const SimilarityParams p) {
+  using Layout = Streamed<T>;
+  constexpr bool kSoftmax = kEpilogue == Epilogue::kSoftmax;
+  extern __shared__ __align__(512) char shared[];
+  const uint32_t memory = shared_address(shared);
+  const float scale = *p.scale * kLog2E;
+  const bool one_shift = kEpilogue == Epilogue::kSymmetric && *p.one_shift;
+  const int row0 = blockIdx.x * T::kRows, split = blockIdx.y, slice = blockIdx.z;
+  const int pieces = (static_cast<int>(p.d) + T::kDim - 1) / T::kDim;
+  const TileRange range = tiles_of<T>(p, row0, split);
+
+  const WarpRows<T> rows(p, memory + Layout::kBounds);
+  rows.start();
+  if constexpr (kEpilogue == Epilogue::kSymmetric) store_row_vectors<T>(p, row0, memory + Layout::kRowVectors);
+  RowSoftmax<T> softmax;
+  Output<T> o;
+  if constexpr (kOutput)
+#pragma unroll
+    for (int i = 0; i < T::kRowTiles * T::kDim / 2; ++i) (&o[0][0][0])[i] = 0;
+
+  // The piece at step `step` of a tile: the slice comes last.
+  const auto piece_at = [&](int step) { return (slice + 1 + step) % pieces; };
+  const auto ask = [&](int tile, int step, int buffer) {
+    if (step == pieces) {
+      step = 0;
+      ++tile;
+    }
+    if (tile < range.last)
+      ask_pair<T>(p, memory, buffer, row0, tile * T::kColumns, piece_at(step), valid_columns<T>(p, tile));
+  };
+  int buffer = 0;
+  ask(range.first, 0, buffer);
+  for (int tile = range.first; tile < range.last; ++tile) {
+    const int column0 = tile * T::kColumns;
+    Logits<T> s;
+    clear<T>(s);
+    const RowFragments<T> none[1] = {};
+    uint32_t pair = memory;
+    for (int step = 0; step < pieces; ++step) {
+      take_pair<T>(memory);
+      pair = memory + buffer * Layout::kPair;
+      buffer = (buffer + 1) % Layout::kBuffers;
+      ask(tile, step + 1, buffer);
+      similarities<T>(pair, none, pair + T::kRowBytes, s);
+    }
+    if constexpr (!kSoftmax) {
+      __syncthreads();  // every warp is done with the vectors of the tile before
+      ask_columns<T>(p, memory + Layout::kVectors, column0);
+      copy_commit();
+      copy_wait<0>();
+      __syncthreads();  // those of this tile are here
+    }
+    const uint64_t valid = valid_columns<T>(p, tile) | ~kTileBits<T>;
+    if (valid == ~kTileBits<T> || rows.warp_row() >= p.x.count) continue;
+    const bool masked = valid != ~uint64_t(0) || rows.masks(column0);
+    if (masked) mask<T>(rows, column0, valid, s);
+    if constexpr (kSoftmax) {
+      softmax.unsettled = true;  // to compute the similarities again would cost more than to look for a maximum
+      softmax.template settle<kOutput>(s, scale, o);
+      softmax.weigh(s, scale);
+    } else {
+      weigh_by_columns<T, kEpilogue>(s, scale, memory + Layout::kVectors, memory + Layout::kRowVectors,
+                                     one_shift);
+      if (masked && p.excluded_weight) weigh_excluded<T>(p, rows, column0, valid, s);
+    }
+    if constexpr (kOutput) gather<T>(s, pair + T::kRowBytes, o);
+  }
+
+  copy_wait<0>();
+  if constexpr (kSoftmax)
+    if (slice == 0) store_softmax<T>(p, rows, split, softmax);
+  if constexpr (kOutput) store_output<T>(p, rows, split, o, slice * T::kDim);
+}
+
+template <class T, Epilogue kEpilogue, bool kOutput>
+cudaError_t launch_streamed(const SimilarityParams& p, cudaStream_t stream) {
+  const auto kernel = streamed_kernel<T, kEpilogue, kOutput>;
+  constexpr int kBytes = Streamed<T>::kSharedBytes;
+  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+  if (error || p.x.count == 0) return error;
+  const dim3 grid(static_cast<unsigned>((p.x.count + T::kRows - 1) / T::kRows), p.splits,
+                  kOutput ? static_cast<unsigned>((p.d + T::kDim - 1) / T::kDim) : 1);
+  kernel<<<grid, T::kThreads, kBytes, stream>>>(p);
+  return cudaGetLastError();
+}
+
+template <class T>
+cudaError_t launch_streamed_epilogue(const SimilarityParams& p, cudaStream_t stream) {
+  switch (p.epilogue) {
+    case Epilogue::kSoftmax:
+      return p.output ? launch_streamed<T, Epilogue::kSoftmax, true>(p, stream)
+                      : launch_streamed<T, Epilogue::kSoftmax, false>(p, stream);
+    case Epilogue::kColumns:
+      return launch_streamed<T, Epilogue::kColumns, true>(p, stream);
+    case Epilogue::kSymmetric:
+      return launch_streamed<T, Epilogue::kSymmetric, true>(p, stream);
+  }
+  return cudaErrorInvalidValue;
+}
+
+}  // namespace wscl::cuda
