@@ -4,6 +4,7 @@
 # make lint       ruff, mypy, clang-format
 # make reproduce  every method of the README's table, with more seeds
 # make sanitize   the C++ tests under AddressSanitizer and UBSan
+# make simulate   every CUDA kernel, dtype and shape in a simulator (ptxsim), and a build by nvcc; no GPU needed
 #
 # Each sets up what it needs in .venv first, and does nothing that is done already.
 
@@ -14,10 +15,10 @@ BIN := $(CURDIR)/$(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train reproduce test lint bench sanitize check-tools clean
+.PHONY: help setup train reproduce test lint bench sanitize simulate check-tools clean
 
 help:
-	@sed -n '1,8s/^# \{0,1\}//p' Makefile
+	@sed -n '1,9s/^# \{0,1\}//p' Makefile
 
 # --- set-up -------------------------------------------------------------------------------------------------
 
@@ -82,7 +83,7 @@ lint: setup
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
-	@$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*/*.h csrc/*/*.cpp tests/cpp/*.cpp)
+	@$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*/*.h csrc/*/*.cpp tests/cpp/*.cpp csrc/core/*.cu csrc/core/*.cuh tests/cuda/*.cu)
 
 bench: setup $(PEERS)/.installed
 	@$(BIN)/python -m benchmarks.bench_infonce
@@ -101,6 +102,9 @@ build/%/.built: $(VENV)/.installed CMakeLists.txt CMakePresets.json $(CORE_SOURC
 
 sanitize: build/sanitize/.built
 	@build/sanitize/test_infonce
+
+simulate: setup
+	@WSCL_SIMULATE=all $(BIN)/python -m pytest tests/cuda -m simulated
 
 clean:
 	rm -rf build dist *.egg-info wscl_fast/*.so $(VENV)/.built

@@ -23,9 +23,13 @@ def say(text: str) -> None:
     print(f"wscl_fast: {text}", file=sys.stderr, flush=True)
 
 
-def cpu_sources() -> list[str]:
-    """Everything of csrc but the kernels of other machines' instruction sets."""
+def sources(cuda: bool) -> list[str]:
+    """Everything of csrc but the kernels of other machines' instruction sets and, without CUDA, its part."""
     found = {p for p in (ROOT / "csrc").rglob("*.cpp") if "avx2" in KERNELS or "_avx" not in p.stem}
+    if cuda:
+        found |= set((ROOT / "csrc").rglob("*.cu"))
+    else:
+        found = {p for p in found if not p.stem.endswith("_cuda")}
     return sorted(str(p.relative_to(ROOT)) for p in found)
 
 
@@ -34,11 +38,8 @@ def cuda_architectures() -> str:
     wish = os.environ.get("WSCL_CUDA", "")
     if wish not in ("", "0", "1"):
         sys.exit(f"wscl_fast: WSCL_CUDA: expected 0 or 1, got {wish!r}")
-    sources = list((ROOT / "csrc" / "core").glob("*.cu"))
     if wish == "0":
         reason = "WSCL_CUDA=0"
-    elif not sources:
-        reason = "this version has no CUDA kernels yet, CUDA tensors take the chunked path"
     elif cpp_extension.CUDA_HOME is None:
         reason = "no CUDA toolkit found, or this PyTorch is a CPU build"
     else:
@@ -54,27 +55,36 @@ say(f"CPU kernels: {', '.join(KERNELS)}, chosen at run time")
 if architectures:
     say(f"CUDA kernels: {architectures}")
 
-extension = cpp_extension.CppExtension(
+CXX_FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-g0",
+    "-ffp-contract=fast",  # the kernels' multiply-adds
+    "-fvisibility=hidden",
+    "-Wall",
+]
+NVCC_FLAGS = ["-std=c++17", "-O3", "-lineinfo", "--threads=2", "-Xcompiler=-fvisibility=hidden"]
+if architectures:
+    os.environ["TORCH_CUDA_ARCH_LIST"] = architectures  # where it is not set, there may be no GPU to ask
+
+make = cpp_extension.CUDAExtension if architectures else cpp_extension.CppExtension
+extension = make(
     "wscl_fast._C",
-    cpu_sources(),
+    sources(bool(architectures)),
     include_dirs=[str(ROOT / "csrc")],
     define_macros=[
         # LibTorch's stable ABI of 2.13: one binary serves that version and later ones.
         ("TORCH_TARGET_VERSION", "0x020d000000000000"),
         ("WSCL_CUDA_ARCHITECTURES", f'"{architectures}"'),
     ],
-    extra_compile_args=[
-        "-std=c++17",
-        "-O3",
-        "-g0",
-        "-ffp-contract=fast",  # the kernels' multiply-adds
-        "-fvisibility=hidden",
-        "-Wall",
-    ],
+    extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},
     extra_link_args=["-pthread"],
 )
-# The operators go through the dispatcher: nothing here uses torch's Python bindings.
-extension.libraries.remove("torch_python")
+# The operators go through the dispatcher: nothing here uses torch's Python bindings, nor its CUDA libraries,
+# so that the extension loads where those are missing.
+for library in ("torch_python", "c10_cuda", "torch_cuda"):
+    if library in extension.libraries:
+        extension.libraries.remove(library)
 
 setup(
     ext_modules=[extension],

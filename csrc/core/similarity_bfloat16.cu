@@ -3,10 +3,7 @@
 namespace wscl::cuda {
 
 cudaError_t run_bfloat16(const SimilarityParams& p, cudaStream_t stream) {
-  if (p.d <= 64) return launch_epilogue<HalfTiling<BFloat16, 64>>(p, stream);
-  if (p.d <= 128) return launch_epilogue<HalfTiling<BFloat16, 128>>(p, stream);
-  if (p.d <= 256) return launch_epilogue<HalfTiling<BFloat16, 256>>(p, stream);
-  return cudaErrorInvalidValue;
+  return run_half<BFloat16>(p, stream);
 }
 
 }  // namespace wscl::cuda

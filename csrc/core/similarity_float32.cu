@@ -3,9 +3,7 @@
 namespace wscl::cuda {
 
 cudaError_t run_float32(const SimilarityParams& p, cudaStream_t stream) {
-  if (p.d <= 64) return launch_epilogue<FloatTiling<3, 64>>(p, stream);
-  if (p.d <= 128) return launch_epilogue<FloatTiling<3, 128>>(p, stream);
-  return cudaErrorInvalidValue;
+  return run_float<3>(p, stream);
 }
 
 }  // namespace wscl::cuda

@@ -110,6 +110,41 @@ struct WarpRows {
   }
 };
 
+// The tiles of columns that a CTA's part goes through.
+struct TileRange {
+  int first, last;
+};
+template <class T>
+__device__ __forceinline__ TileRange tiles_of(const SimilarityParams& p, int row0, int split) {
+  int first = 0, last = (static_cast<int>(p.y.count) + T::kColumns - 1) / T::kColumns;
+  if (p.begin) {
+    first = p.begin[row0] / T::kColumns;
+    const int columns = p.end[min(row0 + T::kRows, static_cast<int>(p.x.count)) - 1];
+    last = min(last, (columns + T::kColumns - 1) / T::kColumns);
+  }
+  const int64_t tiles = max(0, last - first);
+  return {first + static_cast<int>(tiles * split / p.splits),
+          first + static_cast<int>(tiles * (split + 1) / p.splits)};
+}
+
+// The columns of a tile that take part, as bits from 0.
+template <class T>
+__device__ __forceinline__ uint64_t valid_columns(const SimilarityParams& p, int tile) {
+  const int first = tile * T::kColumns;
+  if (p.y_valid) return p.y_valid[first / kValidBits] >> (first % kValidBits);
+  const int count = static_cast<int>(p.y.count) - first;
+  return count >= 64 ? ~uint64_t(0) : (uint64_t(1) << count) - 1;
+}
+
+// Shifts and weights of a tile's columns, on their way to shared memory.
+template <class T>
+__device__ __forceinline__ void ask_columns(const SimilarityParams& p, uint32_t to, int64_t first) {
+  constexpr int kChunks = T::kColumns / 4;
+  if (threadIdx.x >= 2 * kChunks) return;
+  const int which = threadIdx.x / kChunks, chunk = threadIdx.x % kChunks;
+  copy_async(to + threadIdx.x * 16, (which ? p.column_weight : p.column_shift) + first + chunk * 4, 16);
+}
+
 // The streamed columns: what lies in shared memory, what is on its way.
 template <class T, bool kVectors>
 struct ColumnStream {
@@ -126,13 +161,8 @@ struct ColumnStream {
         staging(vectors + T::kBuffers * T::kVectorBytes),
         chunks(in_chunks(p.y, sizeof(typename T::In))) {}
 
-  // The columns of a tile that take part, as bits from 0.
   __device__ __forceinline__ uint64_t valid(int tile) const {
-    const int first = tile * T::kColumns;
-    if (tile >= end) return 0;
-    if (p.y_valid) return p.y_valid[first / kValidBits] >> (first % kValidBits);
-    const int count = static_cast<int>(p.y.count) - first;
-    return count >= 64 ? ~uint64_t(0) : (uint64_t(1) << count) - 1;
+    return tile < end ? valid_columns<T>(p, tile) : 0;
   }
 
   __device__ __forceinline__ void ask(int tile, int buffer) {
@@ -144,18 +174,10 @@ struct ColumnStream {
         Staging<T, T::kColumns>::fill(staging, p.y, first, p.d, chunks, live);
       else
         load_tile<T, T::kColumns>(tiles + buffer * T::kColumnBytes, p.y, first, p.d, chunks, live);
-      if constexpr (kVectors && !T::kSplit) ask_vectors(first, buffer);
+      if constexpr (kVectors && !T::kSplit) ask_columns<T>(p, vectors + buffer * T::kVectorBytes, first);
     }
     copy_commit();
     ahead = valid(tile + 1);
-  }
-
-  __device__ __forceinline__ void ask_vectors(int64_t first, int buffer) {
-    constexpr int kChunks = T::kColumns / 4;
-    if (threadIdx.x >= 2 * kChunks) return;
-    const int which = threadIdx.x / kChunks, chunk = threadIdx.x % kChunks;
-    copy_async(vectors + buffer * T::kVectorBytes + threadIdx.x * 16,
-               (which ? p.column_weight : p.column_shift) + first + chunk * 4, 16);
   }
 
   __device__ __forceinline__ void start(int first, int last) {
@@ -172,7 +194,7 @@ struct ColumnStream {
       __syncthreads();  // every warp is done with the planes of the tile before
       Staging<T, T::kColumns>::template split<T::kColumnPlane>(staging, tiles);
       if constexpr (kVectors) {
-        ask_vectors(int64_t(tile) * T::kColumns, 0);
+        ask_columns<T>(p, vectors, int64_t(tile) * T::kColumns);
         copy_commit();
         copy_wait<0>();
       }

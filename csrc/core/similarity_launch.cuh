@@ -1,7 +1,7 @@
 // From a params struct to a kernel: which tiling serves a d, and the launch.
 #pragma once
 
-#include "similarity_pass.cuh"
+#include "similarity_streamed.cuh"
 
 namespace wscl::cuda {
 
@@ -49,6 +49,36 @@ cudaError_t launch_epilogue(const SimilarityParams& p, cudaStream_t stream) {
       return launch<T, Epilogue::kSymmetric, true>(p, stream);
   }
   return cudaErrorInvalidValue;
+}
+
+// Whether a CTA may have this much shared memory here.
+inline bool fits(int bytes) {
+  int device = 0, most = 0;
+  return !cudaGetDevice(&device) &&
+         !cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) && bytes <= most;
+}
+
+// 2-byte numbers of any d.
+template <class Mma>
+cudaError_t run_half(const SimilarityParams& p, cudaStream_t stream) {
+  using Wide = Tiling<Mma, typename Mma::type, 1, 256, 1, 8, 32, 2, false, 1>;
+  using Narrow = Tiling<Mma, typename Mma::type, 1, 128, 1, 8, 32, 2, false, 1>;
+  if (p.d <= 64) return launch_epilogue<HalfTiling<Mma, 64>>(p, stream);
+  if (p.d <= 128) return launch_epilogue<HalfTiling<Mma, 128>>(p, stream);
+  if (p.d <= 256) return launch_epilogue<HalfTiling<Mma, 256>>(p, stream);
+  return fits(Streamed<Wide>::kSharedBytes) ? launch_streamed_epilogue<Wide>(p, stream)
+                                            : launch_streamed_epilogue<Narrow>(p, stream);
+}
+
+// float32 of any d.
+template <int kTerms>
+cudaError_t run_float(const SimilarityParams& p, cudaStream_t stream) {
+  using Wide = FloatTiling<kTerms, 128>;
+  using Narrow = FloatTiling<kTerms, 64>;
+  if (p.d <= 64) return launch_epilogue<Narrow>(p, stream);
+  if (p.d <= 128) return launch_epilogue<Wide>(p, stream);
+  return fits(Streamed<Wide>::kSharedBytes) ? launch_streamed_epilogue<Wide>(p, stream)
+                                            : launch_streamed_epilogue<Narrow>(p, stream);
 }
 
 }  // namespace wscl::cuda

@@ -43,18 +43,23 @@ __device__ __forceinline__ void load_rows(uint32_t address, int k, RowFragments<
 }
 
 template <class T>
-__device__ __forceinline__ void similarities(
-    uint32_t x_tile, const RowFragments<T> (&kept)[T::kRowsInRegisters ? T::kDim / 16 : 1], uint32_t y_tile,
-    Logits<T>& s) {
-  const int lane = threadIdx.x % 32;
-  const uint32_t x_address = T::kRowsInRegisters ? 0 : rows_address<T>(x_tile);
-  const uint32_t y_address = lane_address<T>(y_tile, lane % 8 + lane / 16 * 8, lane / 8 % 2);
+__device__ __forceinline__ void clear(Logits<T>& s) {
 #pragma unroll
   for (int rt = 0; rt < T::kRowTiles; ++rt)
 #pragma unroll
     for (int n = 0; n < T::kColumns / 8; ++n)
 #pragma unroll
       for (int e = 0; e < 4; ++e) s[rt][n][e] = 0;
+}
+
+// s += x · yᵀ
+template <class T>
+__device__ __forceinline__ void similarities(
+    uint32_t x_tile, const RowFragments<T> (&kept)[T::kRowsInRegisters ? T::kDim / 16 : 1], uint32_t y_tile,
+    Logits<T>& s) {
+  const int lane = threadIdx.x % 32;
+  const uint32_t x_address = T::kRowsInRegisters ? 0 : rows_address<T>(x_tile);
+  const uint32_t y_address = lane_address<T>(y_tile, lane % 8 + lane / 16 * 8, lane / 8 % 2);
 #pragma unroll
   for (int k = 0; k < T::kDim / 16; ++k) {
     RowFragments<T> a;
@@ -257,17 +262,17 @@ __device__ __forceinline__ void weigh_by_columns(Logits<T>& s, float scale, uint
 // This part's results.
 template <class T>
 __device__ __forceinline__ void store_output(const SimilarityParams& p, const WarpRows<T>& rows, int split,
-                                             const Output<T>& o) {
+                                             const Output<T>& o, int column0 = 0) {
 #pragma unroll
   for (int rt = 0; rt < T::kRowTiles; ++rt)
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const int r = rows.row(rt, h);
       if (r >= p.x.count) continue;
-      float* row = p.output + (split * p.x.count + r) * p.output_stride + threadIdx.x % 4 * 2;
+      float* row = p.output + (split * p.x.count + r) * p.output_stride + column0 + threadIdx.x % 4 * 2;
 #pragma unroll
       for (int n = 0; n < T::kDim / 8; ++n)
-        if (n * 8 + static_cast<int>(threadIdx.x) % 4 * 2 < p.d)
+        if (column0 + n * 8 + static_cast<int>(threadIdx.x) % 4 * 2 < p.d)
           *reinterpret_cast<float2*>(row + n * 8) = make_float2(o[rt][n][2 * h], o[rt][n][2 * h + 1]);
     }
 }
@@ -299,16 +304,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks) similarity_kernel(con
   const bool x_chunks = in_chunks(p.x, sizeof(typename T::In));
   const bool one_shift = kEpilogue == Epilogue::kSymmetric && *p.one_shift;
   const int row0 = blockIdx.x * T::kRows, split = blockIdx.y;
-
-  int tile0 = 0, tile1 = (static_cast<int>(p.y.count) + T::kColumns - 1) / T::kColumns;
-  if (p.begin) {
-    tile0 = p.begin[row0] / T::kColumns;
-    const int columns = p.end[min(row0 + T::kRows, static_cast<int>(p.x.count)) - 1];
-    tile1 = min(tile1, (columns + T::kColumns - 1) / T::kColumns);
-  }
-  const int64_t tiles = max(0, tile1 - tile0);
-  const int first = tile0 + static_cast<int>(tiles * split / p.splits);
-  const int last = tile0 + static_cast<int>(tiles * (split + 1) / p.splits);
+  const auto [first, last] = tiles_of<T>(p, row0, split);
 
   const auto live = [&](int row) { return row0 + row < p.x.count; };
   if constexpr (T::kSplit) {
@@ -356,6 +352,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks) similarity_kernel(con
     Logits<T> s;
     bool done = true;
     do {
+      clear<T>(s);
       similarities<T>(x_tile, kept, y_tile, s);
       if (masked) mask<T>(rows, column0, columns.valid(tile), s);
       if constexpr (kSoftmax) {

@@ -59,7 +59,7 @@ def run(
         k = q if keys is None else device.put(keys, "keys")
         zq = device.put(query_clusters, "query_clusters")
         zk = zq if key_clusters is None else device.put(key_clusters, "key_clusters")
-        scales = device.put(torch.tensor([scale]), "scale")
+        scales = device.put(torch.tensor([scale], dtype=torch.float32), "scale")
         owns = None if own is None else device.put(own, "own")
         sorted_q, order_q = (device.put(x, "sorted queries") for x in torch.sort(zq, stable=True))
         sorted_k, order_k = (
