@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from wscl_fast import KMeans
-from wscl_fast.clustering import ClusterScheduler
+from wscl_fast.clustering import BalancedKMeans, ClusterScheduler
 from wscl_fast.distributed import gather, rank, world_size
 
 CASES = {}
@@ -109,3 +109,22 @@ def scheduler_shares_the_work(group: Any) -> None:
         for ours, theirs in zip(got, want, strict=True):
             assert torch.equal(ours.clusters, theirs.clusters)
             assert ours.moved == theirs.moved
+
+
+@case
+def balanced(group: Any) -> None:
+    whole = data(n=300)
+    alone = BalancedKMeans(7, max_iter=3).fit(whole)
+    model = BalancedKMeans(7, max_iter=3, sharded=True, group=group).fit(mine(whole, group))
+    assert torch.equal(gather(model.labels_, group), alone.labels_)
+    assert torch.equal(model.counts_, alone.counts_)
+
+
+@case
+def mini_batches_on_all_ranks(group: Any) -> None:
+    whole = data()
+    model = KMeans(12, batch_size=96, sharded=True, group=group).fit(mine(whole, group))
+    centers = gather(model.cluster_centers_[None], group)
+    assert torch.equal(centers, centers[:1].expand_as(centers))
+    assert len(model.labels_) == len(mine(whole, group))
+    assert model.inertia_ <= 1.1 * KMeans(12).fit(whole).inertia_

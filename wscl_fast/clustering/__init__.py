@@ -10,9 +10,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from wscl_fast.clustering.attributes import AttributeClusters
+from wscl_fast.clustering.balanced import BalancedKMeans
 from wscl_fast.clustering.base import NO_CLUSTER, ClusterMethod
+from wscl_fast.clustering.bisecting import BisectingKMeans
 from wscl_fast.clustering.diagnostics import ClusterReport, diagnose, entropy
 from wscl_fast.clustering.files import FeatureFiles
+from wscl_fast.clustering.hierarchical_kmeans import HierarchicalKMeans
 from wscl_fast.clustering.hierarchy import HierarchyClusters
 from wscl_fast.clustering.ids import IdClusters
 from wscl_fast.clustering.kmeans import KMeans
@@ -23,10 +26,13 @@ from wscl_fast.clustering.tags import TagClusters
 __all__ = [
     "NO_CLUSTER",
     "AttributeClusters",
+    "BalancedKMeans",
+    "BisectingKMeans",
     "ClusterMethod",
     "ClusterReport",
     "ClusterScheduler",
     "FeatureFiles",
+    "HierarchicalKMeans",
     "HierarchyClusters",
     "IdClusters",
     "KMeans",

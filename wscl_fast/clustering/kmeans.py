@@ -19,10 +19,12 @@ from wscl_fast.clustering.centroid_model import Array, CentroidModel
 from wscl_fast.clustering.empty import EMPTY
 from wscl_fast.clustering.inits import INITS, choose_start
 from wscl_fast.clustering.lloyd import ALGORITHMS, Clustering, Progress, lloyd
-from wscl_fast.clustering.points import Frame, Points, Ranks, check_metric, unit
+from wscl_fast.clustering.minibatch import RunningMeans, minibatch
+from wscl_fast.clustering.points import Frame, Points, Ranks, Survey, check_metric, unit
 from wscl_fast.clustering.resume import Checkpoint
 from wscl_fast.clustering.streamed import as_points
 from wscl_fast.distributed.collectives import Group
+from wscl_fast.functional import kmeans_assign
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -55,6 +57,8 @@ class KMeans(CentroidModel, ClusterMethod[Array, Array]):
         empty: a cluster that lost its samples takes the sample "farthest" from its centroid (as
             scikit-learn's does), takes half of the heaviest cluster ("split") or stays where it was ("keep").
         warm_start: a second `fit` begins with the centroids of the last one, which keep their numbers.
+        batch_size: None for full passes; else centroids move after every so many samples, and `max_iter`
+            counts passes over all of them (Sculley 2010). No sample is left out.
         sharded: X of each process of `group` is its share of the data; every process gets the centroids
             that one process would find on all of it, and the labels of its share.
         group: a process group of torch.distributed; by default all processes.
@@ -93,6 +97,7 @@ class KMeans(CentroidModel, ClusterMethod[Array, Array]):
         algorithm: str = "auto",
         empty: str = "farthest",
         warm_start: bool = False,
+        batch_size: int | None = None,
         sharded: bool = False,
         group: Group = None,
         checkpoint: str | Path | None = None,
@@ -108,6 +113,7 @@ class KMeans(CentroidModel, ClusterMethod[Array, Array]):
         self.algorithm = algorithm
         self.empty = empty
         self.warm_start = warm_start
+        self.batch_size = batch_size
         self.sharded = sharded
         self.group = group
         self.checkpoint = checkpoint
@@ -144,6 +150,7 @@ class KMeans(CentroidModel, ClusterMethod[Array, Array]):
 
     def _fit(self, points: Points, give: Any, drift: Any = None) -> None:
         survey = points.settle()
+        self.__dict__.pop("_means", None)  # of batches before
         usable = points.n_all - survey.n_directionless
         if usable < self.n_clusters:
             what = "samples that are not zero" if survey.n_directionless else "samples"
@@ -156,6 +163,9 @@ class KMeans(CentroidModel, ClusterMethod[Array, Array]):
             raise ValueError(f"n_init: expected 1 with a checkpoint, got {len(starts)}")
         best: Clustering | None = None
         for start in starts:
+            if self.batch_size is not None:
+                best = self._mini(points, start, survey, best)
+                continue
             run = lloyd(
                 points,
                 start,
@@ -171,6 +181,22 @@ class KMeans(CentroidModel, ClusterMethod[Array, Array]):
                 best = run
         assert best is not None  # there is at least one start
         self._keep(best, points, survey.n_directionless, give)
+
+    def _mini(self, points: Points, start: Tensor, survey: Survey, best: Clustering | None) -> Clustering:
+        """The better of `best` and a run over mini-batches."""
+        seed = torch.tensor(seed_of(self.random_state), device=points.device)
+        generator = torch.Generator().manual_seed(int(points.ranks.first(seed)) + points.ranks.rank)
+        run = minibatch(
+            points,
+            start,
+            batch_size=self.batch_size or 1,
+            max_iter=self.max_iter,
+            tolerance=self.tol * survey.variance,
+            empty=self.empty,
+            generator=generator,
+            report=self._report(points, None),
+        )
+        return run if best is None or run.inertia < best.inertia else best
 
     def _keep(self, run: Clustering, points: Points, n_directionless: int, give: Any) -> None:
         n_empty = int((run.counts == 0).sum())
@@ -192,6 +218,46 @@ class KMeans(CentroidModel, ClusterMethod[Array, Array]):
         self._seen_as = self.cluster_centers_
         keep = self.warm_start and points.frame.plain and run.bounds is not None
         self._carried = run.bounds.carry() if keep and run.bounds is not None else None
+
+    @torch.no_grad()
+    def partial_fit(self, X: Array, y: Any = None, sample_weight: Any = None) -> Self:
+        """One mini-batch more: the nearest centroids move to the mean of all samples they ever had.
+
+        The first call chooses the start from its own batch, which has to hold K samples. Samples are seen as
+        they are: for data far from the origin in float32, centre them first.
+
+        Raises:
+            TypeError, ValueError: as :meth:`fit` does; another number of columns than before.
+        """
+        self._check_parameters()
+        ranks = Ranks(self.sharded, self.group)
+        points, give = as_points(
+            X, sample_weight=sample_weight, metric=check_metric(self.metric), ranks=ranks
+        )
+        begun: RunningMeans | None = getattr(self, "_means", None)
+        if begun is None:
+            points.settle()
+            points.frame = Frame()
+            if points.n_all < self.n_clusters:
+                raise ValueError(
+                    f"n_clusters: expected at most the {points.n_all} samples, got {self.n_clusters}"
+                )
+            self._means = begun = RunningMeans(self._starts(points)[0], self.metric == "cosine")
+            self._take_columns(X, points.dim)
+            self.n_steps_ = 0
+        else:
+            self._check_columns(X, points.dim)
+            begun.centroids = begun.centroids.to(points.device)
+        begun.add(points)
+        self.n_steps_ += 1
+        self.n_clusters_, self._frame, self._seen = self.n_clusters, Frame(), begun.centroids
+        self.cluster_centers_ = self._seen_as = give(begun.centroids)
+        self.counts_ = give(begun.counts)
+        labels = torch.empty(points.n, dtype=torch.int64, device=points.device)
+        for rows, block in points.blocks():
+            labels[rows] = kmeans_assign(block, begun.centroids, metric=points.metric).assignment
+        self.labels_ = give(labels)
+        return self
 
     def fit_predict(self, X: Array, y: Any = None, sample_weight: Any = None) -> Array:
         """`fit(X).labels_`."""
@@ -243,6 +309,10 @@ class KMeans(CentroidModel, ClusterMethod[Array, Array]):
                 raise ValueError(f"{name}: expected one of {choices}, got {getattr(self, name)!r}")
         if isinstance(self.init, str) and self.init not in INITS:
             raise ValueError(f"init: expected one of {INITS} or an array of centroids, got {self.init!r}")
+        if self.batch_size is not None:
+            check_count(self.batch_size, "batch_size")
+            if self.checkpoint is not None:
+                raise ValueError("batch_size: expected None with a checkpoint")
         if self.group is not None and not self.sharded:
             raise ValueError("group: expected None unless sharded=True")
 

@@ -1,0 +1,272 @@
+"""Mini-batch, balanced, bisecting and hierarchical k-means; policies for empty clusters; starts; bounds."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wscl_fast import KMeans
+from wscl_fast.clustering import BalancedKMeans, BisectingKMeans, HierarchicalKMeans, diagnose
+from wscl_fast.clustering.hierarchical_kmeans import even_shares
+
+
+def blobs(n: int, d: int, k: int, *, seed: int = 0, spread: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(k, size=n)
+    return rng.normal(size=(k, d))[truth] * 8 + rng.normal(size=(n, d)) * spread, truth
+
+
+def agreement(labels: np.ndarray, truth: np.ndarray) -> float:
+    report = diagnose(labels, truth)
+    assert report.mutual_information is not None
+    assert report.label_entropy is not None
+    return report.mutual_information / report.label_entropy
+
+
+# --- mini-batches -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_mini_batches_find_the_clusters(metric):
+    x, truth = blobs(2000, 8, 10)
+    model = KMeans(10, metric=metric, batch_size=128, max_iter=20).fit(x)
+    full = KMeans(10, metric=metric).fit(x)
+    assert model.inertia_ <= 1.05 * full.inertia_
+    assert agreement(model.labels_, truth) > 0.95
+    assert np.array_equal(model.predict(x), model.labels_)
+    assert model.score(x) == pytest.approx(-model.inertia_)
+
+
+def test_partial_fit_is_the_mean_of_what_came():
+    x, _ = blobs(600, 5, 4)
+    model = KMeans(4)
+    for start in range(0, 600, 100):
+        model.partial_fit(x[start : start + 100])
+    assert model.n_steps_ == 6
+    assert float(model.counts_.sum()) == 600
+    # Well apart, no sample changes its cluster: the running means are the means.
+    labels = model.predict(x)
+    np.testing.assert_allclose(model.cluster_centers_, [x[labels == k].mean(0) for k in range(4)], atol=1e-9)
+    with pytest.raises(ValueError, match="X has 3 features, but KMeans is expecting 5"):
+        model.partial_fit(x[:, :3])
+    with pytest.raises(ValueError, match="expected at most the 3 samples, got 4"):
+        KMeans(4).partial_fit(x[:3])
+    assert KMeans(4).partial_fit(x[:100]).fit(x).inertia_ == KMeans(4).fit(x).inertia_
+
+
+def test_mini_batches_are_the_same_every_time():
+    x, _ = blobs(500, 4, 6)
+    a, b = (KMeans(6, batch_size=64, random_state=3).fit(x) for _ in range(2))
+    assert np.array_equal(a.cluster_centers_, b.cluster_centers_)
+
+
+# --- balanced -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+@pytest.mark.parametrize("cap", [1.0, 1.3])
+def test_no_cluster_beyond_its_cap(metric, cap):
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.normal(size=(700, 5)), rng.normal(size=(103, 5)) + 6])
+    model = BalancedKMeans(9, cap=cap, metric=metric).fit(x)
+    sizes = np.bincount(model.labels_, minlength=9)
+    assert sizes.max() <= math.ceil(cap * 803 / 9)
+    assert sizes.sum() == 803
+    assert np.array_equal(sizes, model.counts_)
+    free = KMeans(9, metric=metric).fit(x)
+    assert free.inertia_ <= model.inertia_ * 1.001 < 2.5 * free.inertia_
+    assert (model.prices_ <= 0).all()
+
+
+def test_a_wide_cap_is_k_means():
+    x, _ = blobs(400, 4, 5)
+    start = x[:5]
+    balanced = BalancedKMeans(5, cap=5.0, init=start, tol=0, max_iter=100).fit(x)
+    plain = KMeans(5, init=start, tol=0, max_iter=100).fit(x)
+    assert np.array_equal(balanced.labels_, plain.labels_)
+
+
+def test_the_rounding_is_stable():
+    """No sample and cluster would both rather have each other."""
+    x = np.random.default_rng(1).normal(size=(120, 3))
+    model = BalancedKMeans(7, cap=1.0, max_iter=1).fit(x)
+    # Prices and centroids of the last pass made the labels.
+    cost = ((x[:, None] - model.cluster_centers_) ** 2).sum(-1) - model.prices_
+    own = cost[np.arange(120), model.labels_]
+    sizes = np.bincount(model.labels_, minlength=7)
+    dearest = np.array([own[model.labels_ == k].max() for k in range(7)])
+    full = sizes >= math.ceil(120 / 7)
+    wish = cost < own[:, None] - 1e-9
+    assert not (wish & ~full).any()
+    assert not (wish & (cost < dearest - 1e-9)).any()
+
+
+def test_balanced_duplicates_and_refusals():
+    model = BalancedKMeans(3).fit(np.ones((10, 2)))
+    assert sorted(np.bincount(model.labels_, minlength=3)) == [2, 4, 4]
+    with pytest.raises(ValueError, match="cap: expected a finite number of at least 1"):
+        BalancedKMeans(2, cap=0.5).fit(np.eye(4))
+    with pytest.raises(ValueError, match="sample_weight: balanced"):
+        BalancedKMeans(2).fit(np.eye(4), sample_weight=np.ones(4))
+    with pytest.raises(NotImplementedError, match="all samples at once"):
+        BalancedKMeans(2).partial_fit(np.eye(4))
+
+
+# --- bisecting ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("split", ["inertia", "size"])
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_bisecting_finds_the_clusters_and_predicts_its_labels(split, metric):
+    x, truth = blobs(800, 6, 8)
+    model = BisectingKMeans(8, split=split, metric=metric).fit(x)
+    assert model.n_clusters_ == 8
+    assert agreement(model.labels_, truth) > 0.85
+    assert np.array_equal(model.predict(x), model.labels_)
+    u = x if metric == "euclidean" else x / np.linalg.norm(x, axis=1, keepdims=True)
+    c = model.cluster_centers_
+    assert model.inertia_ == pytest.approx(((u - c[model.labels_]) ** 2).sum())
+    assert model.transform(x).shape == (800, 8)
+
+
+def test_bisecting_every_sample_and_samples_alike():
+    x = np.random.default_rng(0).normal(size=(40, 3))
+    model = BisectingKMeans(40).fit(x)
+    assert sorted(model.labels_) == list(range(40))
+    alike = BisectingKMeans(4).fit(np.repeat(np.eye(2), 5, axis=0))
+    assert alike.n_clusters_ == 2
+    with pytest.raises(ValueError, match="split: expected one of"):
+        BisectingKMeans(2, split="best").fit(x)
+    with pytest.raises(RuntimeError, match="BisectingKMeans is not fitted"):
+        BisectingKMeans(2).predict(x)
+
+
+# --- hierarchical -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_levels_are_nested(metric):
+    x, _ = blobs(900, 6, 30)
+    model = HierarchicalKMeans((60, 20, 5), metric=metric, n_resampling=2).fit(x)
+    assert [len(c) for c in model.levels_] == [60, 20, 5]
+    for level in range(3):
+        assert np.array_equal(model.predict(x, level), model.labels_of(level))
+    fine, coarse = model.labels_of(0), model.labels_of(2)
+    assert all(len(set(coarse[fine == k])) <= 1 for k in range(60))
+
+
+def test_resampling_evens_out_a_crowd():
+    """Nine tenths of the samples in a corner: plain k-means puts nine tenths of its centroids there."""
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.uniform(0, 0.2, size=(3600, 2)), rng.uniform(0, 1, size=(400, 2))])
+
+    def crowded(model: HierarchicalKMeans) -> float:
+        return float((np.asarray(model.levels_[0]) < 0.2).all(1).mean())
+
+    plain = crowded(HierarchicalKMeans((50, 5)).fit(x))
+    even = crowded(HierarchicalKMeans((50, 5), n_resampling=10, members=5).fit(x))
+    assert even < 0.7 * plain
+
+
+def test_samples_are_even_over_clusters():
+    rng = np.random.default_rng(0)
+    x = np.concatenate(
+        [rng.normal(size=(900, 3)), rng.normal(size=(60, 3)) + 40, rng.normal(size=(40, 3)) - 40]
+    )
+    model = HierarchicalKMeans((12, 3), random_state=1).fit(x)
+    chosen = model.sample(150)
+    assert len(set(chosen.tolist())) == 150
+    sizes = np.bincount(model.labels_of(1)[chosen], minlength=3)
+    assert sorted(sizes) == [40, 55, 55]
+    with pytest.raises(ValueError, match="size: expected at most the 1000 samples"):
+        model.sample(1001)
+    with pytest.raises(ValueError, match="expected falling numbers"):
+        HierarchicalKMeans((3, 5)).fit(x)
+
+
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=8), st.integers(0, 200))
+def test_even_shares(sizes, total):
+    shares = even_shares(torch.tensor(sizes), total)
+    assert int(shares.sum()) == min(total, sum(sizes))
+    assert (shares <= torch.tensor(sizes)).all()
+    cut = [s for s, size in zip(shares.tolist(), sizes, strict=True) if s < size]
+    assert not cut or max(shares.tolist()) <= min(cut) + 1
+
+
+# --- empty clusters, starts, bounds -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("empty", ["farthest", "split", "keep"])
+@pytest.mark.parametrize("algorithm", ["lloyd", "hamerly"])
+def test_empty_clusters(empty, algorithm):
+    x, _ = blobs(300, 3, 6)
+    start = np.concatenate([x[:3], np.full((3, 3), 1e3) + np.arange(3)[:, None]])
+    model = KMeans(6, init=start, empty=empty, algorithm=algorithm)
+    if empty == "keep":
+        with pytest.warns(UserWarning, match="left 3 of 6 clusters empty"):
+            model.fit(x)
+        np.testing.assert_allclose(model.cluster_centers_[3:], start[3:])
+    else:
+        model.fit(x)
+        assert model.counts_.min() > 0
+
+
+@pytest.mark.parametrize("init", ["k-means++", "k-means||", "random"])
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_every_start_gives_k_different_samples(init, metric):
+    x, truth = blobs(700, 6, 12)
+    model = KMeans(12, init=init, metric=metric, n_init=3, random_state=1).fit(x)
+    assert model.counts_.min() > 0
+    assert agreement(model.labels_, truth) > (0.7 if init == "random" else 0.9)
+    weights = np.zeros(700)
+    weights[:13] = 1  # no start takes what weighs nothing
+    few = KMeans(12, init=init, metric=metric, max_iter=1).fit(x, sample_weight=weights)
+    assert np.isin(few.counts_, [1, 2]).all()
+
+
+def test_a_scalable_start_of_many_clusters():
+    x = np.random.default_rng(0).normal(size=(9000, 4)).astype(np.float32)
+    model = KMeans(4500, init="k-means||", max_iter=1).fit(x)
+    assert model.counts_.min() > 0
+    random = KMeans(4500, init="random", n_init=1, max_iter=1).fit(x)
+    assert model.inertia_ < random.inertia_
+
+
+shapes = st.tuples(st.integers(1, 80), st.integers(1, 6), st.integers(1, 12))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shapes,
+    st.integers(0, 1000),
+    st.sampled_from(["euclidean", "cosine"]),
+    st.sampled_from([0, -60, 60]),
+    st.sampled_from([0.0, 1e4]),
+    st.booleans(),
+)
+@pytest.mark.filterwarnings("ignore:k-means left")
+def test_bounds_change_no_assignment(shape, seed, metric, exponent, offset, duplicates):
+    n, d, k = shape
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, d)) + offset
+    if duplicates:
+        x = np.round(x)  # exact ties
+    x = (x * 2.0**exponent).astype(np.float32)
+    k = min(k, n, int((x != 0).any(1).sum()))
+    if k == 0:
+        return
+    start = x[(x != 0).any(1)][:k]
+    plain, bounded = (
+        KMeans(k, metric=metric, init=start, algorithm=a, tol=0.0, max_iter=12).fit(x)
+        for a in ("lloyd", "hamerly")
+    )
+    assert np.array_equal(plain.labels_, bounded.labels_)
+    assert bounded.n_iter_ == plain.n_iter_
+    square = 1.0 if metric == "cosine" else 4.0**exponent
+    assert bounded.inertia_ == pytest.approx(plain.inertia_, rel=1e-5, abs=1e-10 * square)
+    assert np.isfinite(plain.cluster_centers_).all()

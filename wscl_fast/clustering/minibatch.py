@@ -1,0 +1,118 @@
+"""Mini-batch k-means: centroids as running means over batches, for streams and for very large data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from wscl_fast.clustering.lloyd import Clustering, Progress, lloyd
+from wscl_fast.clustering.points import Points, unit
+from wscl_fast.functional import kmeans_update
+
+_PATIENCE = 10  # batches whose smoothed inertia may fail to improve, as in scikit-learn
+
+
+class RunningMeans:
+    """The weighted mean of every sample that a centroid was ever nearest to.
+
+    Source: Sculley, *Web-Scale K-Means Clustering*, WWW 2010: a rate of 1 / count for each centroid.
+
+    Args:
+        centroids: where to start [K, d].
+        cosine: whether centroids are directions.
+    """
+
+    def __init__(self, centroids: Tensor, cosine: bool) -> None:
+        self.centroids, self.cosine = centroids, cosine
+        self.sums = torch.zeros(centroids.shape, dtype=torch.float64, device=centroids.device)
+        self.counts = self.sums.new_zeros(len(centroids))
+
+    def add(self, points: Points) -> float:
+        """Assign a batch and move the centroids; returns its inertia per unit of weight."""
+        sums, counts = torch.zeros_like(self.sums), torch.zeros_like(self.counts)
+        inertia = self.counts.new_zeros(1)
+        for rows, block in points.blocks():
+            weights = None if points.weights is None else points.weights[rows]
+            found = kmeans_update(block, self.centroids, weights=weights, metric=points.metric)
+            sums += found.sums
+            counts += found.counts
+            inertia += found.inertia * (2 if self.cosine else 1)
+        sums, counts, inertia = (points.ranks.sum(part) for part in (sums, counts, inertia))
+        self.sums += sums
+        self.counts += counts
+        seen = self.counts[:, None] > 0
+        means = unit(self.sums) if self.cosine else self.sums / self.counts[:, None].where(seen, 1)
+        usable = seen & (means != 0).any(dim=1, keepdim=True) if self.cosine else seen
+        self.centroids = torch.where(usable, means, self.centroids.double()).to(self.centroids.dtype)
+        return float(inertia / counts.sum().clamp(min=1e-300))
+
+
+def batches(points: Points, size: int, generator: torch.Generator) -> Iterator[Points]:
+    """All rows once, in batches of `size` over all ranks: shuffled, within blocks where they are in files."""
+    share = max(1, size // points.ranks.size)
+    most = int(points.ranks.gather(torch.tensor([points.n], device=points.device)).max())
+    left = -(-most // share)  # every rank gives as many batches, the last ones perhaps empty
+    for rows, block in points.raw():
+        order = torch.randperm(len(block), generator=generator).to(points.device)
+        for start in range(0, len(block), share):
+            picked = order[start : start + share]
+            weights = None if points.weights is None else points.weights[rows][picked]
+            left -= 1
+            yield _batch(points, block[picked], weights)
+    for _ in range(left):
+        nothing = None if points.weights is None else points.weights[:0]
+        yield _batch(points, torch.empty(0, points.dim, dtype=points.dtype, device=points.device), nothing)
+
+
+def minibatch(
+    points: Points,
+    centroids: Tensor,
+    *,
+    batch_size: int,
+    max_iter: int,
+    tolerance: float,
+    empty: str,
+    generator: torch.Generator,
+    report: Callable[[Tensor, Progress], None] | None = None,
+) -> Clustering:
+    """Passes over shuffled batches, then one pass that assigns every sample; no sample is left out.
+
+    Stops after `max_iter` passes, when a pass moved the centroids by at most `tolerance`, or when the
+    smoothed inertia of the batches has not improved for ten of them.
+    """
+    means = RunningMeans(centroids, points.metric == "cosine")
+    history: list[float] = []
+    smooth, best, stale = None, float("inf"), 0
+    n_iter, ended = 0, False
+    while not ended:
+        n_iter += 1
+        before, total, count = means.centroids, 0.0, 0
+        for batch in batches(points, batch_size, generator):
+            value = means.add(batch)
+            total, count = total + value, count + 1
+            rate = min(1.0, 2 * batch_size / (points.n_all + 1))
+            smooth = value if smooth is None else smooth + rate * (value - smooth)
+            best, stale = (smooth, 0) if smooth < best else (best, stale + 1)
+        history.append(total / count * points.n_all)
+        movement = float((means.centroids.double() - before.double()).square().sum())
+        ended = movement <= tolerance or n_iter >= max_iter or stale >= _PATIENCE
+        if report is not None:
+            report(means.centroids, Progress(n_iter, history, ended))
+    # One update of all samples fills what stayed empty; its last pass assigns.
+    lonely = bool((means.counts == 0).any())
+    begin = Progress(n_iter, history, ended=not lonely)
+    return lloyd(
+        points,
+        means.centroids,
+        max_iter=n_iter + 1,
+        tolerance=0.0,
+        empty=empty,
+        algorithm="lloyd",
+        begin=begin,
+    )
+
+
+def _batch(points: Points, rows: Tensor, weights: Tensor | None) -> Points:
+    return Points(rows, weights=weights, metric=points.metric, ranks=points.ranks, frame=points.frame)
