@@ -14,14 +14,15 @@ PACKAGE = ROOT / "wscl_fast"
 
 # What each part may import of the package, beside itself.
 ALLOWED = {
-    "reference": set(),
-    "chunked": set(),
+    "pairs": set(),
+    "reference": {"pairs"},
+    "chunked": {"pairs", "reference"},
     "_ops": set(),
     "_build": {"_ops"},
-    "functional": {"_ops", "chunked", "reference"},
+    "functional": {"_ops", "chunked", "reference", "pairs"},
     "losses": {"functional", "distributed"},
     "queue": {"distributed"},
-    "distributed": {"functional", "_ops"},
+    "distributed": {"functional", "_ops", "pairs"},
     "clustering": {"functional", "distributed"},
     "data": set(),
     "train": {"losses", "queue", "distributed", "clustering", "data", "functional", "_build"},

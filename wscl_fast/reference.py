@@ -1,4 +1,4 @@
-"""The definition in plain PyTorch: oracle of the tests, last fallback, baseline of the benchmarks.
+"""The definitions in plain PyTorch: oracle of the tests, last fallback, baseline of the benchmarks.
 
 Every function here materialises the whole matrix and says what is computed in the fewest words;
 :mod:`wscl_fast.chunked` and the fused kernels are held to it.
@@ -6,45 +6,94 @@ Every function here materialises the whole matrix and says what is computed in t
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from wscl_fast.pairs import Meets, Pairs
+
+
+def logits(pairs: Pairs) -> Tensor:
+    """``S = scale * q @ k.T``, ``[N, M]``."""
+    return pairs.scale.to(pairs.queries.dtype) * (pairs.queries @ pairs.keys.T)
+
+
+def masked_logsumexp(values: Tensor, mask: Tensor) -> Tensor:
+    """``logsumexp`` of every row over the mask; −inf, with gradient zero, where it is empty."""
+    empty = ~mask.any(1)
+    masked = values.masked_fill(~mask, -torch.inf).masked_fill(empty[:, None], 0)
+    return masked.logsumexp(1).masked_fill(empty, -torch.inf)
+
+
+def logsumexp(pairs: Pairs, meets: Meets, factor: float = 1.0) -> Tensor:
+    """``log Σ e^{factor · S_ij}`` over the keys that query i meets, ``[N]``; −inf where there are none."""
+    return masked_logsumexp(factor * logits(pairs), pairs.tile(meets))
+
+
+def softplus_sum(pairs: Pairs, meets: Meets, offset: Tensor) -> Tensor:
+    """``Σ log(1 + e^{S_ij + offset_i})`` over the keys that query i meets, ``[N]``."""
+    terms = -logsigmoid(-logits(pairs) - offset[:, None])  # softplus, without its switch to the line
+    return terms.masked_fill(~pairs.tile(meets), 0).sum(1)
 
 
 def clustered_infonce(
-    queries: Tensor,  # [N, d]
-    keys: Tensor,  # [M, d]
-    query_clusters: Tensor,  # [N] int64
-    key_clusters: Tensor,  # [M] int64
-    own: Tensor | None,  # [N] int64: index of the query's own key, −1 where it has none
-    scale: Tensor,  # 0-dim, 1 / temperature
+    positive: Pairs,
+    negative: Pairs,
     *,
     inner: bool,
-    ignore_index: int,
+    denominator: str = "all",
+    hardness: float = 0.0,
+    prior: float = 0.0,
+    floor: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Clustered InfoNCE of every row by its definition, in N × M memory.
 
-    ``S = scale * q @ k.T``; ``loss = logsumexp(S over allowed) − mean(S over positives)`` for
-    ``inner=False`` and ``− logmeanexp(S over positives)`` for ``inner=True``.
+    ``positive`` says by its ids which pairs are positives, ``negative`` which are negatives (the others).
 
     Returns:
-        The loss of every row ``[N]``, zero without a positive, and the count of its positives ``[N]``, int64.
+        The loss of every row ``[N]``, zero where it takes no part, and its count of positives ``[N]``, int64.
     """
-    allowed = (key_clusters != ignore_index).expand(len(queries), -1)
-    if own is not None:
-        allowed = allowed & (torch.arange(len(keys), device=keys.device) != own[:, None])
-    positive = allowed & (query_clusters[:, None] == key_clusters)
-    count = positive.sum(1)
-    # Rows without a positive keep their logits unmasked: finite, so that the zero gradient stays zero.
-    valid = (count > 0)[:, None]
-    logits = scale.to(queries.dtype) * (queries @ keys.T)
-    denominator = logits.masked_fill(valid & ~allowed, -torch.inf).logsumexp(1)
-    share = 1 / count.clamp(min=1).to(logits.dtype)
-    if inner:
-        numerator = logits.masked_fill(valid & ~positive, -torch.inf).logsumexp(1) + share.log()
+    is_positive, is_negative = positive.tile("same"), negative.tile("other")
+    count, negatives = is_positive.sum(1), is_negative.sum(1)
+    valid = count > 0
+    if denominator == "decoupled":
+        valid = valid & (negatives > 0)
+    count = count.masked_fill(~valid, 0)
+    # Rows that take no part keep finite logits, so that the zero gradient stays zero.
+    s = logits(positive)
+    share = 1 / count.clamp(min=1).to(s.dtype)
+    mean_exponential = masked_logsumexp(s, is_positive) + share.log()
+
+    mass = masked_logsumexp(s, is_negative)  # log Σ e^S over the negatives
+    if hardness or prior:
+        size = negatives.clamp(min=1).to(s.dtype).log()
+        mean = masked_logsumexp((1 + hardness) * s, is_negative) - masked_logsumexp(hardness * s, is_negative)
+        if prior:
+            assert floor is not None
+            taken = math.log(prior) + mean_exponential
+            left = (mean.exp() - taken.exp()) / (1 - prior)
+            low = floor.exp().expand_as(left)
+            mean = torch.where(left > low, left, low).log()
+        mass = torch.where(negatives > 0, size + mean, -torch.inf)
+    mass = torch.where(mass == -torch.inf, torch.finfo(s.dtype).min / 4, mass)
+
+    if denominator == "other":
+        per_pair = logsigmoid(s - mass[:, None])  # log e^S / (e^S + negatives)
+        if inner:
+            loss = -(masked_logsumexp(per_pair, is_positive) + share.log())
+        else:
+            loss = -per_pair.masked_fill(~is_positive, 0).sum(1) * share
     else:
-        numerator = logits.masked_fill(~positive, 0).sum(1) * share
-    loss = denominator - numerator
-    return loss.masked_fill(~valid[:, 0], 0), count
+        numerator = mean_exponential if inner else s.masked_fill(~is_positive, 0).sum(1) * share
+        if denominator == "all":
+            plain = not (hardness or prior)
+            everything = masked_logsumexp(s, is_positive | is_negative)
+            both = torch.stack([mass, masked_logsumexp(s, is_positive)])
+            mass = everything if plain else both.logsumexp(0)
+        loss = mass - numerator
+    return torch.where(valid, loss, 0.0), count
 
 
 def distances(x: Tensor, centroids: Tensor, *, cosine: bool) -> Tensor:

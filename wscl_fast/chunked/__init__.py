@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from wscl_fast.chunked.infonce import clustered_infonce
+from wscl_fast.chunked.infonce import (
+    clustered_infonce,
+    logsumexp,
+    logsumexp_of_logsigmoid,
+    softplus_sum,
+)
 from wscl_fast.chunked.kmeans import kmeans_assign, kmeans_update
 
-__all__ = ["clustered_infonce", "kmeans_assign", "kmeans_update"]
+__all__ = [
+    "clustered_infonce",
+    "kmeans_assign",
+    "kmeans_update",
+    "logsumexp",
+    "logsumexp_of_logsigmoid",
+    "softplus_sum",
+]

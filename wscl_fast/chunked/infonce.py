@@ -1,203 +1,137 @@
-"""Clustered InfoNCE in plain PyTorch with memory linear in N + M, for any device and any dtype.
+"""The passes in plain PyTorch with memory linear in N + M, for any device, any dtype, any derivative.
 
-The mathematics of the fused kernels, block by block: an online log-sum-exp over tiles of logits that
-carries the softmax-weighted keys along, and a backward pass that recomputes the tiles. A tile is at
-most ``ROWS × COLUMNS`` logits, so peak memory does not grow with N × M.
+A pass is cut into tiles of at most ``ROWS × COLUMNS`` logits. Each tile is a checkpoint: the backward pass
+computes it again instead of keeping it, so peak memory does not grow with N × M, and second derivatives come
+by themselves. Where only pairs of one id meet, rows and columns are put in the order of their ids first, and
+a block of rows meets no more than the range of keys that its ids span.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
+from torch.utils.checkpoint import checkpoint
+
+from wscl_fast.pairs import Meets, Pairs, matching_mean
+from wscl_fast.reference import masked_logsumexp
 
 ROWS = 1024
 COLUMNS = 4096
+SORTED_ROWS = 128  # fewer rows span fewer ids, and so a narrower range of keys
+
+# From the logits of a tile, the mask of the pairs that meet and what is given for the rows: a value a row.
+TileFunction = Callable[..., Tensor]
 
 
-class Labels(NamedTuple):
-    """What decides which pairs count."""
+def logsumexp(pairs: Pairs, meets: Meets, factor: float = 1.0) -> Tensor:
+    """``log Σ e^{factor · S_ij}`` over the keys that query i meets, ``[N]``; −inf where there are none."""
 
-    query_clusters: Tensor  # [N] int64
-    key_clusters: Tensor  # [M] int64
-    own: Tensor | None  # [N] int64, the key that a query must not meet, or −1
-    ignore_index: int
+    def tile(logits: Tensor, mask: Tensor) -> Tensor:
+        return masked_logsumexp(factor * logits, mask)
 
-    def tile(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
-        """The masks ``allowed`` and ``positive`` of one tile."""
-        keys = self.key_clusters[columns]
-        allowed = (keys != self.ignore_index).expand(len(self.query_clusters[rows]), -1)
-        if self.own is not None:
-            index = torch.arange(columns.start, columns.stop, device=keys.device)
-            allowed = allowed & (index != self.own[rows, None])
-        return allowed, allowed & (self.query_clusters[rows, None] == keys)
+    return _reduce(pairs, meets, tile, _join_logsumexp)
 
 
-class _Softmax:
-    """Online log-sum-exp of rows of logits, carrying ``softmax @ values``."""
+def softplus_sum(pairs: Pairs, meets: Meets, offset: Tensor) -> Tensor:
+    """``Σ log(1 + e^{S_ij + offset_i})`` over the keys that query i meets, ``[N]``."""
 
-    def __init__(self, like: Tensor, rows: int, width: int) -> None:
-        self.maximum = like.new_full((rows,), -torch.inf)
-        self.total = like.new_zeros(rows)
-        self.output = like.new_zeros(rows, width)
+    def tile(logits: Tensor, mask: Tensor, offset: Tensor) -> Tensor:
+        return -logsigmoid(-logits - offset[:, None]).masked_fill(~mask, 0).sum(1)
 
-    def update(self, logits: Tensor, values: Tensor | None) -> None:
-        maximum = torch.maximum(self.maximum, logits.amax(1))
-        finite = torch.where(maximum == -torch.inf, 0.0, maximum)  # rows that met no key yet
-        shrink = (self.maximum - finite).exp()
-        weights = (logits - finite[:, None]).exp()
-        self.total = self.total * shrink + weights.sum(1)
-        if values is not None:
-            self.output = self.output * shrink[:, None] + weights @ values
-        self.maximum = maximum
-
-    def log_sum_exp(self) -> Tensor:
-        return self.maximum + self.total.log()
-
-    def mean(self) -> Tensor:
-        return self.output / self.total[:, None].clamp(min=torch.finfo(self.total.dtype).tiny)
+    return _reduce(pairs, meets, tile, _join_sum, offset)
 
 
-def _blocks(size: int, step: int) -> Iterator[slice]:
-    return (slice(start, min(start + step, size)) for start in range(0, size, step))
+def logsumexp_of_logsigmoid(pairs: Pairs, offset: Tensor) -> Tensor:
+    """``log Σ σ(S_ij + offset_i)`` over the keys of query i's id, ``[N]``; −inf where there are none."""
+
+    def tile(logits: Tensor, mask: Tensor, offset: Tensor) -> Tensor:
+        return masked_logsumexp(logsigmoid(logits + offset[:, None]), mask)
+
+    return _reduce(pairs, "same", tile, _join_logsumexp, offset)
 
 
-def _forward(
-    queries: Tensor, keys: Tensor, scale: Tensor, labels: Labels, inner: bool, need_direction: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Per-row loss, positives' count, LSE over allowed and over positive keys, and ∂loss/∂(scale · q)."""
-    parts: list[tuple[Tensor, ...]] = []
-    width = keys.shape[1] if need_direction else 0
-    for rows in _blocks(len(queries), ROWS):
-        q = queries[rows]
-        count = labels.query_clusters.new_zeros(len(q))
-        everything, matching = _Softmax(queries, len(q), width), _Softmax(queries, len(q), width)
-        mean_logit, mean_key = queries.new_zeros(len(q)), queries.new_zeros(len(q), width)
-        for columns in _blocks(len(keys), COLUMNS):
-            k = keys[columns]
-            allowed, positive = labels.tile(rows, columns)
-            values = k if need_direction else None
-            logits = scale * (q @ k.T)
-            count = count + positive.sum(1)
-            everything.update(logits.masked_fill(~allowed, -torch.inf), values)
-            if inner:
-                matching.update(logits.masked_fill(~positive, -torch.inf), values)
-            else:
-                mean_logit = mean_logit + logits.masked_fill(~positive, 0).sum(1)
-                if need_direction:
-                    mean_key = mean_key + positive.to(k.dtype) @ k
-        valid = count > 0
-        share = 1 / count.clamp(min=1).to(q.dtype)
-        lse, positive_lse = everything.log_sum_exp(), matching.log_sum_exp()
-        numerator = positive_lse + share.log() if inner else mean_logit * share
-        loss = torch.where(valid, lse - numerator, 0.0)
-        if need_direction:
-            pulled = matching.mean() if inner else mean_key * share[:, None]
-            direction = torch.where(valid[:, None], everything.mean() - pulled, 0.0)
-        else:
-            direction = mean_key
-        parts.append((loss, count, lse, positive_lse, direction))
-    if not parts:
-        empty = queries.new_zeros(0)
-        return empty, labels.query_clusters.new_zeros(0), empty, empty, queries.new_zeros(0, width)
-    loss, count, lse, positive_lse, direction = (torch.cat(column) for column in zip(*parts, strict=True))
-    return loss, count, lse, positive_lse, direction
+def clustered_infonce(pairs: Pairs, *, inner: bool) -> tuple[Tensor, Tensor]:
+    """Clustered InfoNCE of every row, all keys in the denominator: ``reference.clustered_infonce``."""
+    pairs = pairs.folded()
+    numerator, count = matching_mean(pairs)
+    if inner:
+        numerator = logsumexp(pairs, "same") - count.clamp(min=1).to(numerator.dtype).log()
+    loss = logsumexp(pairs, "all") - numerator
+    return torch.where(count > 0, loss, 0.0), count
 
 
-def _key_gradient(
-    grad: Tensor,
-    queries: Tensor,
-    keys: Tensor,
-    scale: Tensor,
-    labels: Labels,
-    inner: bool,
-    count: Tensor,
-    lse: Tensor,
-    positive_lse: Tensor,
+def _join_logsumexp(parts: Tensor) -> Tensor:
+    if len(parts) == 1:
+        return parts[0]
+    return masked_logsumexp(parts.T, (parts != -torch.inf).T)
+
+
+def _join_sum(parts: Tensor) -> Tensor:
+    return parts.sum(0)
+
+
+def _blocks(start: int, stop: int, step: int) -> Iterator[slice]:
+    """The slices of a range, at least one: an empty tile keeps the graph of gradients whole."""
+    return (slice(i, min(i + step, stop)) for i in range(start, max(stop, start + 1), step))
+
+
+def _reduce(
+    pairs: Pairs, meets: Meets, function: TileFunction, join: Callable[[Tensor], Tensor], *vectors: Tensor
 ) -> Tensor:
-    """∂loss/∂keys: the tiles are computed again, one block of keys after another."""
-    grad_keys = torch.zeros_like(keys)
-    valid = count > 0
-    push = torch.where(valid, grad, 0.0)
-    share = push / count.clamp(min=1).to(push.dtype)
-    for columns in _blocks(len(keys), COLUMNS):
-        k = keys[columns]
-        for rows in _blocks(len(queries), ROWS):
-            q = queries[rows]
-            allowed, positive = labels.tile(rows, columns)
-            met = valid[rows, None]
-            logits = scale * (q @ k.T)
-            weights = (
-                push[rows, None] * (logits - lse[rows, None]).masked_fill(~(allowed & met), -torch.inf).exp()
-            )
-            if inner:
-                pull = (logits - positive_lse[rows, None]).masked_fill(~(positive & met), -torch.inf).exp()
-                weights = weights - push[rows, None] * pull
-            else:
-                weights = weights - share[rows, None] * positive.to(weights.dtype)
-            grad_keys[columns] += scale * (weights.T @ q)
-    return grad_keys
+    """A value for every row: the function on each tile, joined over the tiles of a row."""
+    if meets == "same" and not torch.compiler.is_compiling():  # the ranges depend on the ids' values
+        return _reduce_by_id(pairs, function, join, *vectors)
+    rows = _blocks(0, len(pairs.queries), ROWS)
+    columns = slice(0, len(pairs.keys))
+    return torch.cat([_row_block(pairs, meets, function, join, r, columns, *vectors) for r in rows])
 
 
-class _ClusteredInfoNCE(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        queries: Tensor,
-        keys: Tensor,
-        scale: Tensor,
-        query_clusters: Tensor,
-        key_clusters: Tensor,
-        own: Tensor | None,
-        inner: bool,
-        ignore_index: int,
-    ) -> tuple[Tensor, Tensor]:
-        labels = Labels(query_clusters, key_clusters, own, ignore_index)
-        need_direction = ctx.needs_input_grad[0] or ctx.needs_input_grad[2]
-        loss, count, lse, positive_lse, direction = _forward(
-            queries, keys, scale, labels, inner, need_direction
-        )
-        ctx.save_for_backward(
-            queries, keys, scale, query_clusters, key_clusters, own, count, lse, positive_lse, direction
-        )
-        ctx.inner, ctx.ignore_index = inner, ignore_index
-        ctx.mark_non_differentiable(count)
-        return loss, count
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        queries, keys, scale, query_clusters, key_clusters, own, count, lse, positive_lse, direction = (
-            ctx.saved_tensors
-        )
-        labels = Labels(query_clusters, key_clusters, own, ctx.ignore_index)
-        grad_queries = grad_keys = grad_scale = None
-        if ctx.needs_input_grad[0]:
-            grad_queries = (scale * grad)[:, None] * direction
-        if ctx.needs_input_grad[1]:
-            grad_keys = _key_gradient(grad, queries, keys, scale, labels, ctx.inner, count, lse, positive_lse)
-        if ctx.needs_input_grad[2]:
-            grad_scale = (grad * (queries * direction).sum(1)).sum()
-        return grad_queries, grad_keys, grad_scale, None, None, None, None, None
-
-
-def clustered_infonce(
-    queries: Tensor,  # [N, d]
-    keys: Tensor,  # [M, d]
-    query_clusters: Tensor,  # [N] int64
-    key_clusters: Tensor,  # [M] int64
-    own: Tensor | None,  # [N] int64
-    scale: Tensor,  # 0-dim, 1 / temperature
-    *,
-    inner: bool,
-    ignore_index: int,
-) -> tuple[Tensor, Tensor]:
-    """Clustered InfoNCE of every row in memory linear in N + M, as :mod:`wscl_fast.reference` defines it."""
-    # Dynamo does not trace a Function that is given one tensor twice; a view of it is another tensor.
-    keys, key_clusters = keys.view_as(keys), key_clusters.view_as(key_clusters)
-    loss, count = _ClusteredInfoNCE.apply(  # type: ignore[no-untyped-call]
-        queries, keys, scale.to(queries.dtype), query_clusters, key_clusters, own, inner, ignore_index
+def _reduce_by_id(
+    pairs: Pairs, function: TileFunction, join: Callable[[Tensor], Tensor], *vectors: Tensor
+) -> Tensor:
+    """The same over pairs of one id, rows and columns in the order of their ids."""
+    query_order = pairs.query_ids.argsort(stable=True)
+    key_order = pairs.key_ids.argsort(stable=True)
+    own = pairs.own
+    if own is not None and len(key_order):
+        place = key_order.argsort()
+        own = torch.where(own < 0, -1, place[own.clamp(min=0, max=len(place) - 1)])[query_order]
+    query_ids, key_ids = pairs.query_ids[query_order], pairs.key_ids[key_order]
+    ordered = pairs._replace(
+        queries=pairs.queries.index_select(0, query_order),
+        keys=pairs.keys.index_select(0, key_order),
+        query_ids=query_ids,
+        key_ids=key_ids,
+        own=own,
     )
-    return loss, count
+    vectors = tuple(vector.index_select(0, query_order) for vector in vectors)
+    low = torch.searchsorted(key_ids, query_ids).tolist()
+    high = torch.searchsorted(key_ids, query_ids, right=True).tolist()
+    results = []
+    for rows in _blocks(0, len(query_ids), SORTED_ROWS):
+        columns = slice(low[rows.start], high[rows.stop - 1]) if low else slice(0, 0)
+        results.append(_row_block(ordered, "same", function, join, rows, columns, *vectors))
+    return torch.cat(results).index_select(0, query_order.argsort())
+
+
+def _row_block(
+    pairs: Pairs,
+    meets: Meets,
+    function: TileFunction,
+    join: Callable[[Tensor], Tensor],
+    rows: slice,
+    columns: slice,
+    *vectors: Tensor,
+) -> Tensor:
+    parts = []
+    for block in _blocks(columns.start, columns.stop, COLUMNS):
+
+        def tile(q: Tensor, k: Tensor, scale: Tensor, *of_rows: Tensor, block: slice = block) -> Tensor:
+            return function(scale * (q @ k.T), pairs.tile(meets, rows, block), *of_rows)
+
+        inputs = (pairs.queries[rows], pairs.keys[block], pairs.scale, *(v[rows] for v in vectors))
+        parts.append(checkpoint(tile, *inputs, use_reentrant=False, preserve_rng_state=False))
+    return join(torch.stack(parts))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from wscl_fast import _ops
 from wscl_fast._ops import Block
-from wscl_fast.distributed.pairs import Meets, Pairs
+from wscl_fast.pairs import Meets, Pairs
 
 __all__ = ["logsumexp", "logsumexp_backward", "nothing"]
 

@@ -11,10 +11,10 @@ from wscl_fast import _ops, functional
 from wscl_fast.distributed import ring
 from wscl_fast.distributed.collectives import Group, rank, rows_of_ranks, sum_over_ranks, world_size
 from wscl_fast.distributed.collectives import gather as gather_rows
-from wscl_fast.distributed.pairs import Pairs, matching_count
 from wscl_fast.functional import Impl, Positives, Reduction
 from wscl_fast.functional._checks import check_choice, check_matrix, check_vector
-from wscl_fast.functional.infonce import _scale
+from wscl_fast.functional._inputs import scale_of
+from wscl_fast.pairs import Pairs, matching_count
 
 __all__ = ["Gather", "clustered_infonce"]
 
@@ -183,7 +183,7 @@ def _ring(
             query_clusters,
             key_clusters,
             own,
-            _scale(temperature, queries, dtype),
+            scale_of(temperature, queries, dtype),
             inner=positives == "in",
             ignore_index=ignore_index,
             fused=impl == "fused" or (impl == "auto" and _ops.serves(queries.device)),

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from wscl_fast.distributed.pairs import Pairs
+from wscl_fast.pairs import Pairs
 
 __all__ = ["Matching"]
 

@@ -23,7 +23,7 @@ from wscl_fast._ops import merge_blocks
 from wscl_fast.distributed import blocks
 from wscl_fast.distributed.collectives import Group, agree, peer, rank, rows_of_ranks, world_size
 from wscl_fast.distributed.matching import Matching
-from wscl_fast.distributed.pairs import Pairs
+from wscl_fast.pairs import Pairs
 
 __all__ = ["clustered_infonce"]
 

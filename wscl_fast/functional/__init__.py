@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from wscl_fast.functional.infonce import Impl, Positives, Reduction, clustered_infonce
+from wscl_fast.functional._inputs import Impl, Reduction
+from wscl_fast.functional.infonce import Denominator, Positives, clustered_infonce
 from wscl_fast.functional.kmeans import Metric, Nearest, Update, kmeans_assign, kmeans_update
 
 __all__ = [
+    "Denominator",
     "Impl",
     "Metric",
     "Nearest",

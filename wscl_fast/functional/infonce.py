@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from wscl_fast import _ops, chunked, reference
-from wscl_fast.functional._checks import (
-    check_choice,
-    check_device,
-    check_matrix,
-    check_positive,
-    check_vector,
-    is_fake,
-)
+from wscl_fast.functional._checks import check_choice, check_vector
+from wscl_fast.functional._denominators import composed_infonce
+from wscl_fast.functional._inputs import Impl, Inputs, Reduction, check_inputs, choose, reduce_rows
+from wscl_fast.pairs import Pairs
 
-__all__ = ["Impl", "Positives", "Reduction", "clustered_infonce"]
+__all__ = ["Denominator", "Positives", "clustered_infonce"]
 
-Impl = Literal["auto", "fused", "chunked", "reference"]
 Positives = Literal["out", "in"]
-Reduction = Literal["mean", "sum", "none"]
+Denominator = Literal["all", "other", "decoupled"]
 
 
 def clustered_infonce(
@@ -32,6 +28,11 @@ def clustered_infonce(
     key_clusters: Tensor | None = None,
     temperature: float | Tensor = 0.1,
     positives: Positives = "out",
+    denominator: Denominator = "all",
+    hardness: float = 0.0,
+    prior: float = 0.0,
+    query_samples: Tensor | None = None,
+    key_samples: Tensor | None = None,
     weights: Tensor | None = None,
     ignore_index: int = -1,
     exclude_self: bool | Tensor | None = None,
@@ -45,19 +46,31 @@ def clustered_infonce(
         S = queries @ keys.T / temperature
         loss = (S.logsumexp(1) - (S * P).sum(1) / P.sum(1))[P.any(1)].mean()
 
-    Sample ids as clusters make it InfoNCE, labels make it SupCon. Keys of a query's own cluster stay in
-    the denominator. A query without a positive, or whose cluster is ``ignore_index``, contributes nothing
-    and gets gradient zero; a key whose cluster is ``ignore_index`` is no one's positive or negative.
-    Queries and keys are used as they are: normalise them first for cosine similarities.
+    Sample ids as clusters make it InfoNCE, labels make it SupCon. A query without a positive, or whose
+    cluster is ``ignore_index``, contributes nothing and gets gradient zero; a key whose cluster is
+    ``ignore_index`` is no one's positive or negative. Queries and keys are used as they are: normalise them
+    first for cosine similarities. ``docs/objective.md`` has the equations of every option.
 
     Args:
         queries: ``[N, d]``, float32 or float64 (bfloat16 and float16 are computed in float32).
         keys: ``[M, d]``. Without keys the queries are contrasted with each other, each without itself.
         query_clusters: ``[N]``, int64 cluster ids, any values.
         key_clusters: ``[M]``, int64; by default ``query_clusters`` (then M = N).
-        temperature: positive number, or a 0-dim tensor, which then receives its exact gradient.
+        temperature: positive number; or a 0-dim tensor, or one of shape ``[N]`` with a temperature for each
+            query, which then receive their exact gradient.
         positives: ``"out"``, the mean of the positives' logits outside the logarithm (SupCon's L_out), or
             ``"in"``, the logarithm of their mean exponential (L_in).
+        denominator: what a positive is told apart from. ``"all"``: every key, those of the query's own
+            cluster among them. ``"other"``: itself and the keys of other clusters, as NT-Xent has it for
+            several positives. ``"decoupled"``: the keys of other clusters alone; a query without such a key
+            then takes no part.
+        hardness: β ≥ 0; weighs a negative by ``exp(β S)`` (hard-negative sampling). 0 weighs all alike.
+        prior: τ⁺ in [0, 1), the share of a query's own kind that is expected among its negatives, taken out
+            of them again (debiased contrastive loss). It supposes vectors of length one.
+        query_samples: ``[N]``, int64 sample ids. Where given, only keys of the query's own sample are its
+            positives (its other views); clusters then say which keys are no negatives under
+            ``denominator="other"`` and ``"decoupled"``.
+        key_samples: ``[M]``, int64; by default ``query_samples``.
         weights: ``[N]``, a weight for each query.
         ignore_index: the id that says "no cluster".
         exclude_self: whether query i never meets key i. By default true where ``keys`` is not given and
@@ -65,7 +78,8 @@ def clustered_infonce(
         reduction: ``"mean"`` (weighted, over the queries that have a positive), ``"sum"`` or ``"none"``
             (``[N]``, weighted, zero where there is no positive).
         impl: ``"fused"`` (C++ kernels), ``"chunked"`` (plain PyTorch, memory linear in N + M),
-            ``"reference"`` (the definition, N × M), or ``"auto"``, the best that works.
+            ``"reference"`` (the definition, N × M), or ``"auto"``, the best that works. The first has no
+            second derivative, the others have.
 
     Returns:
         0-dim tensor, or ``[N]`` for ``reduction="none"``; float64 where an input is, else float32.
@@ -76,127 +90,107 @@ def clustered_infonce(
         RuntimeError: ``impl="fused"`` where the extension was not built or does not serve the device.
 
     Source: Tsai et al., ICLR 2022 (arXiv 2202.06670), eq. 4; Khosla et al., NeurIPS 2020 (arXiv 2004.11362),
-    eq. 2 (``"out"``) and 3 (``"in"``).
+    eq. 2 (``"out"``) and 3 (``"in"``); Yeh et al., ECCV 2022 (arXiv 2110.06848; ``"decoupled"``); Robinson
+    et al., ICLR 2021 (arXiv 2010.04592; ``hardness``); Chuang et al., NeurIPS 2020 (arXiv 2007.00224;
+    ``prior``).
     """
     check_choice("positives", positives, Positives)
+    check_choice("denominator", denominator, Denominator)
     check_choice("reduction", reduction, Reduction)
     check_choice("impl", impl, Impl)
-    check_matrix("queries", queries)
-    check_vector("query_clusters", query_clusters, len(queries), queries, integer=True)
-    if keys is None:
-        if key_clusters is not None:
-            raise ValueError("key_clusters: expected None where keys is None, got a tensor")
-    else:
-        check_matrix("keys", keys)
-        if keys.shape[1] != queries.shape[1]:
-            raise ValueError(
-                f"keys: expected {queries.shape[1]} columns as in queries, got shape {tuple(keys.shape)}"
-            )
-        check_device("keys", keys, queries)
-        if key_clusters is None:
-            if len(keys) != len(queries):
-                raise ValueError(
-                    f"key_clusters: needed where there are not as many keys ({len(keys)})"
-                    f" as queries ({len(queries)}), got None"
-                )
-            key_clusters = query_clusters
-        check_vector("key_clusters", key_clusters, len(keys), queries, integer=True)
+    _check_number("hardness", hardness, 0, math.inf)
+    _check_number("prior", prior, 0, 1)
+    inputs = check_inputs(
+        queries, keys, query_clusters, key_clusters, temperature, ignore_index, exclude_self
+    )
     if weights is not None:
         check_vector("weights", weights, len(queries), queries, integer=False)
-    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
-        raise TypeError(f"ignore_index: expected an int, got {type(ignore_index).__name__}")
-    own, in_batch = _own_keys(exclude_self, queries, keys)
-
-    dtype = (
-        torch.float64
-        if torch.float64 in (queries.dtype, keys.dtype if keys is not None else None)
-        else torch.float32
-    )
+    samples = _check_samples(inputs, query_samples, key_samples)
     with torch.autocast(queries.device.type, enabled=False):
-        scale = _scale(temperature, queries, dtype)
-        queries = queries.to(dtype)
-        keys = None if keys is None else keys.to(dtype)
-        inner = positives == "in"
-        if impl == "auto":
-            impl = "fused" if _ops.serves(queries.device) else "chunked"
-        if impl == "fused":
-            loss, count = _ops.clustered_infonce(
-                queries,
-                keys,
-                query_clusters,
-                key_clusters,
-                own,
-                scale,
-                exclude_self=in_batch,
-                inner=inner,
-                ignore_index=ignore_index,
-            )
-        else:
-            module = chunked if impl == "chunked" else reference
-            if in_batch:
-                own = torch.arange(len(queries), device=queries.device)
-            loss, count = module.clustered_infonce(
-                queries,
-                queries if keys is None else keys,
-                query_clusters,
-                query_clusters if key_clusters is None else key_clusters,
-                own,
-                scale,
-                inner=inner,
-                ignore_index=ignore_index,
-            )
-        return _reduce(loss, count, weights, reduction)
+        loss, count = _rows(
+            inputs, samples, positives == "in", denominator, hardness, prior, choose(impl, queries.device)
+        )
+        return reduce_rows(loss, count, weights, reduction)
 
 
-def _own_keys(
-    exclude_self: bool | Tensor | None, queries: Tensor, keys: Tensor | None
-) -> tuple[Tensor | None, bool]:
-    """The index of every query's own key; where the queries are the keys, whether to leave it out."""
-    if exclude_self is None or isinstance(exclude_self, bool):
-        if keys is None:
-            return None, exclude_self is not False
-        if not exclude_self:
-            return None, False
-        if len(keys) < len(queries):
+def _rows(
+    inputs: Inputs,
+    samples: Pairs | None,
+    inner: bool,
+    denominator: Denominator,
+    hardness: float,
+    prior: float,
+    impl: Impl,
+) -> tuple[Tensor, Tensor]:
+    """Loss and positives' count of every row."""
+    positive = inputs.pairs if samples is None else samples
+    negative = positive if denominator == "all" else inputs.pairs
+    plain = denominator == "all" and not hardness and not prior
+    if impl == "reference":
+        return reference.clustered_infonce(
+            positive,
+            negative,
+            inner=inner,
+            denominator=denominator,
+            hardness=hardness,
+            prior=prior,
+            floor=inputs.lowest,
+        )
+    if plain and impl == "chunked":
+        return chunked.clustered_infonce(positive, inner=inner)
+    if plain:
+        in_batch = inputs.in_batch and samples is None
+        return _ops.clustered_infonce(
+            positive.queries,
+            None if in_batch else positive.keys,
+            positive.query_ids,
+            None if in_batch else positive.key_ids,
+            None if in_batch else positive.own,
+            positive.scale,
+            exclude_self=in_batch and positive.own is not None,
+            inner=inner,
+            ignore_index=positive.ignore_index,
+        )
+    return composed_infonce(
+        positive,
+        negative,
+        fused=impl == "fused",
+        inner=inner,
+        denominator=denominator,
+        hardness=hardness,
+        prior=prior,
+        floor=inputs.lowest,
+    )
+
+
+def _check_samples(inputs: Inputs, query_samples: Tensor | None, key_samples: Tensor | None) -> Pairs | None:
+    """The pairs under sample ids, or None where clusters say who is positive."""
+    pairs = inputs.pairs
+    if query_samples is None:
+        if key_samples is not None:
+            raise ValueError("key_samples: expected None where query_samples is None, got a tensor")
+        return None
+    check_vector("query_samples", query_samples, len(pairs.queries), pairs.queries, integer=True)
+    if key_samples is None:
+        if len(pairs.keys) != len(pairs.queries):
             raise ValueError(
-                f"exclude_self: expected a key for each of the {len(queries)} queries, got {len(keys)} keys"
+                f"key_samples: needed where there are not as many keys ({len(pairs.keys)})"
+                f" as queries ({len(pairs.queries)}), got None"
             )
-        return torch.arange(len(queries), device=queries.device), False
-    if not isinstance(exclude_self, Tensor):
-        raise TypeError(f"exclude_self: expected a bool or a tensor, got {type(exclude_self).__name__}")
-    if keys is None:
-        raise ValueError("exclude_self: expected a bool where keys is None, got a tensor")
-    check_vector("exclude_self", exclude_self, len(queries), queries, integer=True)
-    return exclude_self, False
+        key_samples = query_samples
+    check_vector("key_samples", key_samples, len(pairs.keys), pairs.queries, integer=True)
+    if inputs.in_batch and key_samples is not query_samples:
+        raise ValueError("key_samples: expected None where keys is None, got a tensor")
+    ignored, nobody = pairs.ignore_index, torch.iinfo(torch.int64).min
+    # A key with a cluster but no sample stays in the denominator, and is no one's positive.
+    query_ids = torch.where(pairs.query_ids == ignored, ignored, query_samples)
+    key_ids = torch.where(key_samples == ignored, nobody, key_samples)
+    return inputs.with_ids(query_ids, torch.where(pairs.key_ids == ignored, ignored, key_ids))
 
 
-def _scale(temperature: float | Tensor, queries: Tensor, dtype: torch.dtype) -> Tensor:
-    """1 / temperature as a 0-dim tensor of the computation's dtype."""
-    if isinstance(temperature, Tensor):
-        if temperature.ndim != 0 or not temperature.is_floating_point():
-            raise TypeError(
-                "temperature: expected a number or a 0-dim floating-point tensor,"
-                f" got shape {tuple(temperature.shape)}, {temperature.dtype}"
-            )
-        check_device("temperature", temperature, queries)
-        # Looking at the value would stall a GPU and break a graph that is being traced.
-        if queries.device.type == "cpu" and not torch.compiler.is_compiling() and not is_fake(temperature):
-            check_positive(temperature.detach().item())
-        return 1 / temperature.to(dtype)
-    if isinstance(temperature, bool) or not isinstance(temperature, int | float):
-        raise TypeError(f"temperature: expected a number or a 0-dim tensor, got {type(temperature).__name__}")
-    check_positive(temperature)
-    return torch.full((), 1 / temperature, dtype=dtype, device=queries.device)
-
-
-def _reduce(loss: Tensor, count: Tensor, weights: Tensor | None, reduction: Reduction) -> Tensor:
-    if weights is not None:
-        loss = loss * weights.to(loss.dtype)
-    if reduction == "none":
-        return loss
-    total = loss.sum()
-    if reduction == "sum":
-        return total
-    anchors = (count > 0).to(loss.dtype)
-    share = anchors.sum() if weights is None else (anchors * weights.to(loss.dtype)).sum()
-    return total / torch.where(share == 0, torch.ones_like(share), share)
+def _check_number(name: str, value: object, low: float, below: float) -> None:
+    """Refuse what is not a number of ``[low, below)``."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    if not low <= value < below:
+        raise ValueError(f"{name}: expected a number of at least {low} and below {below}, got {value}")

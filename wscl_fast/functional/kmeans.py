@@ -9,7 +9,7 @@ from torch import Tensor
 
 from wscl_fast import _ops, chunked, reference
 from wscl_fast.functional._checks import check_choice, check_matrix, check_vector, is_fake
-from wscl_fast.functional.infonce import Impl
+from wscl_fast.functional._inputs import Impl
 
 __all__ = ["Metric", "Nearest", "Update", "kmeans_assign", "kmeans_update"]
 

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-Meets = Literal["all", "same"]
+Meets = Literal["all", "same", "other"]
 _BLOCK = 65536  # keys summed at a time
 
 
@@ -15,7 +15,7 @@ class Pairs(NamedTuple):
     """Queries and keys, with ids that say who belongs together.
 
     Query i is *allowed* to meet key j if j has an id and is not i's own key. Of the allowed keys those with
-    i's id are the *same* ones. A query without an id has no same key.
+    i's id are the *same* ones, the rest the *other* ones. A query without an id meets nothing.
     """
 
     queries: Tensor  # [N, d]
@@ -26,17 +26,21 @@ class Pairs(NamedTuple):
     scale: Tensor  # 0-dim, 1 / temperature
     ignore_index: int = -1
 
+    def folded(self) -> Pairs:
+        """The scale folded into the queries, so that the passes' gradients meet before one is taken of it."""
+        return self._replace(queries=self.scale * self.queries, scale=torch.ones_like(self.scale))
+
     def tile(self, meets: Meets, rows: slice = slice(None), columns: slice = slice(None)) -> Tensor:
         """The mask of one tile, ``[rows, columns]``: which pairs meet."""
         ids = self.key_ids[columns]
-        allowed = (ids != self.ignore_index).expand(len(self.query_ids[rows]), -1)
+        allowed = (ids != self.ignore_index) & (self.query_ids[rows, None] != self.ignore_index)
         if self.own is not None:
             index = torch.arange(len(self.keys), device=ids.device)[columns]
             allowed = allowed & (index != self.own[rows, None])
         if meets == "all":
             return allowed
         same = self.query_ids[rows, None] == ids
-        return allowed & same
+        return allowed & (same if meets == "same" else ~same)
 
 
 def matching_count(pairs: Pairs) -> Tensor:
@@ -47,6 +51,16 @@ def matching_count(pairs: Pairs) -> Tensor:
     if own is not None:
         count = count - _own_is_same(pairs).to(count.dtype)
     return count.masked_fill(ids == pairs.ignore_index, 0)
+
+
+def allowed_count(pairs: Pairs) -> Tensor:
+    """How many keys each query may meet, ``[N]`` int64."""
+    has_id = pairs.key_ids != pairs.ignore_index
+    count = has_id.sum().expand(len(pairs.queries))
+    if pairs.own is not None and len(has_id):
+        own = pairs.own.clamp(min=0, max=len(has_id) - 1)
+        count = count - (has_id[own] & (own == pairs.own)).to(count.dtype)
+    return count.masked_fill(pairs.query_ids == pairs.ignore_index, 0)
 
 
 def matching_sum(pairs: Pairs, values: Tensor) -> Tensor:
@@ -72,6 +86,13 @@ def matching_sum(pairs: Pairs, values: Tensor) -> Tensor:
         mine = values.index_select(0, own.clamp(min=0, max=m - 1)).to(wide)
         result = result - torch.where(_own_is_same(pairs)[:, None], mine, 0.0)
     return torch.where((ids != pairs.ignore_index)[:, None], result, 0.0).to(values.dtype)
+
+
+def matching_mean(pairs: Pairs) -> tuple[Tensor, Tensor]:
+    """The mean logit of each query and the keys of its id, ``[N]``, zero without one; and their count."""
+    count = matching_count(pairs)
+    total = (pairs.queries * matching_sum(pairs, pairs.keys)).sum(1)
+    return pairs.scale * total / count.clamp(min=1).to(total.dtype), count
 
 
 def _own_is_same(pairs: Pairs) -> Tensor:

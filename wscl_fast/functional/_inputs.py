@@ -1,0 +1,140 @@
+"""From the arguments that every loss takes to the pairs that the passes read, and from rows to a result."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from wscl_fast import _ops
+from wscl_fast.functional._checks import check_device, check_matrix, check_positive, check_vector, is_fake
+from wscl_fast.pairs import Pairs
+
+Impl = Literal["auto", "fused", "chunked", "reference"]
+Reduction = Literal["mean", "sum", "none"]
+
+
+class Inputs(NamedTuple):
+    """Checked arguments in the computation's dtype."""
+
+    pairs: Pairs
+    in_batch: bool  # the queries are the keys: what holds of one side holds of the other
+    lowest: Tensor  # least logit of unit vectors, −1 / temperature: 0-dim or [N]
+
+    def with_ids(self, query_ids: Tensor, key_ids: Tensor) -> Pairs:
+        """The same vectors under other ids."""
+        return self.pairs._replace(query_ids=query_ids.contiguous(), key_ids=key_ids.contiguous())
+
+
+def check_inputs(
+    queries: Tensor,
+    keys: Tensor | None,
+    query_clusters: Tensor,
+    key_clusters: Tensor | None,
+    temperature: float | Tensor,
+    ignore_index: int,
+    exclude_self: bool | Tensor | None,
+) -> Inputs:
+    """Refuse what does not fit together; the rest as :class:`Pairs`, in float32 or float64."""
+    check_matrix("queries", queries)
+    n, in_batch = len(queries), keys is None
+    check_vector("query_clusters", query_clusters, n, queries, integer=True)
+    if keys is None:
+        if key_clusters is not None:
+            raise ValueError("key_clusters: expected None where keys is None, got a tensor")
+        keys = queries
+    else:
+        check_matrix("keys", keys)
+        if keys.shape[1] != queries.shape[1]:
+            raise ValueError(
+                f"keys: expected {queries.shape[1]} columns as in queries, got shape {tuple(keys.shape)}"
+            )
+        check_device("keys", keys, queries)
+    if key_clusters is None:
+        if len(keys) != n:
+            raise ValueError(
+                f"key_clusters: needed where there are not as many keys ({len(keys)})"
+                f" as queries ({n}), got None"
+            )
+        key_clusters = query_clusters
+    check_vector("key_clusters", key_clusters, len(keys), queries, integer=True)
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+        raise TypeError(f"ignore_index: expected an int, got {type(ignore_index).__name__}")
+    own = _own_keys(exclude_self, queries, keys, in_batch)
+    dtype = torch.float64 if torch.float64 in (queries.dtype, keys.dtype) else torch.float32
+    scale = scale_of(temperature, queries, dtype)
+    lowest = -scale
+    keys = keys.to(dtype)
+    queries = keys if in_batch else queries.to(dtype)
+    if scale.ndim:  # a scale for each row is a scaling of the rows
+        queries, scale, in_batch = queries * scale[:, None], scale.new_ones(()), False
+    return Inputs(
+        Pairs(
+            queries, keys, query_clusters.contiguous(), key_clusters.contiguous(), own, scale, ignore_index
+        ),
+        in_batch,
+        lowest,
+    )
+
+
+def choose(impl: Impl, device: torch.device) -> Impl:
+    """What ``"auto"`` stands for on this device; the rest as it is."""
+    if impl != "auto":
+        return impl
+    return "fused" if _ops.serves(device) else "chunked"
+
+
+def reduce_rows(loss: Tensor, count: Tensor, weights: Tensor | None, reduction: Reduction) -> Tensor:
+    """Rows to a result; the mean is over the rows with a positive ``count``, by their weights."""
+    if weights is not None:
+        loss = loss * weights.to(loss.dtype)
+    if reduction == "none":
+        return loss
+    total = loss.sum()
+    if reduction == "sum":
+        return total
+    anchors = (count > 0).to(loss.dtype)
+    share = anchors.sum() if weights is None else (anchors * weights.to(loss.dtype)).sum()
+    return total / torch.where(share == 0, torch.ones_like(share), share)
+
+
+def _own_keys(
+    exclude_self: bool | Tensor | None, queries: Tensor, keys: Tensor, in_batch: bool
+) -> Tensor | None:
+    """The index of every query's own key, or None where nobody has one."""
+    if exclude_self is None or isinstance(exclude_self, bool):
+        if not (in_batch if exclude_self is None else exclude_self):
+            return None
+        if len(keys) < len(queries):
+            raise ValueError(
+                f"exclude_self: expected a key for each of the {len(queries)} queries, got {len(keys)} keys"
+            )
+        return torch.arange(len(queries), device=queries.device)
+    if not isinstance(exclude_self, Tensor):
+        raise TypeError(f"exclude_self: expected a bool or a tensor, got {type(exclude_self).__name__}")
+    if in_batch:
+        raise ValueError("exclude_self: expected a bool where keys is None, got a tensor")
+    check_vector("exclude_self", exclude_self, len(queries), queries, integer=True)
+    return exclude_self
+
+
+def scale_of(temperature: float | Tensor, queries: Tensor, dtype: torch.dtype) -> Tensor:
+    """1 / temperature as a tensor of the computation's dtype, 0-dim or one for each query."""
+    if isinstance(temperature, Tensor):
+        if temperature.shape not in ((), (len(queries),)) or not temperature.is_floating_point():
+            raise TypeError(
+                "temperature: expected a number, or a floating-point tensor that is 0-dim or of shape"
+                f" ({len(queries)},), got shape {tuple(temperature.shape)}, {temperature.dtype}"
+            )
+        check_device("temperature", temperature, queries)
+        # Looking at the value would stall a GPU and break a graph that is being traced.
+        looked_at = queries.device.type == "cpu" and not torch.compiler.is_compiling()
+        if looked_at and not is_fake(temperature) and temperature.numel():
+            check_positive(temperature.detach().amin().item())
+            check_positive(temperature.detach().amax().item())
+        return 1 / temperature.to(dtype)
+    if isinstance(temperature, bool) or not isinstance(temperature, int | float):
+        raise TypeError(f"temperature: expected a number or a tensor, got {type(temperature).__name__}")
+    check_positive(temperature)
+    return torch.full((), 1 / temperature, dtype=dtype, device=queries.device)

@@ -1,0 +1,23 @@
+"""The passes that losses are put together from, each by the implementation that was chosen.
+
+A pass of its own kernel takes that; a pass without one runs in plain PyTorch, tile by tile.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from wscl_fast import _ops, chunked
+from wscl_fast.pairs import Meets, Pairs
+
+
+def logsumexp(pairs: Pairs, meets: Meets, *, fused: bool, factor: float = 1.0) -> Tensor:
+    """``log Σ e^{factor · S_ij}`` over the keys that query i meets, ``[N]``; −inf where there are none."""
+    if not fused:
+        return chunked.logsumexp(pairs, meets, factor)
+    return _ops.logsumexp(*pairs[:5], factor * pairs.scale, meets=meets, ignore_index=pairs.ignore_index)
+
+
+def softplus_sum(pairs: Pairs, meets: Meets, offset: Tensor, *, fused: bool) -> Tensor:
+    """``Σ log(1 + e^{S_ij + offset_i})`` over the keys that query i meets, ``[N]``."""
+    return chunked.softplus_sum(pairs, meets, offset)
