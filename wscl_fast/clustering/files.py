@@ -221,7 +221,7 @@ def _open(file: Path, column: str | None) -> _Part:
     if file.suffix == ".npy":
         with file.open("rb") as stream:
             version = np.lib.format.read_magic(stream)
-            read = (
+            read: Any = (  # untyped until NumPy 2.3
                 np.lib.format.read_array_header_1_0
                 if version == (1, 0)
                 else np.lib.format.read_array_header_2_0
