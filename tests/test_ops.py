@@ -11,6 +11,7 @@ import torch
 from problems import problems
 from torch import Tensor
 
+from wscl_fast import _ops, reference
 from wscl_fast.functional import clustered_infonce
 
 pytestmark = pytest.mark.usefixtures("extension")
@@ -174,6 +175,7 @@ def test_memory_stays_linear() -> None:
     """The logits of this problem would take 2 GiB; the process may grow by 64 MiB."""
     script = """
 import resource, torch
+from wscl_fast import _ops, reference
 from wscl_fast.functional import clustered_infonce
 def loss(n, m):
     q, k = torch.randn(n, 4, requires_grad=True), torch.randn(m, 4, requires_grad=True)
@@ -199,3 +201,42 @@ def test_wrong_direct_calls_are_refused() -> None:
         wrong = [*arguments[:place], value, *arguments[place + 1 :]]
         with pytest.raises(RuntimeError, match=message):
             torch.ops.wscl_fast.infonce_forward(*wrong)
+
+
+def test_halves_are_exact_up_to_their_rounding(extension) -> None:  # type: ignore[no-untyped-def]
+    """Held to float64 of the same rows; plain PyTorch in the same dtype is further away."""
+    q64, k64 = (
+        torch.nn.functional.normalize(torch.randn(n, 70, dtype=torch.float64), dim=1) for n in (90, 500)
+    )
+    qc, kc = torch.randint(0, 9, (90,)), torch.randint(-1, 9, (500,))
+
+    def run(dtype: torch.dtype, impl: str, positives: str, half: torch.dtype) -> list[Tensor]:
+        leaves = [x.to(half).to(dtype).requires_grad_() for x in (q64, k64)]
+        q, k = leaves
+        scale = torch.tensor(10.0, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+        if impl == "fused":
+            loss, _ = _ops.clustered_infonce(
+                q, k, qc, kc, None, scale, exclude_self=False, inner=positives == "in", ignore_index=-1
+            )
+        else:
+            loss, _ = reference.clustered_infonce(
+                q, k, qc, kc, None, scale, inner=positives == "in", ignore_index=-1
+            )
+        gradients = torch.autograd.grad(loss.sum(), leaves)
+        assert [g.dtype for g in gradients] == [dtype, dtype]
+        return [loss.detach().double(), *(g.double() for g in gradients)]
+
+    before = extension.instruction_set()
+    try:
+        for name in extension.supported_instruction_sets():
+            extension.use_instruction_set(name)
+            for half in (torch.bfloat16, torch.float16):
+                for positives in ("out", "in"):
+                    want = run(torch.float64, "reference", positives, half)
+                    ours = run(half, "fused", positives, half)
+                    plain = run(half, "reference", positives, half)
+                    for exact, got, theirs in zip(want, ours, plain, strict=True):
+                        error, allowed = (got - exact).norm(), (theirs - exact).norm()
+                        assert error <= allowed + 1e-6, (name, half, positives)
+    finally:
+        extension.use_instruction_set(before)

@@ -47,13 +47,13 @@ struct Arguments {
     scale = check_scale(scale_, queries.scalar_type());
   }
 
-  template <class T>
-  wscl::InfoNCEProblem<T> problem() const {
-    wscl::InfoNCEProblem<T> p;
-    p.queries = data<T>(queries);
+  template <class In>
+  wscl::InfoNCEProblem<In> problem() const {
+    wscl::InfoNCEProblem<In> p;
+    p.queries = data<In>(queries);
     p.query_stride = queries.stride(0);
     p.n = queries.size(0);
-    p.keys = keys ? data<T>(*keys) : nullptr;
+    p.keys = keys ? data<In>(*keys) : nullptr;
     p.key_stride = keys ? keys->stride(0) : 0;
     p.m = keys ? keys->size(0) : p.n;
     p.d = queries.size(1);
@@ -69,9 +69,9 @@ struct Arguments {
 };
 
 // Problems of no keys at all are given a pointer that says "keys" rather than "the queries are the keys".
-template <class T>
-void mark_empty_keys(wscl::InfoNCEProblem<T>& p, const Arguments& arguments) {
-  static const T nothing{};
+template <class In>
+void mark_empty_keys(wscl::InfoNCEProblem<In>& p, const Arguments& arguments) {
+  static const In nothing{};
   static const int64_t no_cluster{};
   if (!arguments.keys || p.m > 0) return;
   p.keys = &nothing;
@@ -86,16 +86,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> infonce_forward(
                             ignore_index);
   const int64_t n = queries.size(0), d = queries.size(1);
   const bool with_direction = need_direction && keys.has_value();
-  Tensor loss = torch::stable::new_empty(queries, {n});
+  const ScalarType dtype = compute_dtype(queries.scalar_type());
+  Tensor loss = torch::stable::new_empty(queries, {n}, dtype);
   Tensor count = torch::stable::new_empty(queries, {n}, ScalarType::Long);
   Tensor stats = torch::stable::new_empty(queries, {wscl::infonce_stats(inner), n}, ScalarType::Double);
-  Tensor direction = torch::stable::new_empty(queries, {with_direction ? n : 0, d});
-  dispatch(queries.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    auto problem = arguments.problem<T>();
+  Tensor direction = torch::stable::new_empty(queries, {with_direction ? n : 0, d}, dtype);
+  dispatch_rows(queries.scalar_type(), [&](auto zero) {
+    using In = decltype(zero);
+    using T = wscl::Compute<In>;
+    auto problem = arguments.problem<In>();
     mark_empty_keys(problem, arguments);
-    wscl::infonce_forward<T>(problem, data<T>(loss), data<int64_t>(count), data<double>(stats),
-                             with_direction ? data<T>(direction) : nullptr, torch_threads());
+    wscl::infonce_forward<In>(problem, data<T>(loss), data<int64_t>(count), data<double>(stats),
+                              with_direction ? data<T>(direction) : nullptr, torch_threads());
   });
   return {loss, count, stats, direction};
 }
@@ -108,31 +110,34 @@ std::tuple<Tensor, Tensor, Tensor> infonce_backward(
   const Arguments arguments(queries, keys, query_clusters, key_clusters, own, scale, exclude_self, inner,
                             ignore_index);
   const int64_t n = queries.size(0), d = queries.size(1), m = keys ? keys->size(0) : 0;
-  const Tensor upstream = check_vector("grad_loss", grad_loss, n, queries.scalar_type());
+  const ScalarType dtype = compute_dtype(queries.scalar_type());
+  const Tensor upstream = check_vector("grad_loss", grad_loss, n, dtype);
   const Tensor counts = check_vector("count", count, n, ScalarType::Long);
   const Tensor softmax = torch::stable::contiguous(stats);
   STD_TORCH_CHECK(softmax.dim() == 2 && softmax.size(0) == wscl::infonce_stats(inner) && softmax.size(1) == n &&
                       softmax.scalar_type() == ScalarType::Double,
                   "stats: expected the forward pass's");
   const Tensor directions = torch::stable::contiguous(direction);
-  STD_TORCH_CHECK(!keys || !(need_queries || need_scale) || directions.size(0) == n,
-                  "direction: expected the forward pass's with need_direction");
+  STD_TORCH_CHECK(
+      !keys || !(need_queries || need_scale) || (directions.size(0) == n && directions.scalar_type() == dtype),
+      "direction: expected the forward pass's with need_direction");
   // Where the queries are the keys, the gradient of the scale is read off that of the queries.
   const bool queries_too = need_queries || (!keys && need_scale);
   const bool keys_too = keys && need_keys;
-  Tensor grad_queries = torch::stable::new_empty(queries, {queries_too ? n : 0, d});
+  Tensor grad_queries = torch::stable::new_empty(queries, {queries_too ? n : 0, d}, dtype);
   Tensor grad_keys = torch::stable::new_empty(queries, {keys_too ? m : 0, d});
   Tensor grad_scale = torch::stable::new_zeros(scale, {});
-  dispatch(queries.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    auto problem = arguments.problem<T>();
+  dispatch_rows(queries.scalar_type(), [&](auto zero) {
+    using In = decltype(zero);
+    using T = wscl::Compute<In>;
+    auto problem = arguments.problem<In>();
     mark_empty_keys(problem, arguments);
     double to_scale = 0;
     if (n > 0 && (queries_too || keys_too || need_scale))
-      wscl::infonce_backward<T>(problem, data<T>(upstream), data<int64_t>(counts), data<double>(softmax),
-                                data<T>(directions), queries_too ? data<T>(grad_queries) : nullptr,
-                                keys_too ? data<T>(grad_keys) : nullptr, need_scale ? &to_scale : nullptr,
-                                torch_threads());
+      wscl::infonce_backward<In>(problem, data<T>(upstream), data<int64_t>(counts), data<double>(softmax),
+                                 data<T>(directions), queries_too ? data<T>(grad_queries) : nullptr,
+                                 keys_too ? data<In>(grad_keys) : nullptr, need_scale ? &to_scale : nullptr,
+                                 torch_threads());
     else if (keys_too)
       torch::stable::zero_(grad_keys);
     *data<T>(grad_scale) = static_cast<T>(to_scale);

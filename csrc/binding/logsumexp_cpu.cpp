@@ -37,13 +37,13 @@ struct Arguments {
     if (own_) own = check_vector("own", *own_, queries.size(0), ScalarType::Long);
   }
 
-  template <class T>
-  wscl::LogSumExpProblem<T> problem() const {
-    wscl::LogSumExpProblem<T> p;
-    p.queries = data<T>(queries);
+  template <class In>
+  wscl::LogSumExpProblem<In> problem() const {
+    wscl::LogSumExpProblem<In> p;
+    p.queries = data<In>(queries);
     p.query_stride = queries.stride(0);
     p.n = queries.size(0);
-    p.keys = data<T>(keys);
+    p.keys = data<In>(keys);
     p.key_stride = keys.stride(0);
     p.m = keys.size(0);
     p.d = queries.size(1);
@@ -64,13 +64,15 @@ std::tuple<Tensor, Tensor, Tensor> logsumexp(const Tensor& queries, const Tensor
                                              int64_t meets, int64_t ignore_index, bool need_mean) {
   const Arguments arguments(queries, keys, query_ids, key_ids, own, scale, meets, ignore_index);
   const int64_t n = queries.size(0), d = queries.size(1);
-  Tensor lse = torch::stable::new_empty(queries, {n});
+  const ScalarType dtype = compute_dtype(queries.scalar_type());
+  Tensor lse = torch::stable::new_empty(queries, {n}, dtype);
   Tensor stats = torch::stable::new_empty(queries, {2, n}, ScalarType::Double);
-  Tensor mean = torch::stable::new_empty(queries, {need_mean ? n : 0, d});
-  dispatch(queries.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    wscl::logsumexp_forward<T>(arguments.problem<T>(), data<T>(lse), data<double>(stats),
-                               data<double>(stats) + n, need_mean ? data<T>(mean) : nullptr, torch_threads());
+  Tensor mean = torch::stable::new_empty(queries, {need_mean ? n : 0, d}, dtype);
+  dispatch_rows(queries.scalar_type(), [&](auto zero) {
+    using In = decltype(zero);
+    using T = wscl::Compute<In>;
+    wscl::logsumexp_forward<In>(arguments.problem<In>(), data<T>(lse), data<double>(stats),
+                                data<double>(stats) + n, need_mean ? data<T>(mean) : nullptr, torch_threads());
   });
   return {lse, stats, mean};
 }
@@ -81,16 +83,17 @@ Tensor logsumexp_key_gradient(const Tensor& grad, const Tensor& queries, const T
                               int64_t ignore_index, const Tensor& stats) {
   const Arguments arguments(queries, keys, query_ids, key_ids, own, scale, meets, ignore_index);
   const int64_t n = queries.size(0);
-  const Tensor upstream = check_vector("grad", grad, n, queries.scalar_type());
+  const Tensor upstream = check_vector("grad", grad, n, compute_dtype(queries.scalar_type()));
   const Tensor softmax = torch::stable::contiguous(stats);
   STD_TORCH_CHECK(softmax.dim() == 2 && softmax.size(0) == 2 && softmax.size(1) == n &&
                       softmax.scalar_type() == ScalarType::Double,
                   "stats: expected a float64 tensor [2, ", n, "]");
   Tensor grad_keys = torch::stable::new_empty(queries, {keys.size(0), keys.size(1)});
-  dispatch(queries.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    wscl::logsumexp_key_gradient<T>(arguments.problem<T>(), data<T>(upstream), data<double>(softmax),
-                                    data<double>(softmax) + n, data<T>(grad_keys), torch_threads());
+  dispatch_rows(queries.scalar_type(), [&](auto zero) {
+    using In = decltype(zero);
+    using T = wscl::Compute<In>;
+    wscl::logsumexp_key_gradient<In>(arguments.problem<In>(), data<T>(upstream), data<double>(softmax),
+                                     data<double>(softmax) + n, data<In>(grad_keys), torch_threads());
   });
   return grad_keys;
 }

@@ -40,6 +40,14 @@ PYBIND11_MODULE(_C, m) {
       },
       "Rows and columns of the float32 register tile in use");
   m.def(
+      "bfloat16_dot_peak",
+      [](int threads, double seconds) {
+        pybind11::gil_scoped_release release;
+        return wscl::bfloat16_dot_peak(threads, seconds);
+      },
+      pybind11::arg("threads"), pybind11::arg("seconds") = 0.02,
+      "The same of the bfloat16 dot instruction; 0 where none is in use");
+  m.def(
       "multiply_add_peak",
       [](int threads, double seconds) {
         if (threads < 1)

@@ -8,6 +8,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include "../core/dtypes.h"
 #include "../core/threads.h"
 
 namespace wscl::binding {
@@ -32,8 +33,9 @@ inline Tensor with_unit_columns(const Tensor& matrix) {
 inline Tensor check_matrix(const char* name, const Tensor& matrix, ScalarType dtype) {
   STD_TORCH_CHECK(matrix.dim() == 2, name, ": expected a matrix [rows, d], got ", matrix.dim(), " dimensions");
   STD_TORCH_CHECK(matrix.scalar_type() == dtype, name, ": expected the dtype of queries");
-  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, name,
-                  ": expected float32 or float64");
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::BFloat16 ||
+                      dtype == ScalarType::Half,
+                  name, ": expected float32, float64, bfloat16 or float16");
   return with_unit_columns(matrix);
 }
 
@@ -54,11 +56,16 @@ T* data(Tensor& tensor) {
   return static_cast<T*>(tensor.data_ptr());
 }
 
+// What rows of a dtype are computed with: halves with float.
+inline ScalarType compute_dtype(ScalarType dtype) {
+  return dtype == ScalarType::Double ? dtype : ScalarType::Float;
+}
+
 // 1 / temperature
 inline double check_scale(const Tensor& scale, ScalarType dtype) {
-  STD_TORCH_CHECK(scale.dim() == 0 && scale.scalar_type() == dtype,
-                  "scale: expected a 0-dim tensor of the dtype of queries");
-  const double value = dtype == ScalarType::Float ? *data<float>(scale) : *data<double>(scale);
+  STD_TORCH_CHECK(scale.dim() == 0 && scale.scalar_type() == compute_dtype(dtype),
+                  "scale: expected a 0-dim tensor, float64 for float64 queries, else float32");
+  const double value = dtype == ScalarType::Double ? *data<double>(scale) : *data<float>(scale);
   STD_TORCH_CHECK(value > 0, "scale: expected a number above 0, got ", value);
   return value;
 }
@@ -69,6 +76,17 @@ void dispatch(ScalarType dtype, const F& f) {
     f(float());
   else
     f(double());
+}
+
+// Over the dtypes that rows may have.
+template <class F>
+void dispatch_rows(ScalarType dtype, const F& f) {
+  if (dtype == ScalarType::BFloat16)
+    f(wscl::BFloat16());
+  else if (dtype == ScalarType::Half)
+    f(wscl::Float16());
+  else
+    dispatch(dtype, f);
 }
 
 }  // namespace wscl::binding

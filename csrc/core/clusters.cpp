@@ -5,6 +5,8 @@
 namespace wscl {
 namespace {
 
+constexpr int64_t kFindGrain = 4096;
+
 // Open addressing over a power of two: about one probe an id at a load of at most one half.
 class IdTable {
  public:
@@ -71,13 +73,14 @@ void set_ranges(Meeting& meeting, const Grouping& rows, const Grouping& columns)
 // (row, column) of the pairs that may not meet.
 void set_excluded(Meeting& meeting, const OwnKeys& own) {
   if (!own.any()) return;
-  std::vector<int64_t> position(own.m, -1);
+  std::vector<int64_t> position;  // of each key; empty where it is the key's index
+  if (!meeting.keys.empty() || meeting.key_count != own.m) position.assign(own.m, -1);
   for (size_t c = 0; c < meeting.keys.size(); ++c) position[meeting.keys[c]] = static_cast<int64_t>(c);
   for (size_t p = 0; p < meeting.queries.size(); ++p) {
     const int64_t j = own.of(meeting.queries[p]);
-    if (j < 0 || position[j] < 0) continue;
-    const int64_t query = static_cast<int64_t>(p);
-    meeting.excluded.push_back(meeting.keys_are_rows ? Pair{position[j], query} : Pair{query, position[j]});
+    if (j < 0) continue;
+    const int64_t key = position.empty() ? j : position[j], query = static_cast<int64_t>(p);
+    if (key >= 0) meeting.excluded.push_back(meeting.keys_are_rows ? Pair{key, query} : Pair{query, key});
   }
   if (meeting.keys_are_rows)
     std::sort(meeting.excluded.begin(), meeting.excluded.end(),
@@ -91,7 +94,7 @@ bool Meeting::is_identity(const std::vector<int64_t>& order, int64_t count) {
 }
 
 Segments find_segments(const int64_t* query_clusters, int64_t n, const int64_t* key_clusters, int64_t m,
-                       bool self, int64_t ignore_index) {
+                       bool self, int64_t ignore_index, const Threads& threads) {
   Segments found;
   found.self = self;
   found.of_query.resize(n);
@@ -106,8 +109,10 @@ Segments find_segments(const int64_t* query_clusters, int64_t n, const int64_t* 
   }
   if (!self) {
     found.of_key.resize(m);
-    for (int64_t j = 0; j < m; ++j)
-      found.of_key[j] = key_clusters[j] == ignore_index ? kIgnored : table.find(key_clusters[j]);
+    threads.ranges(m, kFindGrain, [&](int64_t begin, int64_t end) {
+      for (int64_t j = begin; j < end; ++j)
+        found.of_key[j] = key_clusters[j] == ignore_index ? kIgnored : table.find(key_clusters[j]);
+    });
   }
   return found;
 }
@@ -134,7 +139,12 @@ Meeting meet(Meets meets, const Segments& segments, const OwnKeys& own, const in
   meeting.outside = meets == Meets::kOther;
   if (meets == Meets::kAll) {
     meeting.queries = taking_part(segments.of_query, keep);
-    meeting.keys = taking_part(segments.keys(), segments.self ? keep : nullptr);
+    const std::vector<int64_t>& of_key = segments.keys();
+    meeting.key_count = static_cast<int64_t>(of_key.size());
+    if ((segments.self && keep) || std::find(of_key.begin(), of_key.end(), kIgnored) != of_key.end()) {
+      meeting.keys = taking_part(of_key, segments.self ? keep : nullptr);
+      meeting.key_count = static_cast<int64_t>(meeting.keys.size());
+    }
   } else {
     Grouping queries = group(segments.of_query, segments.count, keep);
     Grouping keys = segments.self           ? queries
@@ -146,6 +156,7 @@ Meeting meet(Meets meets, const Segments& segments, const OwnKeys& own, const in
       set_ranges(meeting, queries, keys);
     meeting.queries = std::move(queries.order);
     meeting.keys = std::move(keys.order);
+    meeting.key_count = static_cast<int64_t>(meeting.keys.size());
   }
   set_excluded(meeting, own);
   return meeting;

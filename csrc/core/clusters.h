@@ -25,7 +25,7 @@ struct Segments {
 
 // With `self` the queries are the keys, and key_clusters are not read.
 Segments find_segments(const int64_t* query_clusters, int64_t n, const int64_t* key_clusters, int64_t m,
-                       bool self, int64_t ignore_index);
+                       bool self, int64_t ignore_index, const Threads& threads);
 
 // The key that each query may not meet.
 struct OwnKeys {
@@ -56,7 +56,9 @@ enum class Meets { kAll, kSame, kOther };  // every key, keys of the query's own
 // The pairs of one pass: queries and keys that take part, in an order in which what a row meets, or what it
 // does not, is one range of columns.
 struct Meeting {
-  std::vector<int64_t> queries, keys;  // indices at each position
+  std::vector<int64_t> queries;  // index at each position
+  std::vector<int64_t> keys;     // the same; empty where all keys take part, as they stand
+  int64_t key_count = 0;
   bool keys_are_rows = false;
   bool outside = false;             // a row meets the columns outside [begin, end)
   std::vector<int64_t> begin, end;  // of every row; empty where all rows meet all columns
@@ -65,7 +67,8 @@ struct Meeting {
   // Makes this meeting's pairs those of the pass; the meeting has to outlive it.
   template <class T>
   void set(SimilarityParams<T>& pass, Rows<T> all_queries, Rows<T> all_keys) const {
-    const Rows<T> query_rows = chosen(all_queries, queries), key_rows = chosen(all_keys, keys);
+    const Rows<T> query_rows = chosen(all_queries, queries);
+    const Rows<T> key_rows = key_count == all_keys.count && keys.empty() ? all_keys : chosen(all_keys, keys);
     pass.x = keys_are_rows ? key_rows : query_rows;
     pass.y = keys_are_rows ? query_rows : key_rows;
     pass.begin = begin.empty() ? nullptr : begin.data();

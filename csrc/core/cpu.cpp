@@ -14,6 +14,20 @@ struct Candidate {
   bool supported;
 };
 
+#if defined(__x86_64__)
+// The AVX-512 kernels, with those for bfloat16 by the dot instruction.
+const SimilarityKernels& avx512_bf16() {
+  static const SimilarityKernels kernels = [] {
+    SimilarityKernels kernels = kSimilarityAvx512;
+    kernels.name = "avx512_bf16";
+    kernels.of_bfloat16 = kSimilarityAvx512Bf16.of_bfloat16;
+    kernels.bfloat16_dot = kSimilarityAvx512Bf16.dot;
+    return kernels;
+  }();
+  return kernels;
+}
+#endif
+
 std::vector<Candidate> candidates() {
   std::vector<Candidate> list = {{&kSimilarityPortable, true}};
 #if defined(__x86_64__)
@@ -23,6 +37,7 @@ std::vector<Candidate> candidates() {
   list.push_back({&kSimilarityAvx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                                           __builtin_cpu_supports("avx512dq") &&
                                           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma")});
+  list.push_back({&avx512_bf16(), list.back().supported && __builtin_cpu_supports("avx512bf16")});
 #endif
   return list;
 }
@@ -75,18 +90,19 @@ bool use_instruction_set(const std::string& name) {
   return found != nullptr;
 }
 
-double multiply_add_peak(int threads, double seconds) {
+namespace {
+
+double peak(double (*work)(int64_t rounds), int threads, double seconds) {
   using Clock = std::chrono::steady_clock;
   constexpr int64_t kRounds = 1 << 14;
   std::vector<double> speed(threads);
   std::vector<std::thread> workers;
   for (int t = 0; t < threads; ++t)
     workers.emplace_back([&, t] {
-      const SimilarityKernels& kernels = cpu_kernels();
       const Clock::time_point start = Clock::now();
       double flops = 0, elapsed = 0;
       do {
-        flops += kernels.multiply_add(kRounds);
+        flops += work(kRounds);
         elapsed = std::chrono::duration<double>(Clock::now() - start).count();
       } while (elapsed < seconds);
       speed[t] = flops / elapsed;
@@ -95,6 +111,16 @@ double multiply_add_peak(int threads, double seconds) {
   double sum = 0;
   for (double s : speed) sum += s;
   return sum;
+}
+
+}  // namespace
+
+double multiply_add_peak(int threads, double seconds) {
+  return peak(cpu_kernels().multiply_add, threads, seconds);
+}
+
+double bfloat16_dot_peak(int threads, double seconds) {
+  return cpu_kernels().bfloat16_dot ? peak(cpu_kernels().bfloat16_dot, threads, seconds) : 0;
 }
 
 }  // namespace wscl

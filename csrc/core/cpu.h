@@ -1,5 +1,5 @@
 // Which instruction set's kernels run, decided once: the best that the processor has, or what the
-// environment variable WSCL_CPU_CAPABILITY (portable, avx2, avx512) asks for.
+// environment variable WSCL_CPU_CAPABILITY (portable, avx2, avx512, avx512_bf16) asks for.
 #pragma once
 
 #include <string>
@@ -21,5 +21,8 @@ bool use_instruction_set(const std::string& name);
 // Flops a second of independent float32 multiply-adds on `threads` threads at once, for about `seconds`:
 // what a kernel's speed is held against.
 double multiply_add_peak(int threads, double seconds);
+
+// The same of the dot instruction for bfloat16; 0 where there is none in use.
+double bfloat16_dot_peak(int threads, double seconds);
 
 }  // namespace wscl

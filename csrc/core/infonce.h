@@ -5,22 +5,25 @@
 //   "out"  : loss_i = LSE_i − mean_{j ∈ P(i)} S_ij
 //   "in"   : loss_i = LSE_i − log mean_{j ∈ P(i)} e^{S_ij}
 //
+// Rows of halves are computed with in float; the gradient of the keys alone is rounded to their dtype.
+//
 // P(i) are the allowed keys of i's cluster. A query without a positive has loss 0 and takes no part.
 #pragma once
 
 #include <cstdint>
 
+#include "dtypes.h"
 #include "threads.h"
 
 namespace wscl {
 
 // What both passes read. Matrices are row-major with unit column stride.
-template <class T>
+template <class In>
 struct InfoNCEProblem {
-  const T* queries;  // [n, d]
+  const In* queries;  // [n, d]
   int64_t query_stride;
   int64_t n;
-  const T* keys;  // [m, d], or null where the queries are the keys (then m = n)
+  const In* keys;  // [m, d], or null where the queries are the keys (then m = n)
   int64_t key_stride;
   int64_t m;
   int64_t d;
@@ -41,18 +44,18 @@ constexpr int64_t infonce_stats(bool inner) {
 // exponentials relative to it, over the allowed keys and, for "in", over the positives.
 // Where keys are given and `direction` is not null, O_i − (mean or softmax mean of the positives) goes there:
 // ∂loss_i / ∂(scale · q_i). One pass of two GEMMs with it, of one without.
-template <class T>
-void infonce_forward(const InfoNCEProblem<T>& problem, T* loss /* [n] */, int64_t* count /* [n] */,
-                     double* stats /* [2 or 4][n] */, T* direction /* [n, d] or null */,
+template <class In>
+void infonce_forward(const InfoNCEProblem<In>& problem, Compute<In>* loss /* [n] */, int64_t* count /* [n] */,
+                     double* stats /* [2 or 4][n] */, Compute<In>* direction /* [n, d] or null */,
                      const Threads& threads);
 
 // grad_loss [n] is any upstream gradient. With keys, `direction` is the forward pass's; grad_queries and
 // grad_scale come from it in O(n d), grad_keys from one pass of two GEMMs. Where the queries are the keys,
 // `direction` and grad_keys are null and everything comes from one symmetric pass of two GEMMs.
 // Null outputs are not computed; there, grad_queries is always wanted.
-template <class T>
-void infonce_backward(const InfoNCEProblem<T>& problem, const T* grad_loss, const int64_t* count,
-                      const double* stats, const T* direction, T* grad_queries /* [n, d] */,
-                      T* grad_keys /* [m, d] */, double* grad_scale, const Threads& threads);
+template <class In>
+void infonce_backward(const InfoNCEProblem<In>& problem, const Compute<In>* grad_loss, const int64_t* count,
+                      const double* stats, const Compute<In>* direction, Compute<In>* grad_queries /* [n, d] */,
+                      In* grad_keys /* [m, d] */, double* grad_scale, const Threads& threads);
 
 }  // namespace wscl

@@ -20,9 +20,10 @@ std::vector<double> upstream(const T* grad_loss, const int64_t* count, int64_t n
 }
 
 // grad_keys (+)= alpha · Σ_i g_i softmax_ij q_i over the pairs of a meeting.
-template <class T>
-void key_pass(SimilarityParams<T> pass, const Prepared<T>& prepared, const Meeting& meeting,
+template <class In>
+void key_pass(SimilarityParams<In> pass, const Prepared<In>& prepared, const Meeting& meeting,
               const std::vector<double>& grad, const double* stats, const Threads& threads) {
+  using T = Compute<In>;
   const std::vector<int64_t>& order = meeting.queries;
   std::vector<T> shift(order.size()), weight(order.size());
   for (size_t q = 0; q < order.size(); ++q) {
@@ -38,9 +39,10 @@ void key_pass(SimilarityParams<T> pass, const Prepared<T>& prepared, const Meeti
 
 // grad (+)= alpha · Σ_j (g_i softmax_ij + g_j softmax_ji) x_j over the pairs of a meeting. One exponential a
 // pair where the rows' log-sum-exps lie close enough together for one common shift.
-template <class T>
-void symmetric_pass(SimilarityParams<T> pass, const Prepared<T>& prepared, const Meeting& meeting,
+template <class In>
+void symmetric_pass(SimilarityParams<In> pass, const Prepared<In>& prepared, const Meeting& meeting,
                     const std::vector<double>& grad, const double* stats, const Threads& threads) {
+  using T = Compute<In>;
   const std::vector<int64_t>& order = meeting.queries;
   constexpr double kSafeRange = sizeof(T) == sizeof(float) ? 60 : 500;  // log2 of the spread of the weights
   const int64_t n = prepared.problem.n;
@@ -68,68 +70,86 @@ void symmetric_pass(SimilarityParams<T> pass, const Prepared<T>& prepared, const
 }
 
 // Σ_{i of the segment} share_i q_i, with share_i = g_i / |P(i)|: what the positives of "out" pull towards.
-template <class T>
-std::vector<T> pull_sums(const Prepared<T>& prepared, const std::vector<double>& grad, const int64_t* count,
-                         std::vector<T>& share, const Threads& threads) {
-  const InfoNCEProblem<T>& p = prepared.problem;
+template <class In>
+std::vector<Compute<In>> pull_sums(const Prepared<In>& prepared, const std::vector<double>& grad,
+                                   const int64_t* count, std::vector<Compute<In>>& share,
+                                   const Threads& threads) {
+  using T = Compute<In>;
+  const InfoNCEProblem<In>& p = prepared.problem;
   share.resize(p.n);
   for (int64_t i = 0; i < p.n; ++i) share[i] = count[i] > 0 ? static_cast<T>(grad[i] / count[i]) : T(0);
   std::vector<T> sums(prepared.segments.count * p.d);
-  segment_sums<T>({p.queries, p.query_stride, nullptr, p.n}, p.d, prepared.segments.of_query.data(),
-                  share.data(), prepared.segments.count, sums.data(), threads);
+  segment_sums<In>({p.queries, p.query_stride, nullptr, p.n}, p.d, prepared.segments.of_query.data(),
+                   share.data(), prepared.segments.count, sums.data(), threads);
   return sums;
 }
 
-template <class T>
-void key_backward(const InfoNCEProblem<T>& p, const std::vector<double>& grad, const int64_t* count,
-                  const double* stats, T* grad_keys, const Threads& threads) {
-  Prepared<T> prepared(p);
-  const int64_t d = p.d;
-  SimilarityParams<T> pass = base_pass(p);
-  pass.output = grad_keys;
-  pass.output_stride = d;
-  pass.alpha = static_cast<T>(p.scale);
-  const Meeting all = prepared.meeting(Meets::kAll, count, true);
-  if (static_cast<int64_t>(all.keys.size()) != p.m) std::fill(grad_keys, grad_keys + p.m * d, T(0));
-  key_pass(pass, prepared, all, grad, stats, threads);
-
-  if (p.inner) {
-    pass.alpha = -pass.alpha;
-    pass.accumulate = true;
-    key_pass(pass, prepared, prepared.meeting(Meets::kSame, count, true), grad, stats + 2 * p.n, threads);
-    return;
-  }
-
-  std::vector<T> share;
-  const std::vector<T> sums = pull_sums(prepared, grad, count, share, threads);
-  const T scale = static_cast<T>(p.scale);
-  threads.ranges(p.m, kRowGrain, [&](int64_t begin, int64_t end) {
-    for (int64_t j = begin; j < end; ++j) {
-      const int64_t s = prepared.segments.of_key[j];
-      if (s < 0) continue;
-      for (int64_t c = 0; c < d; ++c) grad_keys[j * d + c] -= scale * sums[s * d + c];
-    }
-  });
-  // A query does not pull its own key, which the sum of its segment counted.
+// A query does not pull its own key, which the sum over its cluster counted.
+template <class In, class Out>
+void give_back_own(const Prepared<In>& prepared, const int64_t* count, const std::vector<Compute<In>>& share,
+                   Out* grad_keys) {
+  const InfoNCEProblem<In>& p = prepared.problem;
   for (int64_t i = 0; i < p.n; ++i) {
     if (count[i] == 0 || !prepared.excludes_positive(i)) continue;
-    const int64_t j = prepared.own.of(i);
-    for (int64_t c = 0; c < d; ++c)
-      grad_keys[j * d + c] += scale * share[i] * p.queries[i * p.query_stride + c];
+    const Compute<In> factor = static_cast<Compute<In>>(p.scale) * share[i];
+    const In* query = p.queries + i * p.query_stride;
+    Out* to = grad_keys + prepared.own.of(i) * p.d;
+    for (int64_t c = 0; c < p.d; ++c) from_compute(to_compute(to[c]) + factor * to_compute(query[c]), to + c);
   }
 }
 
-template <class T>
-void self_backward(const InfoNCEProblem<T>& p, const std::vector<double>& grad, const int64_t* count,
-                   const double* stats, T* grad_queries, double* grad_scale, const Threads& threads) {
-  Prepared<T> prepared(p);
+// Gradients of halves that are summed in several steps are summed in float, and rounded once.
+template <class In>
+void key_backward(const InfoNCEProblem<In>& p, const std::vector<double>& grad, const int64_t* count,
+                  const double* stats, In* grad_keys, const Threads& threads) {
+  using T = Compute<In>;
+  Prepared<In> prepared(p, threads);
+  const int64_t d = p.d;
+  const T scale = static_cast<T>(p.scale);
+  const bool in_steps = p.inner || prepared.own.any();
+  std::vector<T> wide(in_steps && sizeof(In) != sizeof(T) ? p.m * d : 0);
+  SimilarityParams<In> pass = base_pass(p);
+  if (wide.empty())
+    pass.narrow_output = grad_keys;
+  else
+    pass.output = wide.data();
+  pass.output_stride = d;
+  pass.alpha = scale;
+  const Meeting all = prepared.meeting(Meets::kAll, count, true);
+  if (all.key_count != p.m) std::fill(grad_keys, grad_keys + p.m * d, In{});
+  std::vector<T> share, pull;
+  if (!p.inner) {  // what the positives pull is the same for all keys of a cluster
+    pull = pull_sums(prepared, grad, count, share, threads);
+    for (T& value : pull) value *= -scale;
+    pass.offset = pull.data();
+    pass.offset_row = prepared.segments.of_key.data();
+  }
+  key_pass(pass, prepared, all, grad, stats, threads);
+
+  if (p.inner) {
+    pass.alpha = -scale;
+    pass.accumulate = true;
+    key_pass(pass, prepared, prepared.meeting(Meets::kSame, count, true), grad, stats + 2 * p.n, threads);
+  } else if (wide.empty()) {
+    give_back_own(prepared, count, share, grad_keys);
+  } else {
+    give_back_own(prepared, count, share, wide.data());
+  }
+  for (size_t e = 0; e < wide.size(); ++e) from_compute(wide[e], grad_keys + e);
+}
+
+template <class In>
+void self_backward(const InfoNCEProblem<In>& p, const std::vector<double>& grad, const int64_t* count,
+                   const double* stats, Compute<In>* grad_queries, double* grad_scale, const Threads& threads) {
+  using T = Compute<In>;
+  Prepared<In> prepared(p, threads);
   const int64_t n = p.n, d = p.d;
-  SimilarityParams<T> pass = base_pass(p);
+  SimilarityParams<In> pass = base_pass(p);
   pass.output = grad_queries;
   pass.output_stride = d;
   pass.alpha = static_cast<T>(p.scale);
   const Meeting all = prepared.meeting(Meets::kAll, count, false);
-  if (static_cast<int64_t>(all.queries.size()) != n) std::fill(grad_queries, grad_queries + n * d, T(0));
+  if (all.key_count != n) std::fill(grad_queries, grad_queries + n * d, T(0));
   symmetric_pass(pass, prepared, all, grad, stats, threads);
 
   if (p.inner) {
@@ -140,18 +160,18 @@ void self_backward(const InfoNCEProblem<T>& p, const std::vector<double>& grad, 
     std::vector<T> share;
     const std::vector<T> pulled = pull_sums(prepared, grad, count, share, threads);
     std::vector<T> sums(prepared.segments.count * d);
-    segment_sums<T>(prepared.key_rows(), d, prepared.segments.of_query.data(), nullptr, prepared.segments.count,
-                    sums.data(), threads);
+    segment_sums<In>(prepared.key_rows(), d, prepared.segments.of_query.data(), nullptr,
+                     prepared.segments.count, sums.data(), threads);
     const T scale = static_cast<T>(p.scale);
     threads.ranges(n, kRowGrain, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t s = prepared.segments.of_query[i];
         if (s < 0) continue;
-        const T* x = p.queries + i * p.query_stride;
+        const In* x = p.queries + i * p.query_stride;
         const T less = p.exclude_self ? T(1) : T(0);
         for (int64_t c = 0; c < d; ++c)
-          grad_queries[i * d + c] -= scale * (share[i] * (sums[s * d + c] - less * x[c]) +
-                                              (pulled[s * d + c] - less * share[i] * x[c]));
+          grad_queries[i * d + c] -= scale * (share[i] * (sums[s * d + c] - less * to_compute(x[c])) +
+                                              (pulled[s * d + c] - less * share[i] * to_compute(x[c])));
       }
     });
   }
@@ -165,10 +185,11 @@ void self_backward(const InfoNCEProblem<T>& p, const std::vector<double>& grad, 
 
 }  // namespace
 
-template <class T>
-void infonce_backward(const InfoNCEProblem<T>& p, const T* grad_loss, const int64_t* count, const double* stats,
-                      const T* direction, T* grad_queries, T* grad_keys, double* grad_scale,
-                      const Threads& threads) {
+template <class In>
+void infonce_backward(const InfoNCEProblem<In>& p, const Compute<In>* grad_loss, const int64_t* count,
+                      const double* stats, const Compute<In>* direction, Compute<In>* grad_queries,
+                      In* grad_keys, double* grad_scale, const Threads& threads) {
+  using T = Compute<In>;
   const std::vector<double> grad = upstream(grad_loss, count, p.n);
   if (!p.keys) return self_backward(p, grad, count, stats, grad_queries, grad_scale, threads);
   if (grad_queries)
@@ -187,9 +208,14 @@ void infonce_backward(const InfoNCEProblem<T>& p, const T* grad_loss, const int6
   if (grad_keys) key_backward(p, grad, count, stats, grad_keys, threads);
 }
 
-template void infonce_backward<float>(const InfoNCEProblem<float>&, const float*, const int64_t*, const double*,
-                                      const float*, float*, float*, double*, const Threads&);
-template void infonce_backward<double>(const InfoNCEProblem<double>&, const double*, const int64_t*,
-                                       const double*, const double*, double*, double*, double*, const Threads&);
+#define WSCL_INSTANTIATE(In)                                                                        \
+  template void infonce_backward<In>(const InfoNCEProblem<In>&, const Compute<In>*, const int64_t*, \
+                                     const double*, const Compute<In>*, Compute<In>*, In*, double*, \
+                                     const Threads&);
+WSCL_INSTANTIATE(float)
+WSCL_INSTANTIATE(double)
+WSCL_INSTANTIATE(BFloat16)
+WSCL_INSTANTIATE(Float16)
+#undef WSCL_INSTANTIATE
 
 }  // namespace wscl

@@ -12,9 +12,9 @@ namespace wscl {
 namespace {
 
 // Softmax over the pairs of a meeting; statistics scattered to stats[0][i], stats[1][i].
-template <class T>
-void softmax_pass(SimilarityParams<T> pass, const Prepared<T>& prepared, const Meeting& meeting, double* stats,
-                  const Threads& threads) {
+template <class In>
+void softmax_pass(SimilarityParams<In> pass, const Prepared<In>& prepared, const Meeting& meeting,
+                  double* stats, const Threads& threads) {
   const std::vector<int64_t>& order = meeting.queries;
   std::vector<double> row_max(order.size()), row_sum(order.size());
   meeting.set(pass, prepared.query_rows(), prepared.key_rows());
@@ -34,10 +34,11 @@ double natural_lse(const double* stats, int64_t n, int64_t i) {
 
 }  // namespace
 
-template <class T>
-void infonce_forward(const InfoNCEProblem<T>& p, T* loss, int64_t* count, double* stats, T* direction,
-                     const Threads& threads) {
-  Prepared<T> prepared(p);
+template <class In>
+void infonce_forward(const InfoNCEProblem<In>& p, Compute<In>* loss, int64_t* count, double* stats,
+                     Compute<In>* direction, const Threads& threads) {
+  using T = Compute<In>;
+  Prepared<In> prepared(p, threads);
   prepared.count_positives(count);
   const int64_t n = p.n, d = p.d;
   std::fill(loss, loss + n, T(0));
@@ -45,7 +46,7 @@ void infonce_forward(const InfoNCEProblem<T>& p, T* loss, int64_t* count, double
     std::fill(stats + s * n, stats + (s + 1) * n, s % 2 ? 0.0 : -kInfinity);
   if (direction) std::fill(direction, direction + n * d, T(0));
 
-  SimilarityParams<T> pass = base_pass(p);
+  SimilarityParams<In> pass = base_pass(p);
   pass.output = direction;
   pass.output_stride = d;
   softmax_pass(pass, prepared, prepared.meeting(Meets::kAll, count, false), stats, threads);
@@ -62,16 +63,16 @@ void infonce_forward(const InfoNCEProblem<T>& p, T* loss, int64_t* count, double
   }
 
   std::vector<T> sums(prepared.segments.count * d);
-  segment_sums<T>(prepared.key_rows(), d, prepared.segments.keys().data(), nullptr, prepared.segments.count,
-                  sums.data(), threads);
+  segment_sums<In>(prepared.key_rows(), d, prepared.segments.keys().data(), nullptr, prepared.segments.count,
+                   sums.data(), threads);
   threads.ranges(n, kRowGrain, [&](int64_t begin, int64_t end) {
     std::vector<T> mean(d);
     for (int64_t i = begin; i < end; ++i) {
       if (count[i] == 0) continue;
       const T* sum = &sums[prepared.segments.of_query[i] * d];
       const T share = T(1) / static_cast<T>(count[i]);
-      const T* less = prepared.excludes_positive(i) ? prepared.key_rows().row(prepared.own.of(i)) : nullptr;
-      for (int64_t c = 0; c < d; ++c) mean[c] = (less ? sum[c] - less[c] : sum[c]) * share;
+      const In* less = prepared.excludes_positive(i) ? prepared.key_rows().row(prepared.own.of(i)) : nullptr;
+      for (int64_t c = 0; c < d; ++c) mean[c] = (less ? sum[c] - to_compute(less[c]) : sum[c]) * share;
       const double mean_logit = p.scale * dot(p.queries + i * p.query_stride, mean.data(), d);
       loss[i] = static_cast<T>(natural_lse(stats, n, i) - mean_logit);
       if (direction)
@@ -80,9 +81,13 @@ void infonce_forward(const InfoNCEProblem<T>& p, T* loss, int64_t* count, double
   });
 }
 
-template void infonce_forward<float>(const InfoNCEProblem<float>&, float*, int64_t*, double*, float*,
-                                     const Threads&);
-template void infonce_forward<double>(const InfoNCEProblem<double>&, double*, int64_t*, double*, double*,
-                                      const Threads&);
+#define WSCL_INSTANTIATE(In)                                                                                  \
+  template void infonce_forward<In>(const InfoNCEProblem<In>&, Compute<In>*, int64_t*, double*, Compute<In>*, \
+                                    const Threads&);
+WSCL_INSTANTIATE(float)
+WSCL_INSTANTIATE(double)
+WSCL_INSTANTIATE(BFloat16)
+WSCL_INSTANTIATE(Float16)
+#undef WSCL_INSTANTIATE
 
 }  // namespace wscl

@@ -14,17 +14,17 @@ namespace wscl {
 inline constexpr int64_t kRowGrain = 256;
 
 // The problem with its clusters found.
-template <class T>
+template <class In>
 struct Prepared {
-  const InfoNCEProblem<T>& problem;
+  const InfoNCEProblem<In>& problem;
   bool self;  // the queries are the keys
   Segments segments;
   OwnKeys own;
 
-  explicit Prepared(const InfoNCEProblem<T>& p)
+  Prepared(const InfoNCEProblem<In>& p, const Threads& threads)
       : problem(p),
         self(!p.keys),
-        segments(find_segments(p.query_clusters, p.n, p.key_clusters, p.m, !p.keys, p.ignore_index)) {
+        segments(find_segments(p.query_clusters, p.n, p.key_clusters, p.m, !p.keys, p.ignore_index, threads)) {
     own.own = self ? nullptr : p.own;
     own.diagonal = self && p.exclude_self;
     own.m = p.m;
@@ -52,27 +52,27 @@ struct Prepared {
     return meet(meets, segments, own, self ? nullptr : count, keys_are_rows);
   }
 
-  Rows<T> query_rows() const {
+  Rows<In> query_rows() const {
     return {problem.queries, problem.query_stride, nullptr, problem.n};
   }
 
-  Rows<T> key_rows() const {
-    return self ? query_rows() : Rows<T>{problem.keys, problem.key_stride, nullptr, problem.m};
+  Rows<In> key_rows() const {
+    return self ? query_rows() : Rows<In>{problem.keys, problem.key_stride, nullptr, problem.m};
   }
 };
 
-template <class T>
-SimilarityParams<T> base_pass(const InfoNCEProblem<T>& p) {
-  SimilarityParams<T> pass;
+template <class In>
+SimilarityParams<In> base_pass(const InfoNCEProblem<In>& p) {
+  SimilarityParams<In> pass;
   pass.d = p.d;
-  pass.scale = static_cast<T>(p.scale * kLog2E);
+  pass.scale = static_cast<Compute<In>>(p.scale * kLog2E);
   return pass;
 }
 
-template <class T>
-double dot(const T* a, const T* b, int64_t d) {
+template <class In>
+double dot(const In* a, const Compute<In>* b, int64_t d) {
   double sum = 0;
-  for (int64_t c = 0; c < d; ++c) sum += static_cast<double>(a[c]) * b[c];
+  for (int64_t c = 0; c < d; ++c) sum += static_cast<double>(to_compute(a[c])) * b[c];
   return sum;
 }
 

@@ -29,7 +29,7 @@ int64_t ceil_div(int64_t a, int64_t b) {
 const KMeansKernels& kernels() {
   const std::string name = cpu_kernels().name;
 #if defined(__x86_64__)
-  if (name == kKMeansAvx512.name) return kKMeansAvx512;
+  if (name == kKMeansAvx512.name || name == "avx512_bf16") return kKMeansAvx512;
   if (name == kKMeansAvx2.name) return kKMeansAvx2;
 #endif
   return kKMeansPortable;

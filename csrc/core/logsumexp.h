@@ -13,12 +13,12 @@
 
 namespace wscl {
 
-template <class T>
+template <class In>
 struct LogSumExpProblem {
-  const T* queries;  // [n, d], unit column stride
+  const In* queries;  // [n, d], unit column stride
   int64_t query_stride;
   int64_t n;
-  const T* keys;  // [m, d]
+  const In* keys;  // [m, d]
   int64_t key_stride;
   int64_t m;
   int64_t d;
@@ -32,15 +32,15 @@ struct LogSumExpProblem {
 
 // Base-2 statistics: Σ_j e^{scale ⟨q_i, k_j⟩} = sum_i · 2^shift_i, with sum_i = 0 and shift_i = −∞ where row i
 // meets nothing. `mean` may be null, which saves the second GEMM.
-template <class T>
-void logsumexp_forward(const LogSumExpProblem<T>& problem, T* lse /* [n] */, double* shift /* [n] */,
-                       double* sum /* [n] */, T* mean /* [n, d] */, const Threads& threads);
+template <class In>
+void logsumexp_forward(const LogSumExpProblem<In>& problem, Compute<In>* lse /* [n] */, double* shift /* [n] */,
+                       double* sum /* [n] */, Compute<In>* mean /* [n, d] */, const Threads& threads);
 
 // grad_keys_j = scale · Σ_i grad_i e^{scale ⟨q_i, k_j⟩} / (sum_i 2^shift_i) q_i. The statistics may be those of
 // more keys than these: then it is these keys' exact gradient of the whole log-sum-exp.
-template <class T>
-void logsumexp_key_gradient(const LogSumExpProblem<T>& problem, const T* grad /* [n] */,
+template <class In>
+void logsumexp_key_gradient(const LogSumExpProblem<In>& problem, const Compute<In>* grad /* [n] */,
                             const double* shift /* [n] */, const double* sum /* [n] */,
-                            T* grad_keys /* [m, d] */, const Threads& threads);
+                            In* grad_keys /* [m, d] */, const Threads& threads);
 
 }  // namespace wscl

@@ -10,10 +10,10 @@
 namespace wscl {
 namespace {
 
-template <class T>
-Segments segments_of(const LogSumExpProblem<T>& p) {
+template <class In>
+Segments segments_of(const LogSumExpProblem<In>& p, const Threads& threads) {
   if (p.meets != Meets::kAll)
-    return find_segments(p.query_clusters, p.n, p.key_clusters, p.m, false, p.ignore_index);
+    return find_segments(p.query_clusters, p.n, p.key_clusters, p.m, false, p.ignore_index, threads);
   const auto flags = [&](const int64_t* clusters, int64_t size) {
     std::vector<int64_t> segment(size, 0);
     for (int64_t i = 0; clusters && i < size; ++i)
@@ -27,37 +27,39 @@ Segments segments_of(const LogSumExpProblem<T>& p) {
   return segments;
 }
 
-template <class T>
-Meeting meeting_of(const LogSumExpProblem<T>& p, const int64_t* keep, bool keys_are_rows) {
+template <class In>
+Meeting meeting_of(const LogSumExpProblem<In>& p, const int64_t* keep, bool keys_are_rows,
+                   const Threads& threads) {
   OwnKeys own;
   own.own = p.own;
   own.m = p.m;
-  return meet(p.meets, segments_of(p), own, keep, keys_are_rows);
+  return meet(p.meets, segments_of(p, threads), own, keep, keys_are_rows);
 }
 
-template <class T>
-SimilarityParams<T> pass_of(const LogSumExpProblem<T>& p, const Meeting& meeting, T* output) {
-  SimilarityParams<T> pass;
+template <class In>
+SimilarityParams<In> pass_of(const LogSumExpProblem<In>& p, const Meeting& meeting) {
+  SimilarityParams<In> pass;
   pass.d = p.d;
-  pass.scale = static_cast<T>(p.scale * kLog2E);
+  pass.scale = static_cast<Compute<In>>(p.scale * kLog2E);
   meeting.set(pass, {p.queries, p.query_stride, nullptr, p.n}, {p.keys, p.key_stride, nullptr, p.m});
-  pass.output = output;
   pass.output_stride = p.d;
   return pass;
 }
 
 }  // namespace
 
-template <class T>
-void logsumexp_forward(const LogSumExpProblem<T>& p, T* lse, double* shift, double* sum, T* mean,
-                       const Threads& threads) {
-  const Meeting meeting = meeting_of(p, nullptr, false);
+template <class In>
+void logsumexp_forward(const LogSumExpProblem<In>& p, Compute<In>* lse, double* shift, double* sum,
+                       Compute<In>* mean, const Threads& threads) {
+  using T = Compute<In>;
+  const Meeting meeting = meeting_of(p, nullptr, false, threads);
   const std::vector<int64_t>& order = meeting.queries;
   std::fill(shift, shift + p.n, -kInfinity);
   std::fill(sum, sum + p.n, 0.0);
   if (mean && static_cast<int64_t>(order.size()) != p.n) std::fill(mean, mean + p.n * p.d, T(0));
   std::vector<double> row_max(order.size()), row_sum(order.size());
-  SimilarityParams<T> pass = pass_of(p, meeting, mean);
+  SimilarityParams<In> pass = pass_of(p, meeting);
+  pass.output = mean;
   pass.row_max = row_max.data();
   pass.row_sum = row_sum.data();
   run_similarity(pass, threads);
@@ -69,20 +71,22 @@ void logsumexp_forward(const LogSumExpProblem<T>& p, T* lse, double* shift, doub
   for (int64_t i = 0; i < p.n; ++i) lse[i] = static_cast<T>((shift[i] + std::log2(sum[i])) / kLog2E);
 }
 
-template <class T>
-void logsumexp_key_gradient(const LogSumExpProblem<T>& p, const T* grad, const double* shift, const double* sum,
-                            T* grad_keys, const Threads& threads) {
+template <class In>
+void logsumexp_key_gradient(const LogSumExpProblem<In>& p, const Compute<In>* grad, const double* shift,
+                            const double* sum, In* grad_keys, const Threads& threads) {
+  using T = Compute<In>;
   std::vector<int64_t> meets_any(p.n);
   for (int64_t i = 0; i < p.n; ++i) meets_any[i] = sum[i] != 0;
-  const Meeting meeting = meeting_of(p, meets_any.data(), true);
+  const Meeting meeting = meeting_of(p, meets_any.data(), true, threads);
   const std::vector<int64_t>& order = meeting.queries;
-  if (static_cast<int64_t>(meeting.keys.size()) != p.m) std::fill(grad_keys, grad_keys + p.m * p.d, T(0));
+  if (meeting.key_count != p.m) std::fill(grad_keys, grad_keys + p.m * p.d, In{});
   std::vector<T> column_shift(order.size()), column_weight(order.size());
   for (size_t c = 0; c < order.size(); ++c) {
     column_shift[c] = static_cast<T>(shift[order[c]]);
     column_weight[c] = static_cast<T>(grad[order[c]] / sum[order[c]]);
   }
-  SimilarityParams<T> pass = pass_of(p, meeting, grad_keys);
+  SimilarityParams<In> pass = pass_of(p, meeting);
+  pass.narrow_output = grad_keys;
   pass.epilogue = Epilogue::kColumns;
   pass.alpha = static_cast<T>(p.scale);
   pass.column_shift = column_shift.data();
@@ -90,13 +94,15 @@ void logsumexp_key_gradient(const LogSumExpProblem<T>& p, const T* grad, const d
   run_similarity(pass, threads);
 }
 
-template void logsumexp_forward<float>(const LogSumExpProblem<float>&, float*, double*, double*, float*,
-                                       const Threads&);
-template void logsumexp_forward<double>(const LogSumExpProblem<double>&, double*, double*, double*, double*,
-                                        const Threads&);
-template void logsumexp_key_gradient<float>(const LogSumExpProblem<float>&, const float*, const double*,
-                                            const double*, float*, const Threads&);
-template void logsumexp_key_gradient<double>(const LogSumExpProblem<double>&, const double*, const double*,
-                                             const double*, double*, const Threads&);
+#define WSCL_INSTANTIATE(In)                                                                               \
+  template void logsumexp_forward<In>(const LogSumExpProblem<In>&, Compute<In>*, double*, double*,         \
+                                      Compute<In>*, const Threads&);                                       \
+  template void logsumexp_key_gradient<In>(const LogSumExpProblem<In>&, const Compute<In>*, const double*, \
+                                           const double*, In*, const Threads&);
+WSCL_INSTANTIATE(float)
+WSCL_INSTANTIATE(double)
+WSCL_INSTANTIATE(BFloat16)
+WSCL_INSTANTIATE(Float16)
+#undef WSCL_INSTANTIATE
 
 }  // namespace wscl

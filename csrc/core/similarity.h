@@ -128,12 +128,20 @@ struct SimilarityKernels {
   TypedKernels<double> of_double;
   TypedKernels<BFloat16> of_bfloat16;
   TypedKernels<Float16> of_float16;
+  double (*bfloat16_dot)(int64_t rounds) = nullptr;  // null without an instruction for it
+};
+
+// What takes the place of the AVX-512 kernels where there is a dot instruction for bfloat16.
+struct BFloat16Kernels {
+  TypedKernels<BFloat16> of_bfloat16;
+  double (*dot)(int64_t rounds);  // as multiply_add
 };
 
 extern const SimilarityKernels kSimilarityPortable;
 #if defined(__x86_64__)
 extern const SimilarityKernels kSimilarityAvx2;
 extern const SimilarityKernels kSimilarityAvx512;
+extern const BFloat16Kernels kSimilarityAvx512Bf16;
 #endif
 
 }  // namespace wscl

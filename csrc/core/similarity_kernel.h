@@ -19,7 +19,7 @@
 // underflow, that bound is taken and no maximum is looked for; else the block's own maximum.
 #pragma once
 
-#include "similarity_panels.h"
+#include "similarity_workspace.h"
 
 namespace wscl {
 namespace WSCL_ISA {
@@ -31,31 +31,11 @@ constexpr int64_t kBlockBytes = 192 * 1024;
 template <class T>
 constexpr T kSafeLogit = sizeof(T) == sizeof(float) ? 48 : 400;
 
-// A chunk's memory: one allocation, cut into aligned pieces.
-class Workspace {
- public:
-  ~Workspace() {
-    std::free(memory_);
-  }
-  // Called once for every piece to measure, and after `allocate` once more to cut.
-  template <class T>
-  void cut(T*& piece, int64_t count) {
-    piece = memory_ ? reinterpret_cast<T*>(memory_ + used_) : nullptr;
-    used_ += round_up(count * int64_t(sizeof(T)), 64);
-  }
-  void allocate() {
-    memory_ = static_cast<char*>(std::aligned_alloc(64, larger(used_, 64)));
-    used_ = 0;
-  }
-
- private:
-  char* memory_ = nullptr;
-  int64_t used_ = 0;
-};
-
 template <class In, Epilogue kEpilogue, bool kGather>
 struct Pass {
   using T = Compute<In>;
+  using Element = WSCL_ISA::Element<In>;
+  using Packed = WSCL_ISA::Packed<In>;
   static constexpr int kWidth = Simd<T>::kWidth;
   static constexpr T kInfinity = __builtin_huge_val();
   static constexpr bool kRowWeights = kEpilogue == Epilogue::kSymmetric || kEpilogue == Epilogue::kShared;
@@ -65,19 +45,21 @@ struct Pass {
   const int64_t rows;      // of this part
   const int64_t d_padded;  // d as the second product sees it
   const int64_t block;     // rows of y in a block
+  const int64_t depth;     // steps of the first product
   const bool in_place;     // y is read where it is
   int64_t first_excluded;  // of this part's rows
   T column_norm = 0;       // the largest of the block's
 
   Workspace memory;
-  T* x_packed;                      // [panel][d][lanes]
-  T* y_copy;                        // [block][d_padded] where y cannot be read in place
-  T* output;                        // [rows][d_padded]
-  T* logits;                        // [block][lanes], then the weights
-  T *norms, *shifts, *weights;      // [rows]
-  double* sums;                     // [rows]
-  T* scratch;                       // [kWidth][d_padded]
-  const T* y_rows[kBlock + kKeys];  // of the block
+  Packed* x_packed;                       // [panel][depth][lanes]
+  Element* y_copy;                        // [block][d_padded] where y cannot be read in place
+  uint32_t* y_pairs;                      // [block / 2][d_padded] for the second product of pairs
+  T* output;                              // [rows][d_padded]
+  T* logits;                              // [block][lanes], then the weights
+  T *norms, *shifts, *weights;            // [rows]
+  double* sums;                           // [rows]
+  T* scratch;                             // [kWidth][d_padded]
+  const Element* y_rows[kBlock + kKeys];  // of the block
 
   Pass(const SimilarityParams<In>& p, const SimilarityPart<T>& part)
       : params(p),
@@ -86,10 +68,11 @@ struct Pass {
         d_padded(round_up(p.d, kWidth)),
         block(smaller(kBlock,
                       larger(kLeastBlock, kBlockBytes / larger(1, p.d * int64_t(sizeof(T))) / kKeys * kKeys))),
-        in_place(sizeof(In) == sizeof(T) && (!kGather || d_padded == p.d)) {
+        depth(kPairs<In> ? (p.d + 1) / 2 : p.d),
+        in_place(kPairs<In> ? p.d % 2 == 0 : sizeof(In) == sizeof(T) && (!kGather || d_padded == p.d)) {
     const int64_t padded = round_up(rows, kWidth);
     for (int round = 0; round < 2; ++round) {
-      memory.cut(x_packed, padded * p.d);
+      memory.cut(x_packed, padded * depth);
       memory.cut(y_copy, in_place ? 0 : block * d_padded);
       memory.cut(output, kGather ? padded * d_padded : 0);
       memory.cut(logits, (block + kKeys) * kPanel<T>);
@@ -97,7 +80,8 @@ struct Pass {
       memory.cut(shifts, padded);
       memory.cut(weights, padded);
       memory.cut(sums, padded);
-      memory.cut(scratch, kWidth * d_padded);
+      memory.cut(y_pairs, kPairs<In> && kGather ? (block + 1) / 2 * d_padded : 0);
+      memory.cut(scratch, kWidth * round_up(p.d, 2 * kWidth));
       if (round == 0) memory.allocate();
     }
     int64_t low = 0, high = p.excluded_count;
@@ -126,8 +110,7 @@ struct Pass {
     for (int64_t r = 0; r < rows; r += kPanel<T>) {
       const int64_t live = smaller(kPanel<T>, rows - r);
       const int vectors = static_cast<int>((live + kWidth - 1) / kWidth);
-      pack_panel<In, T>(params.x, part.row0 + r, live, vectors, params.d, scratch, x_packed + r * params.d,
-                        norms + r);
+      pack_panel(params.x, part.row0 + r, live, vectors, params.d, scratch, x_packed + r * depth, norms + r);
     }
     const int64_t padded = round_up(rows, kWidth);
     if (kGather)
@@ -146,13 +129,21 @@ struct Pass {
     for (int64_t k = 0; k < count + kKeys; ++k) {
       const In* row = params.y.row(c0 + smaller(k, count - 1));
       if (in_place) {
-        y_rows[k] = reinterpret_cast<const T*>(row);
+        y_rows[k] = reinterpret_cast<const Element*>(row);
+        continue;
+      }
+      Element* const copy = y_copy + smaller(k, count - 1) * d_padded;
+      y_rows[k] = copy;
+      if (k >= count) continue;
+      if constexpr (kPairs<In>) {
+        std::memcpy(copy, row, params.d * sizeof(In));
+        std::memset(static_cast<void*>(copy + params.d), 0, (d_padded - params.d) * sizeof(In));
       } else {
-        y_rows[k] = y_copy + smaller(k, count - 1) * d_padded;
-        if (k < count) widen_row<In>(row, params.d, d_padded, y_copy + k * d_padded);
+        widen_row<In>(row, params.d, d_padded, copy);
       }
     }
-    if (kEpilogue == Epilogue::kSoftmax) column_norm = largest_norm(y_rows, count, params.d);
+    if constexpr (kPairs<In> && kGather) interleave_rows(y_rows, count, params.d, d_padded, y_pairs);
+    if (kEpilogue == Epilogue::kSoftmax) column_norm = largest_norm<T>(y_rows, count, params.d);
 
     int64_t excluded = first_excluded;
     for (int64_t r = 0; r < rows; r += kPanel<T>) {
@@ -170,6 +161,7 @@ struct Pass {
         k1 = 0;
       }
       if (k0 >= k1) continue;
+      if (kPairs<In>) k0 -= k0 % 2;  // whole pairs; what a row does not meet is masked
       const Panel panel = {r, live, c0 + k0, k1 - k0, y_rows + k0, excluded_before, excluded};
       if (live > 2 * kWidth)
         meet<3>(panel);
@@ -181,19 +173,25 @@ struct Pass {
   }
 
   struct Panel {
-    int64_t row, live;  // rows of this part
-    int64_t c0, count;  // columns
-    const T* const* y;  // their rows
+    int64_t row, live;        // rows of this part
+    int64_t c0, count;        // columns
+    const Element* const* y;  // their rows
     int64_t excluded, excluded_end;
   };
 
   // A panel of x meets some rows of y.
   template <int kVectors>
   void meet(const Panel& p) {
-    logits_panel<T, kVectors>(p.y, p.count, x_packed + p.row * params.d, params.d, logits);
+    logits_panel<kVectors>(p.y, p.count, x_packed + p.row * depth, params.d, logits);
     mask(p, kVectors * kWidth);
     weigh<kVectors>(p);
-    if (kGather) gather_panel<T, kVectors>(logits, p.y, p.count, d_padded, output + p.row * d_padded);
+    if constexpr (kGather && kPairs<In>) {
+      pair_weights(logits, p.count, kVectors * kWidth);
+      gather_panel<kVectors>(reinterpret_cast<uint32_t*>(logits), y_pairs + (p.y - y_rows) / 2 * d_padded,
+                             (p.count + 1) / 2, d_padded, output + p.row * d_padded);
+    } else if constexpr (kGather) {
+      gather_panel<kVectors>(logits, p.y, p.count, d_padded, output + p.row * d_padded);
+    }
   }
 
   void mask(const Panel& p, int64_t lanes) {

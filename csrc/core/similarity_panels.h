@@ -87,18 +87,18 @@ void pack_panel(const Rows<In>& rows, int64_t first, int64_t count, int vectors,
 }
 
 // The largest norm of `count` rows of d, with what rounding adds to it; NaN or ∞ where a row has one.
-template <class T>
-T largest_norm(const T* const* rows, int64_t count, int64_t d) {
+template <class T, class In>
+T largest_norm(const In* const* rows, int64_t count, int64_t d) {
   constexpr int kWidth = Simd<T>::kWidth;
   Vector<T> largest = {}, spoilt = {};
   for (int64_t first = 0; first < count; first += kWidth) {
     Vector<T> sums[kWidth];
     for (int r = 0; r < kWidth; ++r) {
-      const T* row = rows[smaller(first + r, count - 1)];
+      const In* row = rows[smaller(first + r, count - 1)];
       Vector<T> sum = {};
       int64_t c = 0;
-      for (; c + kWidth <= d; c += kWidth) sum += load(row + c) * load(row + c);
-      for (int e = 0; c < d; ++c, ++e) sum[e] += row[c] * row[c];
+      for (; c + kWidth <= d; c += kWidth) sum += load_wide(row + c) * load_wide(row + c);
+      for (int e = 0; c < d; ++c, ++e) sum[e] += to_compute(row[c]) * to_compute(row[c]);
       sums[r] = sum;
     }
     transpose<T>(sums);
@@ -141,7 +141,7 @@ WSCL_INLINE void logits_tile(const T* const* y, const T* __restrict x, int64_t d
 }
 
 // Similarities of `count` rows of y to a panel. Whole tiles: y has pointers, and `out` has room, for them.
-template <class T, int kVectorsX>
+template <int kVectorsX, class T>
 __attribute__((noinline)) void logits_panel(const T* const* y, int64_t count, const T* x, int64_t d, T* out) {
   for (int64_t k = 0; k < count; k += kKeys)
     logits_tile<T, kVectorsX>(y + k, x, d, out + k * kVectorsX * Simd<T>::kWidth);
@@ -181,7 +181,7 @@ WSCL_INLINE void gather_tile(const T* __restrict weights, const T* const* y, int
 }
 
 // out[panel][d] += weightsᵀ y, d a multiple of kWidth.
-template <class T, int kVectorsX>
+template <int kVectorsX, class T>
 __attribute__((noinline)) void gather_panel(const T* weights, const T* const* y, int64_t count, int64_t d,
                                             T* out) {
   constexpr int kWidth = Simd<T>::kWidth, kTile = kGatherRows<T, kVectorsX>;

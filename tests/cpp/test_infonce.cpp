@@ -98,37 +98,65 @@ double largest(const std::vector<double>& values) {
 }
 
 template <class T>
-void compare(const char* what, const std::string& isa, const Case& c, const std::vector<T>& got,
-             const std::vector<double>& want, double tolerance) {
+void compare(const char* what, const char* type, const std::string& isa, const Case& c,
+             const std::vector<T>& got, const std::vector<double>& want, double tolerance) {
   // A logit's rounding error is relative to its size, and that of a probability to the logit's.
   const double logit = c.magnitude * c.magnitude / c.temperature;
   const double allowed = tolerance * (largest(want) + logit) * std::max(1.0, logit / 100);
   for (size_t i = 0; i < want.size(); ++i)
-    if (!(std::abs(got[i] - want[i]) <= allowed)) {
+    if (!(std::abs(wscl::to_compute(got[i]) - want[i]) <= allowed)) {
       CHECK(false, "%s %s (%s) n=%ld m=%ld d=%ld self=%d inner=%d tau=%g at %zu: %g, expected %g", isa.c_str(),
-            what, sizeof(T) == 4 ? "float" : "double", long(c.n), long(c.m), long(c.d), c.self, c.inner,
-            c.temperature, i, double(got[i]), want[i]);
+            what, type, long(c.n), long(c.m), long(c.d), c.self, c.inner, c.temperature, i,
+            double(wscl::to_compute(got[i])), want[i]);
       return;
     }
 }
 
-template <class T>
+// How exact: `tolerance` of what is computed, `rounding` of weights and gradients.
+template <class In>
+struct Precision;
+template <>
+struct Precision<float> {
+  static constexpr double tolerance = 2e-6, rounding = 0;
+  static constexpr const char* name = "float";
+};
+template <>
+struct Precision<double> {
+  static constexpr double tolerance = 1e-13, rounding = 0;
+  static constexpr const char* name = "double";
+};
+template <>
+struct Precision<wscl::BFloat16> {
+  static constexpr double tolerance = 2e-6, rounding = 8e-3;
+  static constexpr const char* name = "bfloat16";
+};
+template <>
+struct Precision<wscl::Float16> {
+  static constexpr double tolerance = 2e-6, rounding = 5e-4;
+  static constexpr const char* name = "float16";
+};
+
+template <class In>
 void check(const Case& c, const std::string& isa, int thread_count) {
+  using T = wscl::Compute<In>;
+  using P = Precision<In>;
   std::mt19937 random(17);
   std::normal_distribution<double> normal(0, c.magnitude / std::sqrt(double(c.d)));
   std::uniform_int_distribution<int64_t> cluster(-1, c.clusters - 1), key(-1, c.m - 1);
-  std::vector<T> q(c.n * c.d), k(c.m * c.d), upstream(c.n);
+  std::vector<In> q(c.n * c.d), k(c.m * c.d);
+  std::vector<T> upstream(c.n);
   std::vector<int64_t> qc(c.n), kc(c.m), own(c.n, -1);
-  for (T& v : q) v = T(normal(random));
-  for (T& v : k) v = T(normal(random));
+  for (In& v : q) wscl::from_compute(T(normal(random)), &v);
+  for (In& v : k) wscl::from_compute(T(normal(random)), &v);
   for (int64_t& v : qc) v = cluster(random);
   for (int64_t& v : kc) v = cluster(random);
   for (int64_t i = 0; i < c.n; ++i) upstream[i] = T(0.5 + i % 7);
   if (c.self) k = q, kc = qc;
   for (int64_t i = 0; i < c.n; ++i) own[i] = c.self ? i : c.own ? key(random) : -1;
 
-  const std::vector<double> q64(q.begin(), q.end()), k64(k.begin(), k.end()),
-      up64(upstream.begin(), upstream.end());
+  std::vector<double> q64, k64, up64(upstream.begin(), upstream.end());
+  for (const In& v : q) q64.push_back(wscl::to_compute(v));
+  for (const In& v : k) k64.push_back(wscl::to_compute(v));
   Gradients want = definition(c, q64, k64, qc, kc, own, up64);
   if (c.self)
     for (size_t i = 0; i < want.queries.size(); ++i) want.queries[i] += want.keys[i];
@@ -136,46 +164,48 @@ void check(const Case& c, const std::string& isa, int thread_count) {
   wscl::Threads threads;
   threads.count = thread_count;
   threads.run = run_on_threads;
-  wscl::InfoNCEProblem<T> p{q.data(),
-                            c.d,
-                            c.n,
-                            c.self ? nullptr : k.data(),
-                            c.d,
-                            c.m,
-                            c.d,
-                            qc.data(),
-                            c.self ? nullptr : kc.data(),
-                            c.own && !c.self ? own.data() : nullptr,
-                            c.self,
-                            c.inner,
-                            -1,
-                            1 / c.temperature};
-  std::vector<T> loss(c.n), direction(c.n * c.d), grad_queries(c.n * c.d), grad_keys(c.m * c.d);
+  wscl::InfoNCEProblem<In> p{q.data(),
+                             c.d,
+                             c.n,
+                             c.self ? nullptr : k.data(),
+                             c.d,
+                             c.m,
+                             c.d,
+                             qc.data(),
+                             c.self ? nullptr : kc.data(),
+                             c.own && !c.self ? own.data() : nullptr,
+                             c.self,
+                             c.inner,
+                             -1,
+                             1 / c.temperature};
+  std::vector<T> loss(c.n), direction(c.n * c.d), grad_queries(c.n * c.d);
+  std::vector<In> grad_keys(c.m * c.d);
   std::vector<int64_t> count(c.n);
   std::vector<double> stats(4 * c.n);
   double grad_scale = 0;
-  wscl::infonce_forward<T>(p, loss.data(), count.data(), stats.data(), c.self ? nullptr : direction.data(),
-                           threads);
-  wscl::infonce_backward<T>(p, upstream.data(), count.data(), stats.data(), direction.data(),
-                            grad_queries.data(), c.self ? nullptr : grad_keys.data(), &grad_scale, threads);
-  const double tolerance = sizeof(T) == 4 ? 2e-6 : 1e-13;
-  compare<T>("loss", isa, c, loss, want.loss, tolerance);
-  compare<T>("grad_queries", isa, c, grad_queries, want.queries, tolerance * 4);
-  if (!c.self) compare<T>("grad_keys", isa, c, grad_keys, want.keys, tolerance * 4);
-  compare<double>("grad_scale", isa, c, {grad_scale}, {want.scale},
-                  tolerance * 4 * std::sqrt(double(c.n)) * (1 + largest(up64)));
+  wscl::infonce_forward<In>(p, loss.data(), count.data(), stats.data(), c.self ? nullptr : direction.data(),
+                            threads);
+  wscl::infonce_backward<In>(p, upstream.data(), count.data(), stats.data(), direction.data(),
+                             grad_queries.data(), c.self ? nullptr : grad_keys.data(), &grad_scale, threads);
+  const double tolerance = P::tolerance, gradient = 4 * P::tolerance + P::rounding;
+  compare<T>("loss", P::name, isa, c, loss, want.loss, tolerance);
+  compare<T>("grad_queries", P::name, isa, c, grad_queries, want.queries, gradient);
+  if (!c.self) compare<In>("grad_keys", P::name, isa, c, grad_keys, want.keys, gradient);
+  compare<double>("grad_scale", P::name, isa, c, {grad_scale}, {want.scale},
+                  gradient * std::sqrt(double(c.n)) * (1 + largest(up64)));
 
   // The same bits from the same call.
   std::vector<T> again(c.n);
-  wscl::infonce_forward<T>(p, again.data(), count.data(), stats.data(), nullptr, threads);
-  wscl::infonce_forward<T>(p, loss.data(), count.data(), stats.data(), nullptr, threads);
+  wscl::infonce_forward<In>(p, again.data(), count.data(), stats.data(), nullptr, threads);
+  wscl::infonce_forward<In>(p, loss.data(), count.data(), stats.data(), nullptr, threads);
   CHECK(again == loss, "%s: a second call gave other bits", isa.c_str());
 }
 
 void check_segments() {
   const int64_t huge = std::numeric_limits<int64_t>::max(), low = std::numeric_limits<int64_t>::min();
   const std::vector<int64_t> queries = {7, huge, -1, 7, low}, keys = {low, 5, -1, huge, 7};
-  const wscl::Segments found = wscl::find_segments(queries.data(), 5, keys.data(), 5, false, -1);
+  const wscl::Segments found =
+      wscl::find_segments(queries.data(), 5, keys.data(), 5, false, -1, wscl::Threads());
   CHECK(found.count == 3, "count %ld", long(found.count));
   CHECK((found.of_query == std::vector<int64_t>{0, 1, wscl::kIgnored, 0, 2}), "queries' segments");
   CHECK((found.of_key == std::vector<int64_t>{2, wscl::kNoSegment, wscl::kIgnored, 1, 0}), "keys' segments");
@@ -214,6 +244,8 @@ int main() {
       for (int threads : {1, 3}) {
         check<float>(c, isa, threads);
         check<double>(c, isa, threads);
+        check<wscl::BFloat16>(c, isa, threads);
+        check<wscl::Float16>(c, isa, threads);
       }
     std::printf("%s: %zu cases\n", isa.c_str(), cases.size());
   }

@@ -38,3 +38,8 @@ def require(device: torch.device) -> None:
         return
     reason = load_error if extension is None else f"there are no kernels for device {device}"
     raise RuntimeError(f"impl='fused' is not available: {reason}; impl='chunked' works everywhere")
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What the kernels compute with for rows of a dtype: halves with float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32

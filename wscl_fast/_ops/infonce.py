@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from wscl_fast._ops.extension import extension, require
+from wscl_fast._ops.extension import compute_dtype, extension, require
 
 
 def clustered_infonce(
@@ -16,13 +16,17 @@ def clustered_infonce(
     query_clusters: Tensor,  # [N] int64
     key_clusters: Tensor | None,  # [M] int64
     own: Tensor | None,  # [N] int64
-    scale: Tensor,  # 0-dim, 1 / temperature
+    scale: Tensor,  # 0-dim, 1 / temperature; float64 for float64 rows, else float32
     *,
     exclude_self: bool,
     inner: bool,
     ignore_index: int,
 ) -> tuple[Tensor, Tensor]:
-    """Loss ``[N]`` and positives' count ``[N]`` of every row, by the fused kernels."""
+    """Loss ``[N]`` and positives' count ``[N]`` of every row, by the fused kernels.
+
+    Rows are float32, float64, bfloat16 or float16. Halves are computed with in float32, in which the loss is
+    returned; their gradients have their own dtype.
+    """
     require(queries.device)
     # The softmax-weighted mean key is carried along only where a gradient will be read off it.
     need_direction = torch.is_grad_enabled() and (queries.requires_grad or scale.requires_grad)
@@ -54,11 +58,12 @@ def _fake_forward(
     need_direction: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     n, d = queries.shape
+    dtype = compute_dtype(queries.dtype)
     return (
-        queries.new_empty(n),
+        queries.new_empty(n, dtype=dtype),
         queries.new_empty(n, dtype=torch.int64),
         queries.new_empty(4 if inner else 2, n, dtype=torch.float64),
-        queries.new_empty(n if need_direction and keys is not None else 0, d),
+        queries.new_empty(n if need_direction and keys is not None else 0, d, dtype=dtype),
     )
 
 
@@ -83,7 +88,7 @@ def _fake_backward(
     n, d = queries.shape
     from_queries = need_queries or (keys is None and need_scale)
     return (
-        queries.new_empty(n if from_queries else 0, d),
+        queries.new_empty(n if from_queries else 0, d, dtype=compute_dtype(queries.dtype)),
         queries.new_empty(keys.shape[0] if keys is not None and need_keys else 0, d),
         scale.new_empty(()),
     )
@@ -107,7 +112,7 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Te
         grad_loss, *inputs, *ctx.options, count, stats, direction, need_queries, need_keys, need_scale
     )
     return (
-        grad_queries if need_queries else None,
+        grad_queries.to(inputs[0].dtype) if need_queries else None,
         grad_keys if need_keys else None,
         *(None,) * 3,
         grad_scale if need_scale else None,

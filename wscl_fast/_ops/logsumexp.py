@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from wscl_fast._ops.extension import extension, require
+from wscl_fast._ops.extension import compute_dtype, extension, require
 
 Meets = Literal["all", "same", "other"]
 _MEETS = {"all": 0, "same": 1, "other": 2}
@@ -48,7 +48,8 @@ def logsumexp(
     id is ``ignore_index`` meets nothing. Both kinds of ids may be None with ``"all"``: then no one is
     ignored. A row that meets nothing has −∞ and passes no gradient on, whatever comes from above.
 
-    Gradients of queries, keys and scale: 1 GEMM under ``no_grad``, 2 where keys need no gradient, 4 else.
+    Rows are float32, float64, bfloat16 or float16; halves are computed with in float32, in which the result
+    is returned and ``scale`` expected. Gradients of queries, keys and scale: 1 GEMM under ``no_grad``, 2 where keys need no gradient, 4 else.
     """
     require(queries.device)
     need_mean = torch.is_grad_enabled() and (queries.requires_grad or scale.requires_grad)
@@ -136,10 +137,11 @@ def _fake_forward(
     need_mean: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     n, d = queries.shape
+    dtype = compute_dtype(queries.dtype)
     return (
-        queries.new_empty(n),
+        queries.new_empty(n, dtype=dtype),
         queries.new_empty(2, n, dtype=torch.float64),
-        queries.new_empty(n if need_mean else 0, d),
+        queries.new_empty(n if need_mean else 0, d, dtype=dtype),
     )
 
 
@@ -175,7 +177,7 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor 
     need_queries, need_keys, need_scale = (ctx.needs_input_grad[i] for i in (0, 1, 5))
     # Whatever comes from above for a row that meets nothing, even NaN, goes nowhere.
     grad = torch.where(stats[1] == 0, 0.0, grad)
-    grad_queries = (scale * grad)[:, None] * mean if need_queries else None
+    grad_queries = ((scale * grad)[:, None] * mean).to(queries.dtype) if need_queries else None
     grad_scale = (grad * (queries * mean).sum(1)).sum() if need_scale else None
     grad_keys = None
     if need_keys:

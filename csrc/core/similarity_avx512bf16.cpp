@@ -1,0 +1,20 @@
+#include <immintrin.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+
+#include "similarity.h"
+#pragma GCC target("avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
+#define WSCL_ISA avx512bf16
+#define WSCL_VECTOR_BYTES 64
+#define WSCL_ROW_TILE 12
+#define WSCL_KEY_TILE 8
+#define WSCL_BFLOAT16_DOT 1
+#include "similarity_kernel.h"
+
+namespace wscl {
+const BFloat16Kernels kSimilarityAvx512Bf16 = {avx512bf16::kKernels<BFloat16>, avx512bf16::bfloat16_dot};
+}  // namespace wscl
