@@ -49,7 +49,8 @@ def logsumexp(
     ignored. A row that meets nothing has −∞ and passes no gradient on, whatever comes from above.
 
     Rows are float32, float64, bfloat16 or float16; halves are computed with in float32, in which the result
-    is returned and ``scale`` expected. Gradients of queries, keys and scale: 1 GEMM under ``no_grad``, 2 where keys need no gradient, 4 else.
+    is returned and ``scale`` expected. Gradients of queries, keys and scale: 1 GEMM under ``no_grad``, 2
+    where keys need no gradient, 4 else.
     """
     require(queries.device)
     need_mean = torch.is_grad_enabled() and (queries.requires_grad or scale.requires_grad)
