@@ -79,11 +79,14 @@ int64_t run(const Tensor& x, const Tensor& centroids, bool cosine, int64_t candi
 }
 
 std::tuple<Tensor, Tensor, int64_t> kmeans_assign(const Tensor& x, const Tensor& centroids_, bool cosine,
-                                                  int64_t candidates) {
+                                                  int64_t top, int64_t candidates) {
   const Tensor centroids = check_centroids(centroids_, x);
-  Tensor assignment = torch::stable::new_empty(x, {x.size(0)}, ScalarType::Long);
-  Tensor distance = torch::stable::new_empty(centroids, {x.size(0)});
-  const int64_t bad_row = run(x, centroids, cosine, candidates, assignment, distance, [](auto&) {});
+  STD_TORCH_CHECK(top >= 1 && top <= centroids.size(0) && top <= wscl::kMostTop, "top: expected 1 to ",
+                  wscl::kMostTop, " and at most the number of centroids, got ", top);
+  Tensor assignment = torch::stable::new_empty(x, {x.size(0), top}, ScalarType::Long);
+  Tensor distance = torch::stable::new_empty(centroids, {x.size(0), top});
+  const int64_t bad_row =
+      run(x, centroids, cosine, candidates, assignment, distance, [&](auto& problem) { problem.top = top; });
   return {assignment, distance, bad_row};
 }
 

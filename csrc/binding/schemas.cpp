@@ -19,7 +19,7 @@ STABLE_TORCH_LIBRARY(wscl_fast, m) {
       "logsumexp_key_gradient(Tensor grad, Tensor queries, Tensor keys, Tensor? query_ids, Tensor? key_ids,"
       " Tensor? own, Tensor scale, int meets, int ignore_index, Tensor stats) -> Tensor");
   m.def(
-      "kmeans_assign(Tensor x, Tensor centroids, bool cosine, int candidates)"
+      "kmeans_assign(Tensor x, Tensor centroids, bool cosine, int top, int candidates)"
       " -> (Tensor assignment, Tensor distance, int bad_row)");
   m.def(
       "kmeans_update(Tensor x, Tensor centroids, Tensor? weights, bool cosine, int candidates)"

@@ -30,6 +30,9 @@ struct Points {
 // The precision of the product that proposes candidates. Results do not depend on it.
 enum class Candidates { kAuto, kFull, kBfloat16 };
 
+// Beyond, so many of the nearest share a lane of the kernels' vectors that going through it costs too much.
+constexpr int64_t kMostTop = 8;
+
 template <class T>
 struct KMeansProblem {
   Points x;                      // [n, d]
@@ -37,9 +40,10 @@ struct KMeansProblem {
   int64_t k = 0, d = 0;
   bool cosine = false;
   Candidates candidates = Candidates::kAuto;
+  int64_t top = 1;  // nearest centroids wanted, at most kMostTop; 1 for an update
 
-  int64_t* assignment = nullptr;  // [n]
-  T* distance = nullptr;          // [n], at most the largest number of T
+  int64_t* assignment = nullptr;  // [n, top]
+  T* distance = nullptr;          // [n, top], at most the largest number of T
 
   // Of an update: null for an assignment alone.
   double* sums = nullptr;           // [k, d]

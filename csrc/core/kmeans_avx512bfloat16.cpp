@@ -21,6 +21,7 @@ struct Bfloat16Operands {
   using Number = float;
   using Element = uint16_t;
   using Columns = __m512bh;
+  static constexpr bool kRounds = true;
   static constexpr int kStep = 2;
 
   static WSCL_INLINE Columns columns(const Element* p) {

@@ -34,34 +34,43 @@ namespace WSCL_ISA {
 constexpr int64_t kPointBlockBytes = 128 * 1024;
 constexpr int64_t kMostBlockRows = 480;
 
+constexpr int64_t common_multiple(int64_t a, int64_t b) {
+  int64_t multiple = a;
+  while (multiple % b != 0) multiple += a;
+  return multiple;
+}
+
 template <class Op>
 struct KMeansPass {
   using T = typename Op::Number;
   using Element = typename Op::Element;
   static constexpr int kWidth = Simd<T>::kWidth;
   static constexpr T kInfinity = __builtin_huge_val();
+  static constexpr int64_t kGroup = common_multiple(kRows, kWidth);  // a block is a number of these
 
   const KMeansProblem<T>& problem;
   const CentroidTable<T>& table;
   KMeansPart& part;
-  const int64_t stride;  // of the block's rows, an odd number of cache lines: neighbours never share a set
+  const T* const direct;  // where the rows lie, if they need no conversion
+  const int64_t stride;   // of the block's rows, an odd number of cache lines: neighbours never share a set
   const int64_t block_rows;
-  Memory memory;
-  Element* block;         // [block_rows][stride]
-  RowState<T>* states;    // [block_rows]
-  T* margin;              // [block_rows] twice the bound of a row's scores' error
-  double* length;         // [block_rows] of the points, for the cosine
-  T* scratch;             // [d] a row that had to be converted
   const int64_t vectors;  // of columns
+  Memory memory;
+  Element* block;       // [block_rows][stride]
+  RowState<T>* states;  // [block_rows]
+  T* margin;            // [block_rows] twice the bound of a row's scores' error
+  double* length;       // [block_rows] of the points, for the cosine
+  T* scratch;           // [d] a row that had to be converted
 
   KMeansPass(const KMeansProblem<T>& problem, const CentroidTable<T>& table, KMeansPart& part)
       : problem(problem),
         table(table),
         part(part),
+        direct(rows_of<T>(problem.x)),
         stride((round_up(table.depth * sizeof(Element), 64) / 64 | 1) * 64 / sizeof(Element)),
-        block_rows(larger(
-            kRows,
-            smaller(kMostBlockRows, kPointBlockBytes / (stride * int64_t(sizeof(Element)))) / kRows * kRows)),
+        block_rows(larger(1, smaller(kMostBlockRows, kPointBlockBytes / (stride * int64_t(sizeof(Element)))) /
+                                 kGroup) *
+                   kGroup),
         vectors(round_up(table.k, kWidth) / kWidth) {
     memory.reserve(&block, block_rows * stride + kWidth);
     memory.reserve(&states, block_rows);
@@ -74,54 +83,74 @@ struct KMeansPass {
   void run() {
     for (int64_t row = part.row0; row < part.row1; row += block_rows) {
       const int64_t count = smaller(block_rows, part.row1 - row);
-      if (!write_block(row, count)) return;
-      score(count);
-      finish(row, count);
+      for (int64_t i = 0; i < count; i += kWidth)
+        if (!write_rows(row, i, smaller(kWidth, count - i))) return;
+      score(row, count);
+      if (problem.top > 1)
+        for (int64_t i = 0; i < count; ++i) finish_top(row + i, i);
+      else
+        for (int64_t i = 0; i < count; i += kWidth) finish(row, i, smaller(kWidth, count - i));
     }
   }
 
-  // False where a row is not finite.
-  bool write_block(int64_t row0, int64_t count) {
+  WSCL_INLINE const T* point(int64_t row) const {
+    return direct ? direct + row * problem.x.row_stride : fetch(problem.x, row, table.d, scratch);
+  }
+
+  // Rows row0 + first … of the block as the product's operands, with their margins. False where one is not
+  // finite.
+  bool write_rows(int64_t row0, int64_t first, int64_t count) {
+    Vector<T> norms[kWidth], losses[kWidth];
+    for (int64_t i = 0; i < kWidth; ++i) norms[i] = losses[i] = Vector<T>{};
     for (int64_t i = 0; i < count; ++i) {
-      const T* x = fetch(problem.x, row0 + i, table.d, scratch);
-      length[i] = table.cosine ? length_of(x, table.d) : 1;
-      double norm, loss;
-      write_row(x, to_unit(length[i]), block + i * stride, &norm, &loss);
-      if (!(norm < 1e30)) {
+      const T* x = point(row0 + first + i);
+      if (table.cosine) length[first + i] = length_of(x, table.d);
+      write_row(x, length[first + i], block + (first + i) * stride, &norms[i], &losses[i]);
+    }
+    const Vector<T> norm = sums_of<T>(norms);
+    Vector<T> loss = {};
+    if (Op::kRounds) loss = sums_of<T>(losses);
+    for (int64_t i = 0; i < count; ++i) {
+      if (!(norm[i] < T(1e30))) {
+        const T* x = point(row0 + first + i);
         for (int64_t c = 0; c < table.d; ++c)
           if (!(std::fabs(x[c]) < kInfinity)) {
-            part.bad_row = row0 + i;
+            part.bad_row = row0 + first + i;
             return false;
           }
-        margin[i] = kInfinity;  // too far out for the product: every centroid is looked at
+        margin[first + i] = kInfinity;  // too far out for the product: every centroid is looked at
       } else {
         // Norms were summed up in T: a little more than their own rounding.
-        const double bound = table.per_norm * norm + table.per_loss * loss + table.constant;
-        margin[i] = static_cast<T>(2.001 * bound);
+        margin[first + i] = T(2.001) * (T(table.per_norm) * std::sqrt(norm[i]) + T(table.constant) +
+                                        (Op::kRounds ? T(table.per_loss) * std::sqrt(loss[i]) : T(0)));
       }
     }
     return true;
   }
 
-  // (x · factor − origin) · scale as the product's operand, its norm, and that of what rounding lost.
-  void write_row(const T* x, double factor, Element* out, double* norm, double* loss) {
-    Vector<T> norms = {}, losses = {};
+  // (x / own_length − origin) · scale as the product's operand, its squared norm, and that of what rounding
+  // lost.
+  WSCL_INLINE void write_row(const T* x, double own_length, Element* out, Vector<T>* norms, Vector<T>* losses) {
     const Vector<T> scale = broadcast(table.scale);
+    const double factor = table.cosine ? to_unit(own_length) : 1;
+    const bool in_range = factor > 1e-30 && factor < 1e30;
     for (int64_t c = 0; c < table.d; c += kWidth) {
       const int64_t count = smaller(kWidth, table.d - c);
       Vector<T> point = load_part(x + c, count);
-      if (table.cosine)
-        for (int e = 0; e < kWidth; ++e) point[e] = static_cast<T>(point[e] * factor);
+      if (table.cosine) {
+        if (in_range)
+          point *= broadcast(static_cast<T>(factor));
+        else
+          for (int64_t e = 0; e < count; ++e) point[e] = static_cast<T>(point[e] * factor);
+      }
       const Vector<T> moved = (point - load_part(table.origin + c, count)) * scale;
-      norms += moved * moved;
-      const Vector<T> lost = moved - Op::write(out + c, moved);
-      losses += lost * lost;
+      *norms += moved * moved;
+      const Vector<T> kept = Op::write(out + c, moved);
+      if (Op::kRounds) *losses += (moved - kept) * (moved - kept);
     }
-    *norm = std::sqrt(static_cast<double>(horizontal_sum<T>(norms)));
-    *loss = std::sqrt(static_cast<double>(horizontal_sum<T>(losses)));
   }
 
-  void score(int64_t count) {
+  void score(int64_t row0, int64_t count) {
     for (int64_t i = 0; i < round_up(count, kRows); ++i)
       states[i] = {broadcast(-kInfinity), broadcast(-kInfinity), typename Simd<T>::Bits{}};
     const Element* panel = static_cast<const Element*>(table.panels);
@@ -130,6 +159,7 @@ struct KMeansPass {
       for (int64_t i = 0; i < count; i += kRows) {
         const Element* rows[kRows];
         for (int64_t r = 0; r < kRows; ++r) rows[r] = block + smaller(i + r, count - 1) * stride;
+        if (v == 0) prefetch(row0 + block_rows + i);
         if (whole)
           score_tile<Op, kVectors>(rows, panel, table.depth, table.offset + v * kWidth, v, states + i);
         else
@@ -139,47 +169,114 @@ struct KMeansPass {
     }
   }
 
-  void finish(int64_t row0, int64_t count) {
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t row = row0 + i;
-      const T* x = fetch(problem.x, row, table.d, scratch);
-      int64_t nearest = decided(states[i], margin[i]);
-      double distance;
-      if (nearest < 0)
-        nearest = decide(x, length[i], states[i], margin[i], &distance);
-      else
-        distance = quick_distance(x, length[i], nearest);
-      problem.assignment[row] = nearest;
-      constexpr double kLargest = sizeof(T) == 4 ? __FLT_MAX__ : __DBL_MAX__;
-      problem.distance[row] = static_cast<T>(distance < kLargest ? distance : kLargest);
-      const double weight = problem.weights ? problem.weights[row] : 1;
-      part.inertia += weight * distance;
-      if (part.sums) add_row(problem, x, nearest, weight, weight * to_unit(length[i]), part);
+  // Rows of the next block, while this one is computed. (Inline: compilers take a function that does nothing
+  // else for one that does nothing.)
+  WSCL_INLINE void prefetch(int64_t row) const {
+    if (!direct || row + kRows > part.row1) return;
+    for (int64_t r = 0; r < kRows; ++r) {
+      const char* line = reinterpret_cast<const char*>(direct + (row + r) * problem.x.row_stride);
+      for (int64_t b = 0; b < table.d * int64_t(sizeof(T)); b += 64) __builtin_prefetch(line + b, 0, 2);
     }
   }
 
+  // Decides rows row0 + first …, and adds them up.
+  void finish(int64_t row0, int64_t first, int64_t count) {
+    const RowState<T>* state = states + first;
+    const int64_t row = row0 + first;
+    T least[kWidth];
+    Vector<T> top[kWidth];
+#pragma GCC unroll 16
+    for (int i = 0; i < kWidth; ++i) top[i] = state[i].best;  // of rows beyond count too: their own memory
+    store(least, largest_of<T>(top) - load(margin + first));
+
+    Vector<T> squares[kWidth];
+    for (int64_t i = 0; i < kWidth; ++i) squares[i] = Vector<T>{};
+    int64_t nearest[kWidth];
+    for (int64_t i = 0; i < count; ++i) {
+      nearest[i] = decided(state[i], least[i]);
+      if (nearest[i] < 0) {
+        double distance;
+        decide(point(row + i), length[first + i], state[i], least[i], 1, &nearest[i], &distance);
+      }
+      problem.assignment[row + i] = nearest[i];
+      if (kSquares && !table.cosine) __builtin_prefetch(table.centroids + nearest[i] * table.d);
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      const T* x = point(row + i);
+      if (kSquares && !table.cosine) squares[i] = squares_of(x, table.centroids + nearest[i] * table.d);
+      if (!part.sums) continue;
+      const double weight = problem.weights ? problem.weights[row + i] : 1;
+      add_row(problem, x, nearest[i], weight, table.cosine ? weight * to_unit(length[first + i]) : weight,
+              part);
+    }
+    const Vector<T> squared = sums_of<T>(squares);
+    for (int64_t i = 0; i < count; ++i) {
+      // ‖x − c‖² in T where its range allows: no digits cancel there.
+      const bool exact = !kSquares || !(squared[i] > T(1e-25) && squared[i] < T(1e37));
+      const double distance =
+          exact ? exact_distance(table, point(row + i), length[first + i], nearest[i]) : double(squared[i]);
+      problem.distance[row + i] = saturate(distance);
+      part.inertia += (problem.weights ? problem.weights[row + i] : 1) * distance;
+    }
+  }
+
+  static T saturate(double distance) {
+    constexpr double kLargest = sizeof(T) == sizeof(float) ? __FLT_MAX__ : __DBL_MAX__;
+    return static_cast<T>(distance < kLargest ? distance : kLargest);
+  }
+
+  // The nearest few of row `row`, the block's i-th, in order.
+  void finish_top(int64_t row, int64_t i) {
+    const RowState<T>& state = states[i];
+    // The lowest of the `top` best scores among those that the lanes kept: no higher than the true one.
+    T kept[kMostTop];
+    for (int64_t e = 0; e < problem.top; ++e) kept[e] = -kInfinity;
+    for (int lane = 0; lane < 2 * kWidth; ++lane) {
+      T score = lane < kWidth ? state.best[lane] : state.second[lane - kWidth];
+      for (int64_t e = 0; e < problem.top && score > -kInfinity; ++e)
+        if (score > kept[e]) {
+          const T lower = kept[e];
+          kept[e] = score;
+          score = lower;
+        }
+    }
+    double distance[kMostTop];
+    decide(point(row), length[i], state, kept[problem.top - 1] - margin[i], problem.top,
+           problem.assignment + row * problem.top, distance);
+    for (int64_t e = 0; e < problem.top; ++e) problem.distance[row * problem.top + e] = saturate(distance[e]);
+  }
+
   // The nearest centroid, or −1 where it takes a closer look.
-  int64_t decided(const RowState<T>& state, T row_margin) const {
-    const Vector<T> least = broadcast(horizontal_max<T>(state.best) - row_margin);
-    const uint32_t lanes = at_least<T>(state.best, least);
-    if (lanes & (lanes - 1) || at_least<T>(state.second, least)) return -1;
+  static WSCL_INLINE int64_t decided(const RowState<T>& state, T least) {
+    const uint32_t lanes = at_least<T>(state.best, broadcast(least));
+    if (lanes & (lanes - 1) || at_least<T>(state.second, broadcast(least))) return -1;
     return column_of(state, __builtin_ctz(lanes));
   }
 
-  static int64_t column_of(const RowState<T>& state, int lane) {
+  static WSCL_INLINE int64_t column_of(const RowState<T>& state, int lane) {
     return static_cast<int64_t>(state.vector[lane]) * kWidth + lane;
   }
 
-  int64_t decide(const T* x, double length, const RowState<T>& state, T row_margin, double* distance) const {
-    const Vector<T> least = broadcast(horizontal_max<T>(state.best) - row_margin);
-    const uint32_t one = at_least<T>(state.best, least), many = at_least<T>(state.second, least);
-    int64_t nearest = -1;
-    *distance = 0;
+  // The `top` nearest of the centroids whose score is at least `least`, and their distances, in float64.
+  void decide(const T* x, double own_length, const RowState<T>& state, T least, int64_t top, int64_t* nearest,
+              double* distance) const {
+    const uint32_t one = at_least<T>(state.best, broadcast(least));
+    const uint32_t many = at_least<T>(state.second, broadcast(least));
+    int64_t found = 0;
     const auto consider = [&](int64_t j) {
-      const double candidate = exact_distance(table, x, length, j);
-      if (nearest >= 0 && !(candidate < *distance || (candidate == *distance && j < nearest))) return;
-      nearest = j;
-      *distance = candidate;
+      const double candidate = exact_distance(table, x, own_length, j);
+      int64_t place = found < top ? found++ : top;  // as if behind the last
+      for (; place > 0; --place) {
+        const double before = distance[place - 1];
+        if (before < candidate || (before == candidate && nearest[place - 1] < j)) break;
+        if (place < top) {
+          nearest[place] = nearest[place - 1];
+          distance[place] = before;
+        }
+      }
+      if (place >= top) return;
+      nearest[place] = j;
+      distance[place] = candidate;
     };
     for (int lane = 0; lane < kWidth; ++lane) {
       if (many >> lane & 1)
@@ -187,13 +284,10 @@ struct KMeansPass {
       else if (one >> lane & 1)
         consider(column_of(state, lane));
     }
-    return nearest;
   }
 
-  // ‖x − c‖² in T where its range allows: no digits cancel there.
-  double quick_distance(const T* x, double length, int64_t j) const {
-    if (sizeof(T) == 8 || table.cosine) return exact_distance(table, x, length, j);
-    const T* centroid = table.centroids + j * table.d;
+  // ‖x − c‖², lane by lane.
+  WSCL_INLINE Vector<T> squares_of(const T* x, const T* centroid) const {
     Vector<T> sum = {}, other = {};
     int64_t c = 0;
     for (; c + 2 * kWidth <= table.d; c += 2 * kWidth) {
@@ -207,10 +301,10 @@ struct KMeansPass {
       const Vector<T> rest = load_part(x + c, count) - load_part(centroid + c, count);
       sum += rest * rest;
     }
-    const T squared = horizontal_sum<T>(sum + other);
-    if (squared > T(1e-25) && squared < T(1e37)) return squared;
-    return exact_distance(table, x, length, j);
+    return sum + other;
   }
+
+  static constexpr bool kSquares = sizeof(T) == sizeof(float);  // float64 takes the exact distance anyway
 };
 
 template <class Op>

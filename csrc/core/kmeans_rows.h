@@ -5,7 +5,7 @@
 #include <cstdlib>
 
 #include "kmeans_pass.h"
-#include "simd.h"
+#include "kmeans_simd.h"
 
 namespace wscl {
 namespace WSCL_ISA {
@@ -96,34 +96,11 @@ const T* fetch(const Points& x, int64_t i, int64_t d, T* scratch) {
   return scratch;
 }
 
-// `count` numbers from p on, zero beyond.
+// Where rows of T lie that need no conversion; null where they do.
 template <class T>
-WSCL_INLINE Vector<T> load_part(const T* p, int64_t count) {
-  if (count >= Simd<T>::kWidth) return load(p);
-  Vector<T> part = {};
-  for (int64_t e = 0; e < count; ++e) part[e] = p[e];
-  return part;
-}
-
-// A vector of doubles from as many numbers of T.
-template <class T>
-WSCL_INLINE Vector<double> widen(const T* p) {
-  if constexpr (sizeof(T) == sizeof(double)) {
-    return load(p);
-  } else {
-    typedef T Half __attribute__((vector_size(WSCL_VECTOR_BYTES / 2)));
-    Half half;
-    std::memcpy(&half, p, sizeof(half));
-    return __builtin_convertvector(half, Vector<double>);
-  }
-}
-
-template <class T>
-WSCL_INLINE Vector<double> widen_part(const T* p, int64_t count) {
-  if (count >= Simd<double>::kWidth) return widen(p);
-  Vector<double> part = {};
-  for (int64_t e = 0; e < count; ++e) part[e] = p[e];
-  return part;
+const T* rows_of(const Points& x) {
+  const PointType own = sizeof(T) == sizeof(float) ? PointType::kFloat : PointType::kDouble;
+  return x.type == own && x.column_stride == 1 ? static_cast<const T*>(x.data) : nullptr;
 }
 
 // ‖x‖, whatever x's scale.

@@ -3,51 +3,11 @@
 #pragma once
 
 #include "kmeans_pass.h"
+#include "kmeans_simd.h"
 #include "similarity_tiles.h"
 
 namespace wscl {
 namespace WSCL_ISA {
-
-// The smaller of the two; b where either is NaN.
-template <class T>
-WSCL_INLINE Vector<T> minimum(Vector<T> a, Vector<T> b) {
-#if defined(__AVX512F__)
-  if constexpr (sizeof(Vector<T>) == 64) {
-    if constexpr (sizeof(T) == 4)
-      return (Vector<T>)_mm512_min_ps((__m512)a, (__m512)b);
-    else
-      return (Vector<T>)_mm512_min_pd((__m512d)a, (__m512d)b);
-  }
-#elif defined(__AVX2__)
-  if constexpr (sizeof(Vector<T>) == 32) {
-    if constexpr (sizeof(T) == 4)
-      return (Vector<T>)_mm256_min_ps((__m256)a, (__m256)b);
-    else
-      return (Vector<T>)_mm256_min_pd((__m256d)a, (__m256d)b);
-  }
-#endif
-  return a < b ? a : b;
-}
-
-// Lanes in which a ≥ b, as bits.
-template <class T>
-WSCL_INLINE uint32_t at_least(Vector<T> a, Vector<T> b) {
-#if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4)
-    return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GE_OQ);
-  else
-    return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_GE_OQ);
-#elif defined(__AVX2__)
-  if constexpr (sizeof(T) == 4)
-    return _mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_GE_OQ));
-  else
-    return _mm256_movemask_pd(_mm256_cmp_pd((__m256d)a, (__m256d)b, _CMP_GE_OQ));
-#else
-  uint32_t bits = 0;
-  for (int i = 0; i < Simd<T>::kWidth; ++i) bits |= uint32_t(a[i] >= b[i]) << i;
-  return bits;
-#endif
-}
 
 // Operands of the product in the precision of the scores.
 template <class T>
@@ -55,6 +15,7 @@ struct FullOperands {
   using Number = T;
   using Element = T;
   using Columns = Vector<T>;
+  static constexpr bool kRounds = false;
   static constexpr int kStep = 1;  // elements of a row that meet in one multiply-add
 
   static WSCL_INLINE Columns columns(const Element* p) {

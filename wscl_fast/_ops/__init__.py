@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from wscl_fast._ops.extension import extension, load_error, serves
 from wscl_fast._ops.infonce import clustered_infonce
-from wscl_fast._ops.kmeans import kmeans_assign, kmeans_update
+from wscl_fast._ops.kmeans import MOST_TOP, kmeans_assign, kmeans_update
 from wscl_fast._ops.logsumexp import (
     Block,
     Meets,
@@ -15,6 +15,7 @@ from wscl_fast._ops.logsumexp import (
 )
 
 __all__ = [
+    "MOST_TOP",
     "Block",
     "Meets",
     "clustered_infonce",

@@ -13,18 +13,21 @@ from wscl_fast._ops.extension import extension, load_error, serves
 Candidates = Literal["auto", "full", "bfloat16"]
 _NUMBERS: dict[Candidates, int] = {"auto": 0, "full": 1, "bfloat16": 2}
 
+MOST_TOP = 8  # csrc/core/kmeans.h
+
 
 def kmeans_assign(
     x: Tensor,  # [N, d]
     centroids: Tensor,  # [K, d] float32 or float64
     *,
     cosine: bool,
+    top: int = 1,
     candidates: Candidates = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Nearest centroid, int64 ``[N]``, and distance ``[N]`` of every row, by the fused kernels."""
+    """The `top` nearest centroids and their distances ``[N, top]`` of every row, by the fused kernels."""
     _check(x)
     assignment, distance, bad_row = torch.ops.wscl_fast.kmeans_assign(
-        x, centroids, cosine, _NUMBERS[candidates]
+        x, centroids, cosine, top, _NUMBERS[candidates]
     )
     _refuse(bad_row)
     return assignment, distance
@@ -57,22 +60,23 @@ def _refuse(bad_row: int) -> None:
         raise ValueError(f"x: expected finite numbers, got NaN or infinity in row {bad_row}")
 
 
-def _fake_assign(x: Tensor, centroids: Tensor, cosine: bool, candidates: int) -> tuple[Tensor, Tensor, int]:
-    return x.new_empty(len(x), dtype=torch.int64), centroids.new_empty(len(x)), -1
+def _fake_assign(
+    x: Tensor, centroids: Tensor, cosine: bool, top: int, candidates: int
+) -> tuple[Tensor, Tensor, int]:
+    return x.new_empty(len(x), top, dtype=torch.int64), centroids.new_empty(len(x), top), -1
 
 
 def _fake_update(
     x: Tensor, centroids: Tensor, weights: Tensor | None, cosine: bool, candidates: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, int]:
-    assignment, distance, bad_row = _fake_assign(x, centroids, cosine, candidates)
     k, d = centroids.shape
     return (
-        assignment,
-        distance,
+        x.new_empty(len(x), dtype=torch.int64),
+        centroids.new_empty(len(x)),
         x.new_empty(k, d, dtype=torch.float64),
         x.new_empty(k, dtype=torch.int64 if weights is None else torch.float64),
         x.new_empty((), dtype=torch.float64),
-        bad_row,
+        -1,
     )
 
 

@@ -69,7 +69,8 @@ def kmeans_assign(
         TypeError: an argument has the wrong type or dtype.
         ValueError: shapes or devices do not fit together, a value is out of range, or a row of ``x`` or
             ``centroids`` is not finite.
-        RuntimeError: ``impl="fused"`` where the extension was not built or does not serve the device.
+        RuntimeError: ``impl="fused"`` where the extension was not built, does not serve the device, or where
+            ``top`` is more than 8.
     """
     x, centroids, dtype = _checked(x, centroids, metric, impl)
     if isinstance(top, bool) or not isinstance(top, int):
@@ -77,16 +78,20 @@ def kmeans_assign(
     if not 1 <= top <= len(centroids):
         raise ValueError(f"top: expected 1 to the number of centroids ({len(centroids)}), got {top}")
     cosine = metric == "cosine"
-    if impl == "fused" or (impl == "auto" and _ops.serves(x.device) and top == 1):
-        if top != 1:
-            raise RuntimeError("impl='fused' serves top=1 only; impl='chunked' any")
-        return Nearest(*_ops.kmeans_assign(x, centroids, cosine=cosine))
-    _check_finite("x", x)
-    module = reference if impl == "reference" else chunked
-    assignment, distance = module.kmeans_assign(x, centroids, cosine=cosine, top=top)
+    if impl == "fused" and top > _ops.MOST_TOP:
+        raise RuntimeError(
+            f"impl='fused' serves top up to {_ops.MOST_TOP}, got {top}; impl='chunked' serves any"
+        )
+    if impl == "fused" or (impl == "auto" and _ops.serves(x.device) and top <= _ops.MOST_TOP):
+        assignment, distance = _ops.kmeans_assign(x, centroids, cosine=cosine, top=top)
+    else:
+        _check_finite("x", x)
+        module = reference if impl == "reference" else chunked
+        assignment, distance = module.kmeans_assign(x, centroids, cosine=cosine, top=top)
+        distance = _narrow(distance, dtype)
     if top == 1:
         assignment, distance = assignment[:, 0], distance[:, 0]
-    return Nearest(assignment, _narrow(distance, dtype))
+    return Nearest(assignment, distance)
 
 
 @torch.no_grad()
