@@ -42,6 +42,8 @@ def cuda_architectures() -> str:
         reason = "WSCL_CUDA=0"
     elif cpp_extension.CUDA_HOME is None:
         reason = "no CUDA toolkit found, or this PyTorch is a CPU build"
+    elif not Path(cpp_extension.CUDA_HOME, "include", "cuda_runtime.h").exists():
+        reason = f"no cuda_runtime.h in {cpp_extension.CUDA_HOME}/include: set CUDA_HOME to the toolkit"
     else:
         return os.environ.get("TORCH_CUDA_ARCH_LIST", "8.0;8.6;8.9;9.0;10.0;12.0+PTX")
     if wish == "1":
