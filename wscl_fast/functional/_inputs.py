@@ -35,8 +35,13 @@ def check_inputs(
     temperature: float | Tensor,
     ignore_index: int,
     exclude_self: bool | Tensor | None,
+    *,
+    halves: bool = False,
 ) -> Inputs:
-    """Refuse what does not fit together; the rest as :class:`Pairs`, in float32 or float64."""
+    """Refuse what does not fit together; the rest as :class:`Pairs`, in float32 or float64.
+
+    With ``halves``, bfloat16 or float16 rows of one kind stay as they are, for kernels that read them.
+    """
     check_matrix("queries", queries)
     n, in_batch = len(queries), keys is None
     check_vector("query_clusters", query_clusters, n, queries, integer=True)
@@ -65,8 +70,9 @@ def check_inputs(
     dtype = torch.float64 if torch.float64 in (queries.dtype, keys.dtype) else torch.float32
     scale = scale_of(temperature, queries, dtype)
     lowest = -scale
-    keys = keys.to(dtype)
-    queries = keys if in_batch else queries.to(dtype)
+    if not halves or scale.ndim or queries.dtype != keys.dtype:
+        keys = keys.to(dtype)
+        queries = keys if in_batch else queries.to(dtype)
     if scale.ndim:  # a scale for each row is a scaling of the rows
         queries, scale, in_batch = queries * scale[:, None], scale.new_ones(()), False
     return Inputs(

@@ -100,8 +100,16 @@ def clustered_infonce(
     check_choice("impl", impl, Impl)
     _check_number("hardness", hardness, 0, math.inf)
     _check_number("prior", prior, 0, 1)
+    fused = isinstance(queries, Tensor) and choose(impl, queries.device) == "fused"
     inputs = check_inputs(
-        queries, keys, query_clusters, key_clusters, temperature, ignore_index, exclude_self
+        queries,
+        keys,
+        query_clusters,
+        key_clusters,
+        temperature,
+        ignore_index,
+        exclude_self,
+        halves=fused and denominator == "all" and not hardness and not prior,
     )
     if weights is not None:
         check_vector("weights", weights, len(queries), queries, integer=False)
