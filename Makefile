@@ -95,8 +95,8 @@ CMAKE = $$(PATH="$(BIN):$$PATH" command -v cmake || { $(PIP) install cmake >&2 &
 
 build/%/.built: $(VENV)/.installed CMakeLists.txt CMakePresets.json $(CORE_SOURCES) $(wildcard tests/cpp/*)
 	@echo "wscl_fast: building the C++ tests ($*)"
-	@cmake=$(CMAKE); export PATH="$(BIN):$$PATH"; \
-	  $$cmake --preset $* >build/cmake-$*.log 2>&1 || { mkdir -p build; $$cmake --preset $*; } && \
+	@mkdir -p build; cmake=$(CMAKE); export PATH="$(BIN):$$PATH"; \
+	  $$cmake --preset $* >build/cmake-$*.log 2>&1 || $$cmake --preset $* && \
 	  $$cmake --build --preset $* >/dev/null || $$cmake --build --preset $*
 	@touch $@
 

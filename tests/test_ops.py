@@ -13,6 +13,7 @@ from torch import Tensor
 
 from wscl_fast import _ops, reference
 from wscl_fast.functional import clustered_infonce
+from wscl_fast.pairs import Pairs
 
 pytestmark = pytest.mark.usefixtures("extension")
 SMALL = [
@@ -219,9 +220,8 @@ def test_halves_are_exact_up_to_their_rounding(extension) -> None:  # type: igno
                 q, k, qc, kc, None, scale, exclude_self=False, inner=positives == "in", ignore_index=-1
             )
         else:
-            loss, _ = reference.clustered_infonce(
-                q, k, qc, kc, None, scale, inner=positives == "in", ignore_index=-1
-            )
+            pairs = Pairs(q, k, qc, kc, None, scale)
+            loss, _ = reference.clustered_infonce(pairs, pairs, inner=positives == "in")
         gradients = torch.autograd.grad(loss.sum(), leaves)
         assert [g.dtype for g in gradients] == [dtype, dtype]
         return [loss.detach().double(), *(g.double() for g in gradients)]

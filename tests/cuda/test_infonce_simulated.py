@@ -17,6 +17,7 @@ from simulated_infonce import Results, run
 from torch import Tensor
 
 from wscl_fast import reference
+from wscl_fast.pairs import Pairs
 
 pytestmark = pytest.mark.simulated
 
@@ -113,9 +114,8 @@ def expected(case: Case, dtype: torch.dtype) -> dict[str, Tensor]:
     scale = torch.tensor(case.scale, dtype=dtype, requires_grad=True)
     if keys is None and case.exclude_self:
         own = torch.arange(case.n)
-    loss, count = reference.clustered_infonce(
-        x, y, zq, zq if zk is None else zk, own, scale, inner=case.inner, ignore_index=-1
-    )
+    pairs = Pairs(x, y, zq, zq if zk is None else zk, own, scale)
+    loss, count = reference.clustered_infonce(pairs, pairs, inner=case.inner)
     (loss.double() * upstream.double()).sum().backward()
     assert x.grad is not None
     assert scale.grad is not None

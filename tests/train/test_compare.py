@@ -15,7 +15,7 @@ import pytest
 
 from wscl_fast.train.cli import main
 from wscl_fast.train.config import DataConfig
-from wscl_fast.train.evaluation import Score
+from wscl_fast.train.evaluation import Accuracies, Score
 from wscl_fast.train.monitor import Bar, Monitor, Silent
 from wscl_fast.train.report import table
 from wscl_fast.train.results import Result
@@ -105,8 +105,9 @@ def test_a_member_that_diverges_stops_the_comparison(
 
 
 def scores(value: float) -> dict[str, Score]:
-    """The same accuracy in every column."""
-    return {"kind": Score(value, value, value, value, 0.1, 4, 30, 10, 10)}
+    """The same accuracy in every column; a group of variants counts for a tenth less than its images."""
+    images, groups = (Accuracies(v, v, v, v, 0.1) for v in (value, value - 0.1))
+    return {"kind": Score(images, groups, 4, 30, 10, 5)}
 
 
 def test_the_table_has_mean_and_spread() -> None:
@@ -118,6 +119,8 @@ def test_the_table_has_mean_and_spread() -> None:
         "| InfoNCE, no auxiliary information |  55.0 ± 7.1 | 55.0 ± 7.1 |",
         "| pixels                            |        25.0 |       25.0 |",
     ]
+    by_group = table(results, counting="groups").splitlines()
+    assert by_group[2] == "| InfoNCE, no auxiliary information |  45.0 ± 7.1 | 45.0 ± 7.1 |"
 
 
 class Heard(Silent):
@@ -204,7 +207,7 @@ def test_recipes_differ_in_their_budget_alone() -> None:
 
     assert _recipes() == ["openmoji", "reproduce"]
     short, long = (load_config(_recipe(name)) for name in _recipes())
-    assert set(differences(short, long)) == {"name", "train.epochs", "compare.seeds"}
+    assert set(differences(short, long)) == {"name", "train.epochs", "compare.methods", "compare.seeds"}
 
 
 def test_without_a_list_everything_is_compared(squares: Path) -> None:
