@@ -6,6 +6,10 @@
 #include <cstdlib>
 #include <thread>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 namespace wscl {
 namespace {
 
@@ -15,6 +19,12 @@ struct Candidate {
 };
 
 #if defined(__x86_64__)
+// Asked of the processor itself, since __builtin_cpu_supports of older clangs does not know the names.
+bool has_half_conversions() {  // F16C
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx >> 29 & 1);
+}
+
 // The AVX-512 kernels, with those for bfloat16 by the dot instruction.
 const SimilarityKernels& avx512_bf16() {
   static const SimilarityKernels kernels = [] {
@@ -32,12 +42,12 @@ std::vector<Candidate> candidates() {
   std::vector<Candidate> list = {{&kSimilarityPortable, true}};
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  list.push_back({&kSimilarityAvx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                                        __builtin_cpu_supports("f16c")});
-  list.push_back({&kSimilarityAvx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                                          __builtin_cpu_supports("avx512dq") &&
-                                          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma")});
-  list.push_back({&avx512_bf16(), list.back().supported && __builtin_cpu_supports("avx512bf16")});
+  const bool basics = __builtin_cpu_supports("fma") && has_half_conversions();
+  list.push_back({&kSimilarityAvx2, basics && __builtin_cpu_supports("avx2")});
+  list.push_back(
+      {&kSimilarityAvx512, basics && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")});
+  list.push_back({&avx512_bf16(), list.back().supported && has_bfloat16_dot()});
 #endif
   return list;
 }
@@ -114,6 +124,15 @@ double peak(double (*work)(int64_t rounds), int threads, double seconds) {
 }
 
 }  // namespace
+
+bool has_bfloat16_dot() {
+#if defined(__x86_64__)
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 5 & 1);
+#else
+  return false;
+#endif
+}
 
 double multiply_add_peak(int threads, double seconds) {
   return peak(cpu_kernels().multiply_add, threads, seconds);

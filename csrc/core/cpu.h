@@ -18,6 +18,9 @@ std::vector<std::string> supported_instruction_sets();
 // Uses the named instruction set from here on; false where it was not built or the processor lacks it.
 bool use_instruction_set(const std::string& name);
 
+// Whether the processor has the dot instruction for bfloat16 (AVX512-BF16).
+bool has_bfloat16_dot();
+
 // Flops a second of independent float32 multiply-adds on `threads` threads at once, for about `seconds`:
 // what a kernel's speed is held against.
 double multiply_add_peak(int threads, double seconds);

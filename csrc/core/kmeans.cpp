@@ -220,7 +220,7 @@ void clear(const KMeansProblem<T>& p, const KMeansPart& part) {
 
 bool has_bfloat16_candidates() {
 #if defined(__x86_64__)
-  return kernels().name == kKMeansAvx512.name && __builtin_cpu_supports("avx512bf16");
+  return kernels().name == kKMeansAvx512.name && has_bfloat16_dot();
 #else
   return false;
 #endif

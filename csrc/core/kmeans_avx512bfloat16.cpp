@@ -7,7 +7,9 @@
 
 #include "kmeans_pass.h"
 #include "similarity.h"
-#pragma GCC target("avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
+#include "target.h"
+
+WSCL_TARGET(WSCL_TARGET_AVX512_BFLOAT16)
 #define WSCL_ISA avx512bfloat16
 #define WSCL_VECTOR_BYTES 64
 #define WSCL_ROW_TILE 12
@@ -51,3 +53,5 @@ const KMeansTyped<float> kKMeansAvx512Bfloat16 =
     avx512bfloat16::kmeans_typed<avx512bfloat16::Bfloat16Operands>();
 
 }  // namespace wscl
+
+WSCL_TARGET_END

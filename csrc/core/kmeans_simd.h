@@ -1,15 +1,7 @@
 // What k-means needs of vectors beside simd.h.
-//
-// Compilers do not define __AVX512F__ and the like after a target pragma: the vectors' size says what there is.
 #pragma once
 
 #include "simd.h"
-
-#if defined(__x86_64__)
-#define WSCL_X86_BYTES WSCL_VECTOR_BYTES
-#else
-#define WSCL_X86_BYTES 0
-#endif
 
 namespace wscl {
 namespace WSCL_ISA {

@@ -10,8 +10,12 @@
 
 #include "dtypes.h"
 
+// What the translation unit may use of x86: no macro of the compiler's says it after a target pragma.
 #if defined(__x86_64__)
 #include <immintrin.h>
+#define WSCL_X86_BYTES WSCL_VECTOR_BYTES
+#else
+#define WSCL_X86_BYTES 0
 #endif
 
 #define WSCL_INLINE inline __attribute__((always_inline))
@@ -109,10 +113,10 @@ WSCL_INLINE auto load_wide(const In* p) {
   if constexpr (sizeof(In) == sizeof(T)) {
     return load(p);
   } else {
-#if defined(__AVX512F__)
+#if WSCL_X86_BYTES == 64
     if constexpr (Is<In, Float16>::value && kWidth == 16)
       return (Vector<T>)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
-#elif defined(__F16C__)
+#elif WSCL_X86_BYTES == 32
     if constexpr (Is<In, Float16>::value && kWidth == 8)
       return (Vector<T>)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
 #endif
@@ -133,10 +137,10 @@ WSCL_INLINE void store_narrow(In* p, Vector<Compute<In>> v) {
   if constexpr (sizeof(In) == sizeof(T)) {
     store(p, v);
   } else {
-#if defined(__AVX512F__)
+#if WSCL_X86_BYTES == 64
     if constexpr (Is<In, Float16>::value && Simd<T>::kWidth == 16)
       return _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph((__m512)v, 0));
-#elif defined(__F16C__)
+#elif WSCL_X86_BYTES == 32
     if constexpr (Is<In, Float16>::value && Simd<T>::kWidth == 8)
       return _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)v, 0));
 #endif
@@ -156,14 +160,14 @@ WSCL_INLINE void store_narrow(In* p, Vector<Compute<In>> v) {
 // The larger of the two; b where either is NaN. One instruction, which compilers do not find by themselves.
 template <class T>
 WSCL_INLINE Vector<T> maximum(Vector<T> a, Vector<T> b) {
-#if defined(__AVX512F__)
+#if WSCL_X86_BYTES == 64
   if constexpr (sizeof(Vector<T>) == 64) {
     if constexpr (sizeof(T) == 4)
       return (Vector<T>)_mm512_max_ps((__m512)a, (__m512)b);
     else
       return (Vector<T>)_mm512_max_pd((__m512d)a, (__m512d)b);
   }
-#elif defined(__AVX2__)
+#elif WSCL_X86_BYTES == 32
   if constexpr (sizeof(Vector<T>) == 32) {
     if constexpr (sizeof(T) == 4)
       return (Vector<T>)_mm256_max_ps((__m256)a, (__m256)b);
@@ -279,7 +283,7 @@ template <class T>
 WSCL_INLINE Vector<T> exp2(Vector<T> x) {
   using S = Simd<T>;
   using Bits = typename S::Bits;
-#if defined(__AVX512DQ__)
+#if WSCL_X86_BYTES == 64
   if constexpr (sizeof(Vector<T>) == 64 && sizeof(T) == 4) {
     const Vector<T> f = (Vector<T>)_mm512_reduce_ps((__m512)x, 0);
     return (Vector<T>)_mm512_scalef_ps((__m512)exp2_polynomial<T>(f), (__m512)(x - f));

@@ -5,7 +5,9 @@
 #include <limits>
 
 #include "similarity.h"
-#pragma GCC target("avx2,fma,f16c")
+#include "target.h"
+
+WSCL_TARGET(WSCL_TARGET_AVX2)
 #define WSCL_ISA avx2
 #define WSCL_VECTOR_BYTES 32
 #define WSCL_ROW_TILE 6
@@ -22,3 +24,5 @@ const SimilarityKernels kSimilarityAvx2 = {"avx2",
                                            avx2::kKernels<BFloat16>,
                                            avx2::kKernels<Float16>};
 }  // namespace wscl
+
+WSCL_TARGET_END

@@ -5,7 +5,9 @@
 #include <cstring>
 #include <limits>
 #include "similarity.h"
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
+#include "target.h"
+
+WSCL_TARGET(WSCL_TARGET_AVX512)
 #define WSCL_ISA avx512
 #define WSCL_VECTOR_BYTES 64
 #define WSCL_ROW_TILE 12
@@ -22,3 +24,5 @@ const SimilarityKernels kSimilarityAvx512 = {"avx512",
                                              avx512::kKernels<BFloat16>,
                                              avx512::kKernels<Float16>};
 }  // namespace wscl
+
+WSCL_TARGET_END

@@ -7,7 +7,9 @@
 #include <limits>
 
 #include "similarity.h"
-#pragma GCC target("avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
+#include "target.h"
+
+WSCL_TARGET(WSCL_TARGET_AVX512_BFLOAT16)
 #define WSCL_ISA avx512bf16
 #define WSCL_VECTOR_BYTES 64
 #define WSCL_ROW_TILE 12
@@ -18,3 +20,5 @@
 namespace wscl {
 const BFloat16Kernels kSimilarityAvx512Bf16 = {avx512bf16::kKernels<BFloat16>, avx512bf16::bfloat16_dot};
 }  // namespace wscl
+
+WSCL_TARGET_END
