@@ -323,6 +323,31 @@ def through_ddp(group: Any) -> None:
                 close(got.grad, want.grad)
 
 
+@case
+def every_option_through_the_module(group: Any) -> None:
+    """Other denominators, own views, views across: as one process with the batch has them."""
+    size, me = world_size(group), rank(group)
+    rows = uneven(group)
+    for settings in (
+        {"denominator": "other", "hardness": 0.4},
+        {"denominator": "decoupled", "positives": "in"},
+        {"denominator": "other", "own_views": True},
+        {"own_views": True, "contrast": "cross"},
+        {"contrast": "cross", "reduction": "sum"},
+    ):
+        whole = torch.randn(sum(rows), 2, 4, dtype=torch.float64, requires_grad=True)
+        clusters = torch.randint(-1, 3, (sum(rows),))
+        one = ClusteredInfoNCE(0.3, **settings)(whole, clusters)
+        one.backward()
+        mine = cut(whole, rows, group)
+        loss_fn = ClusteredInfoNCE(0.3, **settings, gather="all", group=group)
+        loss = loss_fn(mine, clusters.split(rows)[me])
+        loss.backward()
+        close(loss.detach(), one.detach())
+        close(mine.grad, whole.grad.split(rows)[me])
+    assert size > 1
+
+
 class Model(torch.nn.Module):
     def __init__(self, loss_fn: torch.nn.Module) -> None:
         super().__init__()

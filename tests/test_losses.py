@@ -43,6 +43,104 @@ def test_keys_reduction_and_weights() -> None:
     assert not torch.isclose(raw, ClusteredInfoNCE()(features, clusters, keys, key_clusters))
 
 
+@pytest.mark.parametrize("denominator", ["all", "other", "decoupled"])
+def test_every_option_of_the_function(denominator: str) -> None:
+    features, clusters = torch.randn(8, 2, 6, dtype=torch.float64), torch.arange(8) // 2
+    rows = normalize(features, dim=-1).flatten(0, 1)
+    options = {"denominator": denominator, "hardness": 0.5, "prior": 0.05, "positives": "in"}
+    want = clustered_infonce(rows, query_clusters=clusters.repeat_interleave(2), temperature=0.3, **options)
+    torch.testing.assert_close(ClusteredInfoNCE(0.3, **options)(features, clusters), want)
+
+
+def test_own_views_are_the_only_positives() -> None:
+    features, clusters = torch.randn(8, 3, 6, dtype=torch.float64), torch.arange(8) // 2
+    rows = normalize(features, dim=-1).flatten(0, 1)
+    want = clustered_infonce(
+        rows,
+        query_clusters=clusters.repeat_interleave(3),
+        query_samples=torch.arange(8).repeat_interleave(3),
+        denominator="other",
+    )
+    loss_fn = ClusteredInfoNCE(denominator="other", own_views=True)
+    torch.testing.assert_close(loss_fn(features, clusters), want)
+    # The same views as keys of their own, found by the samples' indices.
+    samples = torch.tensor([7, 5, 1, 0, 2, 3, 4, 6])
+    keys, key_clusters = features.flatten(0, 1), clusters.repeat_interleave(3)
+    got = loss_fn(
+        features,
+        clusters,
+        keys,
+        key_clusters,
+        samples=samples,
+        key_samples=samples.repeat_interleave(3),
+        exclude_self=True,
+    )
+    torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("views", [2, 3])
+@pytest.mark.parametrize("own_views", [False, True])
+def test_cross_views_meet_no_view_of_their_own_place(views: int, own_views: bool) -> None:
+    features = torch.randn(7, views, 6, dtype=torch.float64, requires_grad=True)
+    clusters = torch.tensor([0, 0, 1, 1, 2, 3, -1])
+    weights = torch.rand(7, dtype=torch.float64)
+    x = normalize(features, dim=-1).flatten(0, 1)
+    place = torch.arange(7 * views) % views
+    met = (place[:, None] != place) & (clusters != -1).repeat_interleave(views)
+    ids = torch.arange(7) if own_views else clusters
+    ids = ids.repeat_interleave(views)
+    positive = met & (ids[:, None] == ids)
+    logits = (x @ x.T / 0.2).masked_fill(~met, -torch.inf)
+    rows = logits.logsumexp(1) - (logits.masked_fill(~positive, 0).sum(1) / positive.sum(1))
+    valid = clusters.repeat_interleave(views) != -1
+    each = weights.repeat_interleave(views) * valid
+    total = (rows.masked_fill(~valid, 0) * each).sum()
+    for reduction, want in (("mean", total / each.sum()), ("sum", total)):
+        loss_fn = ClusteredInfoNCE(0.2, contrast="cross", own_views=own_views, reduction=reduction)
+        got = loss_fn(features, clusters, weights=weights)
+        torch.testing.assert_close(got, want)
+        torch.testing.assert_close(
+            *(torch.autograd.grad(value, features, retain_graph=True)[0] for value in (got, want))
+        )
+    each_view = ClusteredInfoNCE(0.2, contrast="cross", own_views=own_views, reduction="none")
+    assert each_view(features, clusters).shape == (7, views)
+    torch.testing.assert_close((each_view(features, clusters, weights=weights)).sum(), total)
+
+
+def test_a_temperature_for_each_sample_or_cluster() -> None:
+    features, clusters = torch.randn(6, 2, 8), torch.arange(6) // 2
+    of_cluster = torch.tensor([0.1, 0.3, 0.9], requires_grad=True)
+    loss_fn = ClusteredInfoNCE(reduction="none")
+    rows = loss_fn(features, clusters, temperature=of_cluster[clusters])
+    for cluster, t in enumerate(of_cluster.tolist()):
+        mine = clusters == cluster
+        torch.testing.assert_close(rows[mine], loss_fn(features, clusters, temperature=t)[mine])
+    assert torch.autograd.grad(rows.sum(), of_cluster)[0].abs().min() > 0
+    with pytest.raises(ValueError, match=r"temperature: expected shape \(\) or \(6,\), got \(3,\)"):
+        loss_fn(features, clusters, temperature=of_cluster)
+    with pytest.raises(ValueError, match="temperature: expected one number where base_temperature is given"):
+        ClusteredInfoNCE(base_temperature=0.07)(features, clusters, temperature=of_cluster[clusters])
+
+
+def test_options_that_do_not_go_together() -> None:
+    features, clusters = torch.randn(4, 2, 3), torch.arange(4)
+    cross = ClusteredInfoNCE(contrast="cross")
+    with pytest.raises(
+        ValueError, match="features: expected at least two views .* got 1"
+    ):
+        cross(features[:, 0], clusters)
+    with pytest.raises(ValueError, match="keys: not available with contrast='cross'"):
+        cross(features, clusters, torch.randn(5, 3), torch.arange(5))
+    with pytest.raises(ValueError, match="contrast: expected 'all' or 'cross', got 'some'"):
+        ClusteredInfoNCE(contrast="some")
+    with pytest.raises(ValueError, match="samples: expected None without own_views=True"):
+        ClusteredInfoNCE()(features, clusters, samples=clusters)
+    with pytest.raises(ValueError, match="key_samples: expected a tensor where keys is given with own_views"):
+        ClusteredInfoNCE(own_views=True)(
+            features, clusters, torch.randn(5, 3), torch.arange(5), samples=clusters
+        )
+
+
 def test_base_temperature_scales_as_the_authors_code_does() -> None:
     features, clusters = torch.randn(8, 2, 4), torch.arange(8) // 2
     scaled = ClusteredInfoNCE(0.1, base_temperature=0.07)(features, clusters)

@@ -88,6 +88,17 @@ def matching_sum(pairs: Pairs, values: Tensor) -> Tensor:
     return torch.where((ids != pairs.ignore_index)[:, None], result, 0.0).to(values.dtype)
 
 
+def allowed_sum(pairs: Pairs, values: Tensor) -> Tensor:
+    """``Σ values_j`` over the keys that query i may meet, ``[N, width]``, without a pass over pairs."""
+    m = len(values)
+    with_id = torch.where((pairs.key_ids != pairs.ignore_index)[:, None], values, 0.0).double()
+    result = with_id.sum(0).expand(len(pairs.query_ids), values.shape[1])
+    if pairs.own is not None and m:
+        mine = with_id.index_select(0, pairs.own.clamp(min=0, max=m - 1))
+        result = result - torch.where(((pairs.own >= 0) & (pairs.own < m))[:, None], mine, 0.0)
+    return torch.where((pairs.query_ids != pairs.ignore_index)[:, None], result, 0.0)
+
+
 def matching_mean(pairs: Pairs) -> tuple[Tensor, Tensor]:
     """The mean logit of each query and the keys of its id, ``[N]``, zero without one; and their count."""
     count = matching_count(pairs)

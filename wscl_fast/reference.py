@@ -96,6 +96,30 @@ def clustered_infonce(
     return torch.where(valid, loss, 0.0), count
 
 
+def row_stats(
+    positive: Pairs, negative: Pairs, scale: Tensor, *, everyone: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The rows of ``functional.statistics.RowStats`` by their definitions, in N × M memory."""
+    s, is_positive, is_negative = logits(positive), positive.tile("same"), negative.tile("other")
+    met = is_positive | is_negative if everyone else is_negative
+    queries = positive.queries * (positive.scale / scale).expand(len(s))[:, None]
+    similarity, distance = queries @ positive.keys.T, torch.cdist(queries, positive.keys).square()
+    lse = masked_logsumexp(s, met)
+    weights = (s - lse[:, None]).exp().masked_fill(~met, 0)
+
+    def mean(values: Tensor, mask: Tensor) -> Tensor:
+        return values.masked_fill(~mask, 0).sum(1) / mask.sum(1)
+
+    return (
+        lse,
+        met.sum(1),
+        (weights * s).masked_fill(~met, 0).sum(1),
+        mean(similarity, is_positive),
+        mean(similarity, is_negative),
+        mean(distance, is_positive),
+    )
+
+
 def distances(x: Tensor, centroids: Tensor, *, cosine: bool) -> Tensor:
     """Distance of every point from every centroid, float64 [N, K].
 

@@ -12,6 +12,7 @@ from wscl_fast._ops.logsumexp import (
     logsumexp_block,
     logsumexp_block_backward,
     merge_blocks,
+    softmax,
 )
 
 __all__ = [
@@ -28,4 +29,5 @@ __all__ = [
     "logsumexp_block_backward",
     "merge_blocks",
     "serves",
+    "softmax",
 ]

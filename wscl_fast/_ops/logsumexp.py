@@ -60,6 +60,28 @@ def logsumexp(
     return lse
 
 
+def softmax(
+    queries: Tensor,
+    keys: Tensor,
+    query_ids: Tensor | None,
+    key_ids: Tensor | None,
+    own: Tensor | None,
+    scale: Tensor,
+    *,
+    meets: Meets = "all",
+    ignore_index: int = -1,
+) -> tuple[Tensor, Tensor]:
+    """:func:`logsumexp`, and the mean logit of every row under the softmax, ``[N]``, without a gradient.
+
+    The mean logit is read off the mean key, which the pass carries along for the queries' gradient anyway.
+    """
+    require(queries.device)
+    lse, _, mean = torch.ops.wscl_fast.logsumexp(
+        queries, keys, query_ids, key_ids, own, scale, _MEETS[meets], ignore_index, True
+    )
+    return lse, scale.detach() * (queries.detach() * mean).sum(1)
+
+
 def logsumexp_block(
     queries: Tensor,
     keys: Tensor,

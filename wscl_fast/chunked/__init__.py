@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from wscl_fast.chunked.infonce import (
-    clustered_infonce,
     logsumexp,
     logsumexp_of_logsigmoid,
+    softmax,
     softplus_sum,
 )
 from wscl_fast.chunked.kmeans import kmeans_assign, kmeans_update
 
 __all__ = [
-    "clustered_infonce",
     "kmeans_assign",
     "kmeans_update",
     "logsumexp",
     "logsumexp_of_logsigmoid",
+    "softmax",
     "softplus_sum",
 ]

@@ -15,14 +15,15 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 from torch.utils.checkpoint import checkpoint
 
-from wscl_fast.pairs import Meets, Pairs, matching_mean
+from wscl_fast.pairs import Meets, Pairs
 from wscl_fast.reference import masked_logsumexp
 
 ROWS = 1024
 COLUMNS = 4096
 SORTED_ROWS = 128  # fewer rows span fewer ids, and so a narrower range of keys
 
-# From the logits of a tile, the mask of the pairs that meet and what is given for the rows: a value a row.
+# From the logits of a tile, the mask of the pairs that meet and what is given for the rows: a value a row, or
+# several, ``[values, rows]``.
 TileFunction = Callable[..., Tensor]
 
 
@@ -33,6 +34,18 @@ def logsumexp(pairs: Pairs, meets: Meets, factor: float = 1.0) -> Tensor:
         return masked_logsumexp(factor * logits, mask)
 
     return _reduce(pairs, meets, tile, _join_logsumexp)
+
+
+def softmax(pairs: Pairs, meets: Meets) -> tuple[Tensor, Tensor]:
+    """Log-sum-exp of every row as :func:`logsumexp`, and its mean logit under the softmax (0 if empty)."""
+
+    def tile(logits: Tensor, mask: Tensor) -> Tensor:
+        lse = masked_logsumexp(logits, mask)
+        weights = (logits.detach() - lse.detach()[:, None]).exp().masked_fill(~mask, 0)
+        return torch.stack([lse, (weights * logits.detach()).masked_fill(~mask, 0).sum(1)])
+
+    lse, mean = _reduce(pairs, meets, tile, _join_softmax)
+    return lse, mean.detach()
 
 
 def softplus_sum(pairs: Pairs, meets: Meets, offset: Tensor) -> Tensor:
@@ -53,20 +66,17 @@ def logsumexp_of_logsigmoid(pairs: Pairs, offset: Tensor) -> Tensor:
     return _reduce(pairs, "same", tile, _join_logsumexp, offset)
 
 
-def clustered_infonce(pairs: Pairs, *, inner: bool) -> tuple[Tensor, Tensor]:
-    """Clustered InfoNCE of every row, all keys in the denominator: ``reference.clustered_infonce``."""
-    pairs = pairs.folded()
-    numerator, count = matching_mean(pairs)
-    if inner:
-        numerator = logsumexp(pairs, "same") - count.clamp(min=1).to(numerator.dtype).log()
-    loss = logsumexp(pairs, "all") - numerator
-    return torch.where(count > 0, loss, 0.0), count
-
-
 def _join_logsumexp(parts: Tensor) -> Tensor:
     if len(parts) == 1:
         return parts[0]
     return masked_logsumexp(parts.T, (parts != -torch.inf).T)
+
+
+def _join_softmax(parts: Tensor) -> Tensor:
+    """Of ``[tiles, 2, rows]``: the tiles' mean logits by their shares of the mass."""
+    lse = _join_logsumexp(parts[:, 0])
+    share = (parts[:, 0] - lse.masked_fill(lse == -torch.inf, 0)).exp()
+    return torch.stack([lse, (share * parts[:, 1]).sum(0)])
 
 
 def _join_sum(parts: Tensor) -> Tensor:
@@ -86,7 +96,7 @@ def _reduce(
         return _reduce_by_id(pairs, function, join, *vectors)
     rows = _blocks(0, len(pairs.queries), ROWS)
     columns = slice(0, len(pairs.keys))
-    return torch.cat([_row_block(pairs, meets, function, join, r, columns, *vectors) for r in rows])
+    return torch.cat([_row_block(pairs, meets, function, join, r, columns, *vectors) for r in rows], -1)
 
 
 def _reduce_by_id(
@@ -114,7 +124,7 @@ def _reduce_by_id(
     for rows in _blocks(0, len(query_ids), SORTED_ROWS):
         columns = slice(low[rows.start], high[rows.stop - 1]) if low else slice(0, 0)
         results.append(_row_block(ordered, "same", function, join, rows, columns, *vectors))
-    return torch.cat(results).index_select(0, query_order.argsort())
+    return torch.cat(results, -1).index_select(-1, query_order.argsort())
 
 
 def _row_block(

@@ -11,7 +11,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["Group", "agree", "broadcast", "gather", "rank", "rows_of_ranks", "sum_over_ranks", "world_size"]
+__all__ = [
+    "Group",
+    "agree",
+    "broadcast",
+    "first_row",
+    "gather",
+    "rank",
+    "rows_of_ranks",
+    "sum_over_ranks",
+    "world_size",
+]
 
 # A process group, or None for all processes. (The class is missing where PyTorch was built without one.)
 Group = Any
@@ -95,6 +105,13 @@ def rows_of_ranks(tensor: Tensor, group: Group) -> tuple[list[int], bool]:
             f"tensor: expected rows of one size on all ranks, got {[width for _, width, _ in heads]} elements"
         )
     return [length for length, _, _ in heads], any(wants for *_, wants in heads)
+
+
+def first_row(tensor: Tensor, group: Group = None) -> int:
+    """The number that this rank's first row has among the rows of all ranks."""
+    if world_size(group) == 1:
+        return 0
+    return sum(rows_of_ranks(tensor.detach(), group)[0][: rank(group)])
 
 
 def agree(tensor: Tensor) -> Tensor:

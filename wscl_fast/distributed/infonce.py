@@ -7,14 +7,14 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from wscl_fast import _ops, functional
+from wscl_fast import _ops
 from wscl_fast.distributed import ring
 from wscl_fast.distributed.collectives import Group, rank, rows_of_ranks, sum_over_ranks, world_size
 from wscl_fast.distributed.collectives import gather as gather_rows
 from wscl_fast.functional import Impl, Positives, Reduction
 from wscl_fast.functional._checks import check_choice, check_matrix, check_vector
 from wscl_fast.functional._inputs import scale_of
-from wscl_fast.pairs import Pairs, matching_count
+from wscl_fast.functional.infonce import infonce_rows
 
 __all__ = ["Gather", "clustered_infonce"]
 
@@ -73,7 +73,8 @@ def clustered_infonce(
             holds whole); only the anchors are counted over all ranks.
         group: the process group; by default all processes.
         ddp: whether the gradients will be averaged over the ranks, as DistributedDataParallel does.
-        options: further arguments of the function for one process; ``gather="ring"`` takes only ``impl``.
+        options: further arguments of the function for one process, but for ``return_stats``;
+            ``gather="ring"`` takes only ``impl``. Sample ids must differ between ranks as samples do.
 
     Returns:
         0-dim tensor, the same on every rank; ``[N]`` for ``reduction="none"``.
@@ -85,6 +86,8 @@ def clustered_infonce(
     check_choice("reduction", reduction, Reduction)
     check_choice("positives", positives, Positives)
     check_choice("impl", options.get("impl", "auto"), Impl)
+    if "return_stats" in options:
+        raise ValueError("return_stats: not available over ranks; functional.clustered_infonce has it")
     size = world_size(group)
     if size == 1:
         gather = "count"
@@ -150,18 +153,19 @@ def _direct(local: _Local, gathered: bool, group: Group, options: dict[str, Any]
     if gathered:
         keys = gather_rows(queries if keys is None else keys, group)
         key_clusters = gather_rows(key_clusters, group)
+        if (samples := options.get("query_samples")) is not None:
+            key_samples = options.get("key_samples")
+            options["key_samples"] = gather_rows(samples if key_samples is None else key_samples, group)
     exclude = own is not None if keys is None or own is None else own
-    loss = functional.clustered_infonce(
+    rows = infonce_rows(
         queries,
         keys,
         query_clusters=query_clusters,
         key_clusters=None if keys is None else key_clusters,
         exclude_self=exclude,
-        reduction="none",
         **options,
     )
-    ids = Pairs(queries, queries, query_clusters, key_clusters, own, queries, options["ignore_index"])
-    return loss, matching_count(ids)
+    return rows.loss, rows.positives
 
 
 def _ring(

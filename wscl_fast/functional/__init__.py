@@ -5,10 +5,12 @@ from __future__ import annotations
 from wscl_fast.functional._inputs import Impl, Reduction
 from wscl_fast.functional.infonce import Denominator, Positives, clustered_infonce
 from wscl_fast.functional.kmeans import Metric, Nearest, Update, kmeans_assign, kmeans_update
+from wscl_fast.functional.statistics import InfoNCEStats
 
 __all__ = [
     "Denominator",
     "Impl",
+    "InfoNCEStats",
     "Metric",
     "Nearest",
     "Positives",

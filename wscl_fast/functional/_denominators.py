@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from wscl_fast import chunked
-from wscl_fast.functional._passes import logsumexp, softplus_sum
+from wscl_fast.functional._passes import logsumexp, softmax, softplus_sum
+from wscl_fast.functional.statistics import RowStats, row_stats
 from wscl_fast.pairs import Pairs, allowed_count, matching_count, matching_mean
 
 
@@ -33,19 +34,32 @@ def composed_infonce(
     hardness: float,
     prior: float,
     floor: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Loss and positives' count of every row, as ``reference.clustered_infonce`` defines them."""
+    need_stats: bool = False,
+) -> tuple[Tensor, Tensor, RowStats | None]:
+    """Loss and positives' count of every row, as ``reference.clustered_infonce`` defines them.
+
+    With ``need_stats`` the rows' statistics as well. They cost no pass of their own but where there is
+    hardness, which looks at the logits at other scales.
+    """
     queries, one = positive.folded().queries, torch.ones_like(positive.scale)
     positive = positive._replace(queries=queries, scale=one)
     negative = negative._replace(queries=queries, scale=one)
     count = matching_count(positive)
     log_count = count.clamp(min=1).to(queries.dtype).log()
+    everyone = denominator == "all" and not (hardness or prior)
     # The positives' log-mean-exp, where it is needed.
-    pooled = (inner and denominator != "other") or prior > 0 or denominator == "all"
+    pooled = (inner and denominator != "other") or prior > 0 or (denominator == "all" and not everyone)
     mean_exponential = -log_count
     if pooled:
         mean_exponential = logsumexp(positive, "same", fused=fused).masked_fill(count == 0, 0) - log_count
-    mass = _negative_mass(negative, mean_exponential, hardness, prior, floor, fused=fused)
+    plain, stats = None, None
+    if need_stats:
+        plain, mean_logit = softmax(negative, "all" if everyone else "other", fused=fused)
+        stats = row_stats(positive, negative, plain, mean_logit, -floor.detach(), everyone=everyone)
+    if everyone:
+        mass = logsumexp(negative, "all", fused=fused) if plain is None else plain
+    else:
+        mass = _negative_mass(negative, plain, mean_exponential, hardness, prior, floor, fused=fused)
     if denominator == "decoupled":  # without a negative there is nothing to be told apart from
         count = count.masked_fill(mass == -torch.inf, 0)
     mass = mass.masked_fill(mass == -torch.inf, torch.finfo(mass.dtype).min / 4)
@@ -57,15 +71,16 @@ def composed_infonce(
         loss = softplus_sum(turned, "same", mass, fused=fused) / count.clamp(min=1).to(mass.dtype)
     else:
         numerator = mean_exponential if inner else matching_mean(positive)[0]
-        if denominator == "all":
+        if denominator == "all" and not everyone:
             pooled_mass = mean_exponential + log_count
             mass = pooled_mass - logsigmoid(pooled_mass - mass)
         loss = mass - numerator
-    return torch.where(count > 0, loss, 0.0), count
+    return torch.where(count > 0, loss, 0.0), count, stats
 
 
 def _negative_mass(
     pairs: Pairs,
+    plain: Tensor | None,  # the log-sum-exp of the negatives where it is known
     mean_exponential: Tensor,
     hardness: float,
     prior: float,
@@ -78,12 +93,18 @@ def _negative_mass(
     ``|N| e^m``, m the log-mean-exp of the negatives' logits S weighted by ``e^{hardness · S}``; with a prior,
     the positives that are expected among the negatives are taken out again.
     """
+    if plain is None and not hardness:
+        plain = logsumexp(pairs, "other", fused=fused)
     if not (hardness or prior):
-        return logsumexp(pairs, "other", fused=fused)
+        assert plain is not None
+        return plain
     negatives = allowed_count(pairs) - matching_count(pairs)
     size = negatives.clamp(min=1).to(pairs.queries.dtype).log()
-    weighted = logsumexp(pairs, "other", factor=1 + hardness, fused=fused)
-    weights = logsumexp(pairs, "other", factor=hardness, fused=fused) if hardness else size
+    weighted, weights = plain, size
+    if hardness:
+        weighted = logsumexp(pairs, "other", factor=1 + hardness, fused=fused)
+        weights = logsumexp(pairs, "other", factor=hardness, fused=fused)
+    assert weighted is not None
     none = negatives == 0
     mean = weighted.masked_fill(none, 0) - weights.masked_fill(none, 0)
     if prior:

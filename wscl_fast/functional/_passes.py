@@ -18,6 +18,13 @@ def logsumexp(pairs: Pairs, meets: Meets, *, fused: bool, factor: float = 1.0) -
     return _ops.logsumexp(*pairs[:5], factor * pairs.scale, meets=meets, ignore_index=pairs.ignore_index)
 
 
+def softmax(pairs: Pairs, meets: Meets, *, fused: bool) -> tuple[Tensor, Tensor]:
+    """The same with factor 1, and the mean logit of every row under the softmax, without a gradient."""
+    if not fused:
+        return chunked.softmax(pairs, meets)
+    return _ops.softmax(*pairs[:6], meets=meets, ignore_index=pairs.ignore_index)
+
+
 def softplus_sum(pairs: Pairs, meets: Meets, offset: Tensor, *, fused: bool) -> Tensor:
     """``Σ log(1 + e^{S_ij + offset_i})`` over the keys that query i meets, ``[N]``."""
     return chunked.softplus_sum(pairs, meets, offset)

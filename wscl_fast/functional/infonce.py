@@ -3,21 +3,68 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
 
-from wscl_fast import _ops, chunked, reference
+from wscl_fast import _ops, reference
 from wscl_fast.functional._checks import check_choice, check_vector
 from wscl_fast.functional._denominators import composed_infonce
 from wscl_fast.functional._inputs import Impl, Inputs, Reduction, check_inputs, choose, reduce_rows
+from wscl_fast.functional.statistics import InfoNCEStats, RowStats, summarise
 from wscl_fast.pairs import Pairs
 
 __all__ = ["Denominator", "Positives", "clustered_infonce"]
 
 Positives = Literal["out", "in"]
 Denominator = Literal["all", "other", "decoupled"]
+
+
+@overload
+def clustered_infonce(
+    queries: Tensor,
+    keys: Tensor | None = None,
+    *,
+    query_clusters: Tensor,
+    key_clusters: Tensor | None = None,
+    temperature: float | Tensor = 0.1,
+    positives: Positives = "out",
+    denominator: Denominator = "all",
+    hardness: float = 0.0,
+    prior: float = 0.0,
+    query_samples: Tensor | None = None,
+    key_samples: Tensor | None = None,
+    weights: Tensor | None = None,
+    ignore_index: int = -1,
+    exclude_self: bool | Tensor | None = None,
+    reduction: Reduction = "mean",
+    impl: Impl = "auto",
+    return_stats: Literal[False] = False,
+) -> Tensor: ...
+
+
+@overload
+def clustered_infonce(
+    queries: Tensor,
+    keys: Tensor | None = None,
+    *,
+    query_clusters: Tensor,
+    key_clusters: Tensor | None = None,
+    temperature: float | Tensor = 0.1,
+    positives: Positives = "out",
+    denominator: Denominator = "all",
+    hardness: float = 0.0,
+    prior: float = 0.0,
+    query_samples: Tensor | None = None,
+    key_samples: Tensor | None = None,
+    weights: Tensor | None = None,
+    ignore_index: int = -1,
+    exclude_self: bool | Tensor | None = None,
+    reduction: Reduction = "mean",
+    impl: Impl = "auto",
+    return_stats: Literal[True],
+) -> tuple[Tensor, InfoNCEStats]: ...
 
 
 def clustered_infonce(
@@ -38,7 +85,8 @@ def clustered_infonce(
     exclude_self: bool | Tensor | None = None,
     reduction: Reduction = "mean",
     impl: Impl = "auto",
-) -> Tensor:
+    return_stats: bool = False,
+) -> Tensor | tuple[Tensor, InfoNCEStats]:
     """Clustered InfoNCE: alike within a cluster, unlike across clusters, without an N × M matrix.
 
     In plain PyTorch, with ``P`` the boolean matrix of positive pairs (``"out"``, every key allowed)::
@@ -80,6 +128,8 @@ def clustered_infonce(
         impl: ``"fused"`` (C++ kernels), ``"chunked"`` (plain PyTorch, memory linear in N + M),
             ``"reference"`` (the definition, N × M), or ``"auto"``, the best that works. The first has no
             second derivative, the others have.
+        return_stats: return ``(loss, stats)``, with each query's log-sum-exp and number of positives, and
+            what tells of the batch as a whole: :class:`InfoNCEStats`.
 
     Returns:
         0-dim tensor, or ``[N]`` for ``reduction="none"``; float64 where an input is, else float32.
@@ -94,13 +144,65 @@ def clustered_infonce(
     et al., ICLR 2021 (arXiv 2010.04592; ``hardness``); Chuang et al., NeurIPS 2020 (arXiv 2007.00224;
     ``prior``).
     """
+    check_choice("reduction", reduction, Reduction)
+    rows = infonce_rows(
+        queries,
+        keys,
+        query_clusters=query_clusters,
+        key_clusters=key_clusters,
+        temperature=temperature,
+        positives=positives,
+        denominator=denominator,
+        hardness=hardness,
+        prior=prior,
+        query_samples=query_samples,
+        key_samples=key_samples,
+        ignore_index=ignore_index,
+        exclude_self=exclude_self,
+        impl=impl,
+        need_stats=return_stats,
+    )
+    if weights is not None:
+        check_vector("weights", weights, len(queries), queries, integer=False)
+    loss = reduce_rows(rows.loss, rows.positives, weights, reduction)
+    return loss if rows.stats is None else (loss, summarise(rows.stats, rows.positives, rows.scale))
+
+
+class Rows(NamedTuple):
+    """The loss before it is reduced."""
+
+    loss: Tensor  # [N], 0 where a row takes no part
+    positives: Tensor  # [N] int64, 0 where a row takes no part
+    stats: RowStats | None
+    scale: Tensor  # 1 / temperature, 0-dim or [N]
+
+
+def infonce_rows(
+    queries: Tensor,
+    keys: Tensor | None,
+    *,
+    query_clusters: Tensor,
+    key_clusters: Tensor | None,
+    temperature: float | Tensor,
+    positives: Positives = "out",
+    denominator: Denominator = "all",
+    hardness: float = 0.0,
+    prior: float = 0.0,
+    query_samples: Tensor | None = None,
+    key_samples: Tensor | None = None,
+    ignore_index: int = -1,
+    exclude_self: bool | Tensor | None = None,
+    impl: Impl = "auto",
+    need_stats: bool = False,
+) -> Rows:
+    """:func:`clustered_infonce` of every row, neither weighted nor reduced."""
     check_choice("positives", positives, Positives)
     check_choice("denominator", denominator, Denominator)
-    check_choice("reduction", reduction, Reduction)
     check_choice("impl", impl, Impl)
     _check_number("hardness", hardness, 0, math.inf)
     _check_number("prior", prior, 0, 1)
-    fused = isinstance(queries, Tensor) and choose(impl, queries.device) == "fused"
+    plain = denominator == "all" and not hardness and not prior
+    halves = plain and not need_stats and isinstance(queries, Tensor)
     inputs = check_inputs(
         queries,
         keys,
@@ -109,75 +211,54 @@ def clustered_infonce(
         temperature,
         ignore_index,
         exclude_self,
-        halves=fused and denominator == "all" and not hardness and not prior,
+        halves=halves and choose(impl, queries.device) == "fused",
     )
-    if weights is not None:
-        check_vector("weights", weights, len(queries), queries, integer=False)
-    samples = _check_samples(inputs, query_samples, key_samples)
-    with torch.autocast(queries.device.type, enabled=False):
-        loss, count = _rows(
-            inputs, samples, positives == "in", denominator, hardness, prior, choose(impl, queries.device)
-        )
-        return reduce_rows(loss, count, weights, reduction)
-
-
-def _rows(
-    inputs: Inputs,
-    samples: Pairs | None,
-    inner: bool,
-    denominator: Denominator,
-    hardness: float,
-    prior: float,
-    impl: Impl,
-) -> tuple[Tensor, Tensor]:
-    """Loss and positives' count of every row."""
-    positive = inputs.pairs if samples is None else samples
+    impl = choose(impl, queries.device)
+    positive = _check_samples(inputs, query_samples, key_samples)
     negative = positive if denominator == "all" else inputs.pairs
-    plain = denominator == "all" and not hardness and not prior
-    if impl == "reference":
-        return reference.clustered_infonce(
-            positive,
-            negative,
-            inner=inner,
-            denominator=denominator,
-            hardness=hardness,
-            prior=prior,
-            floor=inputs.lowest,
-        )
-    if plain and impl == "chunked":
-        return chunked.clustered_infonce(positive, inner=inner)
-    if plain:
-        in_batch = inputs.in_batch and samples is None
-        return _ops.clustered_infonce(
-            positive.queries,
-            None if in_batch else positive.keys,
-            positive.query_ids,
-            None if in_batch else positive.key_ids,
-            None if in_batch else positive.own,
-            positive.scale,
-            exclude_self=in_batch and positive.own is not None,
-            inner=inner,
-            ignore_index=positive.ignore_index,
-        )
-    return composed_infonce(
-        positive,
-        negative,
-        fused=impl == "fused",
-        inner=inner,
-        denominator=denominator,
-        hardness=hardness,
-        prior=prior,
-        floor=inputs.lowest,
-    )
+    scale, inner = -inputs.lowest, positives == "in"
+    with torch.autocast(queries.device.type, enabled=False):
+        if impl == "fused" and plain and not need_stats:
+            # Where queries are keys in every respect there is a kernel that uses it.
+            in_batch = inputs.in_batch and query_samples is None
+            loss, count = _ops.clustered_infonce(
+                positive.queries,
+                None if in_batch else positive.keys,
+                positive.query_ids,
+                None if in_batch else positive.key_ids,
+                None if in_batch else positive.own,
+                positive.scale,
+                exclude_self=in_batch and positive.own is not None,
+                inner=inner,
+                ignore_index=positive.ignore_index,
+            )
+            return Rows(loss, count, None, scale)
+        options = {"inner": inner, "denominator": denominator, "hardness": hardness, "prior": prior}
+        if impl != "reference":
+            loss, count, stats = composed_infonce(
+                positive,
+                negative,
+                fused=impl == "fused",
+                need_stats=need_stats,
+                floor=inputs.lowest,
+                **options,  # type: ignore[arg-type]
+            )
+            return Rows(loss, count, stats, scale)
+        loss, count = reference.clustered_infonce(positive, negative, floor=inputs.lowest, **options)  # type: ignore[arg-type]
+        if not need_stats:
+            return Rows(loss, count, None, scale)
+        with torch.no_grad():
+            stats = RowStats(*reference.row_stats(positive, negative, scale, everyone=plain))
+        return Rows(loss, count, stats, scale)
 
 
-def _check_samples(inputs: Inputs, query_samples: Tensor | None, key_samples: Tensor | None) -> Pairs | None:
-    """The pairs under sample ids, or None where clusters say who is positive."""
+def _check_samples(inputs: Inputs, query_samples: Tensor | None, key_samples: Tensor | None) -> Pairs:
+    """The pairs whose ids say who is positive: sample ids where they are given, else clusters."""
     pairs = inputs.pairs
     if query_samples is None:
         if key_samples is not None:
             raise ValueError("key_samples: expected None where query_samples is None, got a tensor")
-        return None
+        return pairs
     check_vector("query_samples", query_samples, len(pairs.queries), pairs.queries, integer=True)
     if key_samples is None:
         if len(pairs.keys) != len(pairs.queries):

@@ -1,0 +1,50 @@
+"""The temperature of the loss modules: a number, or a parameter."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def check_number(name: str, value: float | None) -> None:
+    """Refuse what is neither None nor a finite number above 0."""
+    if value is not None and not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name}: expected a finite number above 0, got {value}")
+
+
+class WithTemperature(nn.Module):
+    """A module with a temperature.
+
+    Where it is learnt, the parameter is ``log_scale = log(1 / temperature)``, as CLIP has it.
+    """
+
+    def __init__(self, temperature: float, learnable: bool, least: float) -> None:
+        super().__init__()
+        check_number("temperature", temperature)
+        check_number("min_temperature", least)
+        if learnable and temperature < least:
+            raise ValueError(f"temperature: expected at least min_temperature={least}, got {temperature}")
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature))) if learnable else None
+        self._temperature = float(temperature)
+        self.min_temperature = least
+
+    @property
+    def temperature(self) -> float | Tensor:
+        """The temperature in use: a number, or a tensor with a gradient where it is learnt."""
+        return self._temperature if self.log_scale is None else torch.exp(-self.log_scale)
+
+    def clamped_temperature(self) -> float | Tensor:
+        """The same, in training after the parameter was brought back into its bounds."""
+        if self.log_scale is not None and self.training:
+            # The parameter itself is clamped: a clamped output would have no gradient to come back by.
+            with torch.no_grad():
+                self.log_scale.clamp_(max=-math.log(self.min_temperature))
+        return self.temperature
+
+    def describe_temperature(self) -> str:
+        """For ``extra_repr``."""
+        learnt = ", learnable_temperature=True" if self.log_scale is not None else ""
+        value = self._temperature if self.log_scale is None else math.exp(-self.log_scale.item())
+        return f"temperature={value:g}{learnt}"
