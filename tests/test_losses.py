@@ -125,9 +125,7 @@ def test_a_temperature_for_each_sample_or_cluster() -> None:
 def test_options_that_do_not_go_together() -> None:
     features, clusters = torch.randn(4, 2, 3), torch.arange(4)
     cross = ClusteredInfoNCE(contrast="cross")
-    with pytest.raises(
-        ValueError, match="features: expected at least two views .* got 1"
-    ):
+    with pytest.raises(ValueError, match=r"features: expected at least two views .* got 1"):
         cross(features[:, 0], clusters)
     with pytest.raises(ValueError, match="keys: not available with contrast='cross'"):
         cross(features, clusters, torch.randn(5, 3), torch.arange(5))

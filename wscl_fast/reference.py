@@ -96,6 +96,35 @@ def clustered_infonce(
     return torch.where(valid, loss, 0.0), count
 
 
+def hierarchical_infonce(
+    everyone: Pairs, levels: list[Pairs], *, inner: bool, by_pair: bool
+) -> list[tuple[Tensor, Tensor]]:
+    """Loss and count of positives of every row for each level, the coarsest first, in N × M memory.
+
+    ``everyone`` says who is in the denominator, ``levels`` who is positive at each level. With ``by_pair``
+    the loss of a pair is at least that of any pair of a finer level.
+    """
+    s = logits(everyone)
+    lse = masked_logsumexp(s, everyone.tile("all"))
+    lse = lse.masked_fill(lse == -torch.inf, 0)
+    rows: list[tuple[Tensor, Tensor]] = []
+    worst = s.new_full((), -torch.inf)
+    for pairs in reversed(levels):
+        positive = pairs.tile("same")
+        count = positive.sum(1)
+        share = 1 / count.clamp(min=1).to(s.dtype)
+        terms = lse[:, None] - s  # the loss of every pair
+        if by_pair:
+            terms = torch.maximum(terms, worst)
+            if positive.any():
+                worst = torch.maximum(worst, terms[positive].amax())
+        loss = terms.masked_fill(~positive, 0).sum(1) * share
+        if inner:
+            loss = lse - masked_logsumexp(s, positive) - share.log()
+        rows.insert(0, (torch.where(count > 0, loss, 0.0), count))
+    return rows
+
+
 def row_stats(
     positive: Pairs, negative: Pairs, scale: Tensor, *, everyone: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:

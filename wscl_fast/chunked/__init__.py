@@ -5,6 +5,7 @@ from __future__ import annotations
 from wscl_fast.chunked.infonce import (
     logsumexp,
     logsumexp_of_logsigmoid,
+    pair_losses,
     softmax,
     softplus_sum,
 )
@@ -15,6 +16,7 @@ __all__ = [
     "kmeans_update",
     "logsumexp",
     "logsumexp_of_logsigmoid",
+    "pair_losses",
     "softmax",
     "softplus_sum",
 ]

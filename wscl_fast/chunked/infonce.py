@@ -66,6 +66,28 @@ def logsumexp_of_logsigmoid(pairs: Pairs, offset: Tensor) -> Tensor:
     return _reduce(pairs, "same", tile, _join_logsumexp, offset)
 
 
+def pair_losses(pairs: Pairs, lse: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
+    """``Σ max(lse_i − S_ij, floor)`` over the keys of query i's id, ``[N]``, and the largest term of all.
+
+    The floor is 0-dim; without any pair the largest term is −inf.
+    """
+
+    def total(logits: Tensor, mask: Tensor, lse: Tensor, floor: Tensor) -> Tensor:
+        return torch.maximum(lse[:, None] - logits, floor[:, None]).masked_fill(~mask, 0).sum(1)
+
+    def largest(logits: Tensor, mask: Tensor, lse: Tensor) -> Tensor:
+        terms = (lse[:, None] - logits).masked_fill(~mask, -torch.inf)
+        return terms.amax(1) if terms.shape[1] else lse - torch.inf
+
+    sums = _reduce(pairs, "same", total, _join_sum, lse, floor.expand_as(lse))
+    terms = _reduce(pairs, "same", largest, _join_largest, lse)
+    return sums, terms.amax() if len(terms) else floor
+
+
+def _join_largest(parts: Tensor) -> Tensor:
+    return parts.amax(0)
+
+
 def _join_logsumexp(parts: Tensor) -> Tensor:
     if len(parts) == 1:
         return parts[0]

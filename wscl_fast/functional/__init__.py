@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from wscl_fast.functional._inputs import Impl, Reduction
+from wscl_fast.functional.hierarchical import Constraint, hierarchical_infonce
 from wscl_fast.functional.infonce import Denominator, Positives, clustered_infonce
 from wscl_fast.functional.kmeans import Metric, Nearest, Update, kmeans_assign, kmeans_update
 from wscl_fast.functional.statistics import InfoNCEStats
 
 __all__ = [
+    "Constraint",
     "Denominator",
     "Impl",
     "InfoNCEStats",
@@ -17,6 +19,7 @@ __all__ = [
     "Reduction",
     "Update",
     "clustered_infonce",
+    "hierarchical_infonce",
     "kmeans_assign",
     "kmeans_update",
 ]
