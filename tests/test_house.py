@@ -15,11 +15,12 @@ PACKAGE = ROOT / "wscl_fast"
 # What each part may import of the package, beside itself.
 ALLOWED = {
     "pairs": set(),
+    "affinity": set(),
     "reference": {"pairs"},
-    "chunked": {"pairs", "reference"},
+    "chunked": {"pairs", "affinity", "reference"},
     "_ops": set(),
     "_build": {"_ops"},
-    "functional": {"_ops", "chunked", "reference", "pairs"},
+    "functional": {"_ops", "chunked", "reference", "pairs", "affinity"},
     "losses": {"functional", "distributed"},
     "queue": {"distributed"},
     "distributed": {"functional", "_ops", "pairs"},

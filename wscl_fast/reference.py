@@ -125,6 +125,37 @@ def hierarchical_infonce(
     return rows
 
 
+def signed_logsumexp(logits: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """``log Σ_j w_ij e^{S_ij}`` of every row over the weights above 0, and of the others' absolute values."""
+    size = weights.abs().log().masked_fill(weights == 0, 0)
+    return masked_logsumexp(logits + size, weights > 0), masked_logsumexp(logits + size, weights < 0)
+
+
+def log_difference(a: Tensor, b: Tensor) -> Tensor:
+    """``log(e^a − e^b)``; −inf, with gradient zero, where that is not above 0."""
+    above = a > b
+    some = above & (b > -torch.inf)
+    gap = torch.where(some, b - torch.where(some, a, 0.0), -1.0)
+    shrunk = torch.where(some, torch.log1p(-gap.exp()), 0.0)
+    return torch.where(above, a, 0.0).add(shrunk).masked_fill(~above, -torch.inf)
+
+
+def soft_infonce(pairs: Pairs, weights: Tensor, *, inner: bool) -> tuple[Tensor, Tensor]:
+    """InfoNCE whose positives have weights ``[N, M]``: the loss of every row, and which rows take part."""
+    s, allowed = logits(pairs), pairs.tile("all")
+    weights = weights.masked_fill(~allowed, 0)
+    total = weights.sum(1)
+    valid = total > 0
+    lse = masked_logsumexp(s, allowed).masked_fill(~allowed.any(1), 0)
+    if inner:
+        mass = log_difference(*signed_logsumexp(s, weights))
+        valid = valid & (mass > -torch.inf)
+        numerator = mass.masked_fill(~valid, 0) - torch.where(valid, total, 1.0).log()
+    else:
+        numerator = (weights * s).sum(1) / torch.where(valid, total, 1.0)
+    return torch.where(valid, lse - numerator, 0.0), valid
+
+
 def row_stats(
     positive: Pairs, negative: Pairs, scale: Tensor, *, everyone: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -10,8 +10,10 @@ from wscl_fast.chunked.infonce import (
     softplus_sum,
 )
 from wscl_fast.chunked.kmeans import kmeans_assign, kmeans_update
+from wscl_fast.chunked.soft import factor_product, weighted_logsumexp, weighted_sum
 
 __all__ = [
+    "factor_product",
     "kmeans_assign",
     "kmeans_update",
     "logsumexp",
@@ -19,4 +21,6 @@ __all__ = [
     "pair_losses",
     "softmax",
     "softplus_sum",
+    "weighted_logsumexp",
+    "weighted_sum",
 ]

@@ -105,7 +105,7 @@ def _join_sum(parts: Tensor) -> Tensor:
     return parts.sum(0)
 
 
-def _blocks(start: int, stop: int, step: int) -> Iterator[slice]:
+def blocks(start: int, stop: int, step: int) -> Iterator[slice]:
     """The slices of a range, at least one: an empty tile keeps the graph of gradients whole."""
     return (slice(i, min(i + step, stop)) for i in range(start, max(stop, start + 1), step))
 
@@ -116,7 +116,7 @@ def _reduce(
     """A value for every row: the function on each tile, joined over the tiles of a row."""
     if meets == "same" and not torch.compiler.is_compiling():  # the ranges depend on the ids' values
         return _reduce_by_id(pairs, function, join, *vectors)
-    rows = _blocks(0, len(pairs.queries), ROWS)
+    rows = blocks(0, len(pairs.queries), ROWS)
     columns = slice(0, len(pairs.keys))
     return torch.cat([_row_block(pairs, meets, function, join, r, columns, *vectors) for r in rows], -1)
 
@@ -143,7 +143,7 @@ def _reduce_by_id(
     low = torch.searchsorted(key_ids, query_ids).tolist()
     high = torch.searchsorted(key_ids, query_ids, right=True).tolist()
     results = []
-    for rows in _blocks(0, len(query_ids), SORTED_ROWS):
+    for rows in blocks(0, len(query_ids), SORTED_ROWS):
         columns = slice(low[rows.start], high[rows.stop - 1]) if low else slice(0, 0)
         results.append(_row_block(ordered, "same", function, join, rows, columns, *vectors))
     return torch.cat(results, -1).index_select(-1, query_order.argsort())
@@ -159,7 +159,7 @@ def _row_block(
     *vectors: Tensor,
 ) -> Tensor:
     parts = []
-    for block in _blocks(columns.start, columns.stop, COLUMNS):
+    for block in blocks(columns.start, columns.stop, COLUMNS):
 
         def tile(q: Tensor, k: Tensor, scale: Tensor, *of_rows: Tensor, block: slice = block) -> Tensor:
             return function(scale * (q @ k.T), pairs.tile(meets, rows, block), *of_rows)

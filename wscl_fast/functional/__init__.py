@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from wscl_fast.affinity import Affinity
 from wscl_fast.functional._inputs import Impl, Reduction
 from wscl_fast.functional.hierarchical import Constraint, hierarchical_infonce
 from wscl_fast.functional.infonce import Denominator, Positives, clustered_infonce
 from wscl_fast.functional.kmeans import Metric, Nearest, Update, kmeans_assign, kmeans_update
+from wscl_fast.functional.soft import conditional_factors, soft_infonce
 from wscl_fast.functional.statistics import InfoNCEStats
 
 __all__ = [
+    "Affinity",
     "Constraint",
     "Denominator",
     "Impl",
@@ -19,7 +22,9 @@ __all__ = [
     "Reduction",
     "Update",
     "clustered_infonce",
+    "conditional_factors",
     "hierarchical_infonce",
     "kmeans_assign",
     "kmeans_update",
+    "soft_infonce",
 ]

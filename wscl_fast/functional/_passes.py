@@ -8,6 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from wscl_fast import _ops, chunked
+from wscl_fast.affinity import Affinity, has_factors
 from wscl_fast.pairs import Meets, Pairs
 
 
@@ -28,3 +29,12 @@ def softmax(pairs: Pairs, meets: Meets, *, fused: bool) -> tuple[Tensor, Tensor]
 def softplus_sum(pairs: Pairs, meets: Meets, offset: Tensor, *, fused: bool) -> Tensor:
     """``Σ log(1 + e^{S_ij + offset_i})`` over the keys that query i meets, ``[N]``."""
     return chunked.softplus_sum(pairs, meets, offset)
+
+
+def weighted_sum(
+    affinity: Affinity, query_auxiliary: Tensor, key_auxiliary: Tensor, values: Tensor, *, fused: bool
+) -> tuple[Tensor, Tensor]:
+    """``W @ values`` ``[N, width]`` and ``W.sum(1)`` ``[N]`` float64, W the weights of all pairs."""
+    if has_factors(affinity):
+        return chunked.factor_product(affinity, query_auxiliary, key_auxiliary, values)
+    return chunked.weighted_sum(affinity, query_auxiliary, key_auxiliary, values)

@@ -1,0 +1,281 @@
+"""Soft positives: every affinity by every implementation against its definition, and by its formula."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn.functional import normalize
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from wscl_fast import _ops
+from wscl_fast.functional import clustered_infonce, conditional_factors, soft_infonce
+
+IMPLS = ["chunked"] + (["fused"] if _ops.serves(torch.device("cpu")) else [])
+TAGS = ["shared", "count", "jaccard", "cosine"]
+AFFINITIES = [*TAGS, "kernel"]
+
+
+def auxiliary(affinity: str, rows: int, generator: torch.Generator, words: int = 2) -> Tensor:
+    """A few tags of many, some samples without any, the sign bit among them; or vectors."""
+    if affinity == "kernel":
+        return torch.rand(rows, 5, generator=generator, dtype=torch.float64)
+    tags = torch.randint(0, 64 * words, (rows, 3), generator=generator)
+    tags[:, 0] = tags[:, 0] % 4 * 21  # bits 0, 21, 42, 63
+    masks = [[0] * words for _ in range(rows)]
+    for mask, sample in zip(masks, tags.tolist(), strict=True):
+        for tag in sample:
+            mask[tag // 64] |= 1 << tag % 64
+    signed = [[word - (1 << 64) if word >> 63 else word for word in mask] for mask in masks]
+    result = torch.tensor(signed, dtype=torch.int64).view(rows, words)
+    result[torch.rand(rows, generator=generator) < 0.1] = 0
+    return result
+
+
+def problem(
+    affinity: str, n: int, m: int | None, d: int = 6, seed: int = 0
+) -> tuple[list[Tensor], dict[str, Any]]:
+    g = torch.Generator().manual_seed(seed)
+    leaves = [torch.randn(n, d, generator=g, dtype=torch.float64)]
+    known: dict[str, Any] = {"query_auxiliary": auxiliary(affinity, n, g), "affinity": affinity}
+    if m is not None:
+        leaves.append(torch.randn(m, d, generator=g, dtype=torch.float64))
+        known["key_auxiliary"] = auxiliary(affinity, m, g)
+    return leaves, known
+
+
+def values(leaves: list[Tensor], dtype: torch.dtype, **options: Any) -> list[Tensor]:
+    leaves = [x.to(dtype, copy=True).requires_grad_() for x in leaves]
+    t = torch.tensor(0.3, dtype=dtype, requires_grad=True)
+    rows = soft_infonce(*leaves, temperature=t, reduction="none", **options)
+    upstream = torch.linspace(0.5, 1.5, len(rows), dtype=dtype)
+    return [rows.detach(), *torch.autograd.grad((rows * upstream).sum(), [*leaves, t])]
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("positives", ["out", "in"])
+@pytest.mark.parametrize("affinity", AFFINITIES)
+def test_float64_is_the_definition(affinity: str, positives: str, impl: str) -> None:
+    g = torch.Generator().manual_seed(1)
+    for m, extra in itertools.product((None, 70), ({}, {"exclude_self": False}, {"key_valid": True})):
+        leaves, known = problem(affinity, 40, m)
+        options = {**known, **extra, "positives": positives}
+        if "key_valid" in options:
+            options["key_valid"] = torch.rand(m or 40, generator=g) < 0.7
+        if m and not extra:
+            options["exclude_self"] = torch.randint(-1, m, (40,), generator=g)
+        want = values(leaves, torch.float64, impl="reference", **options)
+        for got, right in zip(values(leaves, torch.float64, impl=impl, **options), want, strict=True):
+            torch.testing.assert_close(got, right, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("positives", ["out", "in"])
+@pytest.mark.parametrize("affinity", AFFINITIES)
+def test_float32_is_as_exact_as_plain_pytorch(affinity: str, positives: str, impl: str) -> None:
+    leaves, known = problem(affinity, 127, 600, d=33)
+    options = {**known, "positives": positives, "exclude_self": torch.arange(127)}
+    exact = values(leaves, torch.float64, impl="reference", **options)
+    plain = values(leaves, torch.float32, impl="reference", **options)
+    ours = values(leaves, torch.float32, impl=impl, **options)
+    for got, rival, want in zip(ours, plain, exact, strict=True):
+        error, rivals = ((x.double() - want).abs().max() for x in (got, rival))
+        assert error <= rivals + 2e-6 * want.abs().max()
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    n=st.integers(0, 30),
+    m=st.one_of(st.none(), st.integers(0, 60)),
+    d=st.integers(1, 40),
+    affinity=st.sampled_from(AFFINITIES),
+    positives=st.sampled_from(["out", "in"]),
+    seed=st.integers(0, 2**31),
+)
+def test_random_shapes(n: int, m: int | None, d: int, affinity: str, positives: str, seed: int) -> None:
+    leaves, known = problem(affinity, n, m, d, seed)
+    want = values(leaves, torch.float64, impl="reference", positives=positives, **known)
+    for impl in IMPLS:
+        for got, right in zip(
+            values(leaves, torch.float64, impl=impl, positives=positives, **known), want, strict=True
+        ):
+            assert torch.isfinite(got).all()
+            torch.testing.assert_close(got, right, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("impl", [*IMPLS, "reference"])
+def test_the_affinities_by_their_formulas(impl: str) -> None:
+    sets = [{0, 5}, {5, 63}, {63, 64, 100}, {7}, set(), {0, 5, 63}, {64}]
+    masks = []
+    for tags in sets:
+        words = [sum(1 << t % 64 for t in tags if t // 64 == w) for w in range(2)]
+        masks.append([w - (1 << 64) if w >> 63 else w for w in words])
+    formulas = {
+        "shared": lambda a, b: float(bool(a & b)),
+        "count": lambda a, b: len(a & b),
+        "jaccard": lambda a, b: len(a & b) / max(len(a | b), 1),
+        "cosine": lambda a, b: len(a & b) / max(len(a) * len(b), 1) ** 0.5,
+    }
+    x = torch.randn(7, 4, dtype=torch.float64)
+    s = (x @ x.T / 0.5).fill_diagonal_(-torch.inf)
+    for affinity, formula in formulas.items():
+        w = torch.tensor([[float(formula(a, b)) for b in sets] for a in sets], dtype=torch.float64)
+        w.fill_diagonal_(0)
+        some = w.sum(1) > 0
+        assert some.tolist() == [True, True, True, False, False, True, True]
+        safe = s.clone().fill_diagonal_(0)
+        want = {
+            "out": (s.logsumexp(1) - (w * safe).sum(1) / w.sum(1))[some].mean(),
+            "in": (s.logsumexp(1) - (w * s.exp()).sum(1).log() + w.sum(1).log())[some].mean(),
+        }
+        for positives, right in want.items():
+            got = soft_infonce(
+                x,
+                query_auxiliary=torch.tensor(masks),
+                affinity=affinity,
+                temperature=0.5,
+                positives=positives,
+                impl=impl,
+            )
+            torch.testing.assert_close(got, right)
+
+
+@pytest.mark.parametrize("impl", [*IMPLS, "reference"])
+@pytest.mark.parametrize("positives", ["out", "in"])
+def test_one_tag_each_is_a_clustering(positives: str, impl: str) -> None:
+    x, ids = torch.randn(30, 5, dtype=torch.float64), torch.randint(0, 6, (30,))
+    want = clustered_infonce(x, query_clusters=ids, positives=positives)
+    masks = 1 << (ids * 10)
+    for affinity in TAGS:
+        got = soft_infonce(x, query_auxiliary=masks, affinity=affinity, positives=positives, impl=impl)
+        torch.testing.assert_close(got, want)
+    one_hot = torch.nn.functional.one_hot(ids).double()
+    got = soft_infonce(x, query_auxiliary=one_hot, affinity="kernel", positives=positives, impl=impl)
+    torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("impl", [*IMPLS, "reference"])
+def test_conditional_kernels_are_ccl_k(impl: str) -> None:
+    """The weights of the paper by the inverse of the whole kernel matrix."""
+    x, y = normalize(torch.randn(2, 20, 4, dtype=torch.float64), dim=-1)
+    z = torch.rand(20, 3, dtype=torch.float64)
+    kernel = z @ z.T
+    w = torch.linalg.inv(kernel + 0.1 * torch.eye(20)) @ kernel
+    s = x @ y.T / 0.5
+    rows = s.logsumexp(1) - (s.exp() * w).sum(1).log() + w.sum(1).log()
+    u = conditional_factors(z, 0.1)
+    torch.testing.assert_close(u @ u.T, w)
+    got = soft_infonce(x, y, query_auxiliary=u, affinity="kernel", positives="in", temperature=0.5, impl=impl)
+    assert (w < 0).any()
+    torch.testing.assert_close(got, rows.mean())
+
+
+@pytest.mark.parametrize("impl", [*IMPLS, "reference"])
+@pytest.mark.parametrize("positives", ["out", "in"])
+@pytest.mark.parametrize("affinity", AFFINITIES)
+def test_nothing_in_common(affinity: str, positives: str, impl: str) -> None:
+    empty = torch.zeros(5, 2, dtype=torch.float64 if affinity == "kernel" else torch.int64)
+    alone = torch.eye(5, dtype=torch.float64) if affinity == "kernel" else 1 << torch.arange(5)
+    for known in (empty, alone):
+        x = torch.randn(5, 3, requires_grad=True)
+        loss = soft_infonce(x, query_auxiliary=known, affinity=affinity, positives=positives, impl=impl)
+        loss.backward()
+        assert loss == 0
+        assert (x.grad == 0).all()
+
+
+@pytest.mark.parametrize("impl", [*IMPLS, "reference"])
+@pytest.mark.parametrize("affinity", AFFINITIES)
+def test_empty_slots_may_hold_anything(affinity: str, impl: str) -> None:
+    (x, k), known = problem(affinity, 10, 30)
+    valid = torch.arange(30) < 20
+    garbage = torch.where(valid[:, None], k, 1e6)
+    cut = {**known, "key_auxiliary": known["key_auxiliary"][:20]}
+    for positives in ("out", "in"):
+        got = soft_infonce(x, garbage, key_valid=valid, positives=positives, impl=impl, **known)
+        torch.testing.assert_close(got, soft_infonce(x, k[:20], positives=positives, **cut))
+
+
+@pytest.mark.parametrize("affinity", AFFINITIES)
+@pytest.mark.parametrize("positives", ["out", "in"])
+@pytest.mark.parametrize("impl", ["chunked", "reference"])
+def test_derivatives(impl: str, positives: str, affinity: str) -> None:
+    leaves, known = problem(affinity, 5, 7, d=3)
+    leaves = [x.requires_grad_() for x in leaves]
+
+    def loss(*x: Tensor) -> Tensor:
+        return soft_infonce(*x, temperature=0.8, positives=positives, impl=impl, **known)
+
+    assert torch.autograd.gradcheck(loss, leaves)
+    assert torch.autograd.gradgradcheck(loss, leaves)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("affinity", AFFINITIES)
+def test_compiles_without_a_graph_break(affinity: str, impl: str) -> None:
+    leaves, known = problem(affinity, 12, 20)
+    leaves = [x.requires_grad_() for x in leaves]
+
+    def loss(*x: Tensor) -> Tensor:
+        return soft_infonce(*x, impl=impl, **known)
+
+    torch.compiler.reset()
+    got, want = torch.compile(loss, fullgraph=True, backend="aot_eager")(*leaves), loss(*leaves)
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(torch.autograd.grad(got, leaves), torch.autograd.grad(want, leaves))
+
+
+@pytest.mark.parametrize("affinity", AFFINITIES)
+def test_no_matrix_of_all_pairs(affinity: str) -> None:
+    """Forward and backward make no tensor of N × M numbers."""
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            nonlocal largest
+            out = function(*args, **(kwargs or {}))
+            for tensor in out if isinstance(out, tuple | list) else (out,):
+                largest = max(largest, tensor.numel() if isinstance(tensor, Tensor) else 0)
+            return out
+
+    leaves, known = problem(affinity, 3000, 9000, d=4)
+    leaves = [x.requires_grad_() for x in leaves]
+    for impl in IMPLS:
+        with Watch():
+            soft_infonce(*leaves, impl=impl, **known).backward()
+    assert largest <= 1024 * 4096 + 4096
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"affinity": "some"}, ValueError, "affinity: expected one of 'shared'"),
+        ({"query_auxiliary": [1]}, TypeError, "query_auxiliary: expected a tensor, got list"),
+        ({"query_auxiliary": torch.zeros(4)}, TypeError, "query_auxiliary: expected int64 bit masks"),
+        ({"affinity": "kernel"}, TypeError, "query_auxiliary: expected a floating-point dtype for a kernel"),
+        (
+            {"affinity": "kernel", "query_auxiliary": torch.zeros(4)},
+            ValueError,
+            "query_auxiliary: expected a matrix",
+        ),
+        ({"query_auxiliary": torch.arange(3)}, ValueError, r"query_auxiliary: expected shape \(4, 1\)"),
+        ({"keys": torch.randn(5, 3)}, ValueError, r"key_auxiliary: expected shape \(5, 1\), got \(4, 1\)"),
+        ({"key_valid": torch.ones(4)}, TypeError, "key_valid: expected bool"),
+        ({"key_valid": torch.ones(3, dtype=torch.bool)}, ValueError, r"key_valid: expected shape \(4,\)"),
+        ({"weights": torch.ones(3)}, ValueError, r"weights: expected shape \(4,\)"),
+        ({"positives": "both"}, ValueError, "positives: expected one of"),
+    ],
+)
+def test_refusals(change: dict[str, object], error: type[Exception], message: str) -> None:
+    good = {"queries": torch.randn(4, 3), "query_auxiliary": torch.arange(4), "affinity": "shared"}
+    with pytest.raises(error, match=message):
+        soft_infonce(**{**good, **change})
+    with pytest.raises(ValueError, match="ridge: expected a finite number above 0, got 0"):
+        conditional_factors(torch.randn(4, 2), 0)
+    with pytest.raises(TypeError, match="vectors: expected a floating-point dtype"):
+        conditional_factors(torch.arange(4)[:, None])
