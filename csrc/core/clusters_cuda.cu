@@ -33,16 +33,21 @@ __device__ int upper_bound(const int64_t* sorted, int64_t count, int64_t id) {
 __global__ void describe_queries(const InfoNCEProblem p, const Clusters c) {
   const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= p.n) return;
-  const int64_t id = p.query_clusters[i];
-  const bool ignored = id == p.ignore_index;
-  const int begin = lower_bound(p.sorted_queries, p.n, id), key_begin = lower_bound(p.sorted_keys, p.m, id);
-  const int key_end = ignored ? key_begin : upper_bound(p.sorted_keys, p.m, id);
+  const int64_t id = p.query_clusters ? p.query_clusters[i] : 0;
+  const bool ignored = p.query_clusters && id == p.ignore_index;
+  int begin = 0, end = 0, key_begin = 0, key_end = 0;
+  if (p.sorted_keys) {
+    begin = lower_bound(p.sorted_queries, p.n, id);
+    end = ignored ? begin : upper_bound(p.sorted_queries, p.n, id);
+    key_begin = lower_bound(p.sorted_keys, p.m, id);
+    key_end = ignored ? key_begin : upper_bound(p.sorted_keys, p.m, id);
+  }
   int64_t own = p.self ? (p.exclude_self ? i : -1) : p.own ? p.own[i] : -1;
   if (own < 0 || own >= p.m) own = -1;
-  const bool positive = own >= 0 && !ignored && p.key_clusters[own] == id;
+  const bool positive = own >= 0 && !ignored && p.key_clusters && p.key_clusters[own] == id;
   c.query_segment[i] = ignored ? -1 : begin;
   c.query_begin[i] = begin;
-  c.query_end[i] = ignored ? begin : upper_bound(p.sorted_queries, p.n, id);
+  c.query_end[i] = end;
   c.key_begin[i] = key_begin;
   c.key_end[i] = key_end;
   c.own[i] = static_cast<int32_t>(own);
@@ -54,9 +59,9 @@ __global__ void describe_keys(const InfoNCEProblem p, const Clusters c) {
   const int64_t j = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   bool valid = false;
   if (j < p.m) {
-    const int64_t id = p.key_clusters[j];
-    valid = id != p.ignore_index;
-    const int segment = valid ? lower_bound(p.sorted_queries, p.n, id) : 0;
+    const int64_t id = p.key_clusters ? p.key_clusters[j] : 0;
+    valid = !p.key_clusters || id != p.ignore_index;
+    const int segment = !p.sorted_queries ? static_cast<int>(p.n) : valid ? lower_bound(p.sorted_queries, p.n, id) : 0;
     c.key_segment[j] = valid && segment < p.n && p.sorted_queries[segment] == id ? segment : -1;
   }
   const unsigned bits = __ballot_sync(0xffffffffu, valid);

@@ -15,7 +15,7 @@ namespace wscl::cuda {
 
 constexpr unsigned kBlock = 256;
 
-inline unsigned blocks_for(int64_t count, int64_t per_block = kBlock) {
+__host__ __device__ inline unsigned blocks_for(int64_t count, int64_t per_block = kBlock) {
   return static_cast<unsigned>((count + per_block - 1) / per_block);
 }
 

@@ -20,7 +20,7 @@ __device__ float block_max(float x) {
 // One CTA: O(n) work, and no atomics.
 __global__ void __launch_bounds__(kThreads) scalars_kernel(const Upstream up) {
   const int64_t n = up.problem.n;
-  const int sets = up.problem.inner ? 2 : 1;
+  const int sets = up.problem.inner && up.given.count ? 2 : 1;
   float largest = 0, low[2] = {INFINITY, INFINITY}, high[2] = {-INFINITY, -INFINITY};
   for (int64_t i = threadIdx.x; i < n; i += kThreads) {
     largest = fmaxf(largest, fabsf(up.gradient(i)));
@@ -52,25 +52,26 @@ __global__ void __launch_bounds__(kThreads) scalars_kernel(const Upstream up) {
 
 // A thread for each query, in CTAs of two words of valid bits.
 __global__ void __launch_bounds__(2 * kValidBits)
-    vectors_kernel(const Upstream up, const GradientVectors v, const bool positives) {
+    vectors_kernel(const Upstream up, const GradientVectors v, const Vectors which) {
   const InfoNCEProblem& p = up.problem;
   const int64_t at = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   const bool live = at < p.n;
-  const int64_t i = !live ? 0 : positives ? p.query_order[at] : at;
-  const double* stats = up.given.stats + (positives ? 2 * p.n : 0);
+  const bool second = which == Vectors::kSecond;
+  const int64_t i = !live ? 0 : which == Vectors::kFirst ? at : p.query_order[at];
+  const double* stats = up.given.stats + (second ? 2 * p.n : 0);
   const float boost = up.scalars->boost;
   float shift = 0, weight = 0, share = 0;
   bool valid = false;
   int32_t excluded = -1;
   if (live) {
     const float gradient = up.gradient(i);
-    const int64_t count = up.given.count[i];
+    const int64_t count = up.given.count ? up.given.count[i] : 0;
     // Where the queries are the keys, one without a positive still is the others' negative.
-    valid = p.self ? up.clusters.query_segment[i] >= 0 : count > 0;
+    valid = up.clusters.query_segment[i] >= 0 && (p.self || up.takes_part(i));
     if (count > 0) share = gradient / static_cast<float>(count);
     const double sum = stats[p.n + i];
-    const bool one = p.self && up.scalars->one_shift[positives];
-    if (one) shift = up.scalars->shift[positives];
+    const bool one = p.self && up.scalars->one_shift[second];
+    if (one) shift = up.scalars->shift[second];
     if (sum != 0) {
       if (!one) shift = static_cast<float>(stats[i]);
       weight = static_cast<float>(gradient / sum * (one ? exp2(shift - stats[i]) : 1.) * boost);
@@ -78,7 +79,7 @@ __global__ void __launch_bounds__(2 * kValidBits)
     // Rows of keys lie in key_order for "in", else where they are.
     const int32_t own = up.clusters.own[i];
     if (valid && own >= 0) excluded = p.inner ? up.ranges.key_position[own] : own;
-    if (!positives) up.share[i] = share;
+    if (which == Vectors::kFirst && up.share) up.share[i] = share;
   }
   if (at < v.padded) {
     v.shift[at] = shift;
@@ -126,11 +127,11 @@ cudaError_t find_scalars(const Upstream& up, cudaStream_t stream) {
   return cudaGetLastError();
 }
 
-cudaError_t find_vectors(const Upstream& up, const GradientVectors& vectors, bool positives,
+cudaError_t find_vectors(const Upstream& up, const GradientVectors& vectors, Vectors which,
                          cudaStream_t stream) {
   if (vectors.padded)
     vectors_kernel<<<blocks_for(vectors.padded, 2 * kValidBits), 2 * kValidBits, 0, stream>>>(up, vectors,
-                                                                                              positives);
+                                                                                              which);
   return cudaGetLastError();
 }
 

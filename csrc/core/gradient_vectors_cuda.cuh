@@ -34,14 +34,20 @@ struct Upstream {
   GradientScalars* scalars;
   float* share;  // [n] g_i / |P(i)|
 
+  // Whether a query's gradient goes anywhere: one of a bare log-sum-exp does where it meets a key.
+  __device__ __forceinline__ bool takes_part(int64_t i) const {
+    return given.count ? given.count[i] > 0 : given.stats[problem.n + i] != 0;
+  }
   __device__ __forceinline__ float gradient(int64_t i) const {
-    return given.count[i] > 0 ? given.grad_loss[i] : 0.f;
+    return takes_part(i) ? given.grad_loss[i] : 0.f;
   }
 };
 
-// `positives`: the vectors of the second pass of "in", in query_order. `share` is written by the first.
+// kSecond: of the second pass of "in", in query_order; kOrdered: of the first, in query_order. `share` is written
+// by kFirst.
+enum class Vectors : int { kFirst, kSecond, kOrdered };
 cudaError_t find_scalars(const Upstream& up, cudaStream_t stream);
-cudaError_t find_vectors(const Upstream& up, const GradientVectors& vectors, bool positives,
+cudaError_t find_vectors(const Upstream& up, const GradientVectors& vectors, Vectors which,
                          cudaStream_t stream);
 
 }  // namespace wscl::cuda

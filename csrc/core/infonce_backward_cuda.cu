@@ -1,26 +1,9 @@
 // The backward pass of infonce_cuda.h: the keys' gradient from a transposed pass, or everything from a
 // symmetric one where the queries are the keys; what is linear in N + M is done where results are written.
-#include "gradient_vectors_cuda.cuh"
+#include "finish_backward_cuda.cuh"
 
 namespace wscl::cuda {
 namespace {
-
-constexpr int64_t kMostBytes = 64 << 20;  // of the keys' gradient in float32 at a time
-
-struct FinishBackward {
-  Upstream up;
-  SoftmaxParts all, positives;  // outputs only
-  int64_t width;
-  const float *sums, *pull;  // by segment: Σ x_j, Σ share_i q_i
-  double* row_dot;           // [n] ⟨q_i, ∂L/∂q_i⟩ / scale
-  int64_t first;             // position of the first row
-};
-
-__device__ __forceinline__ float total(const SoftmaxParts& parts, int64_t row, int64_t width, int64_t column) {
-  float sum = 0;
-  for (int s = 0; s < parts.splits; ++s) sum += parts.output[(s * parts.rows + row) * width + column];
-  return sum;
-}
 
 // grad_queries = g · scale · direction. A warp for each row, as below.
 template <class In>
@@ -39,26 +22,6 @@ __global__ void finish_queries(const FinishBackward f) {
   }
   dot = warp_sum(dot);
   if (lane == 0) f.row_dot[i] = gradient * dot;
-}
-
-// grad_keys_j = scale · (Σ_i g_i p_ij q_i − Σ_{i: j ∈ P(i)} share_i q_i), or − Σ_i g_i r_ij q_i for "in".
-template <class In>
-__global__ void finish_keys(const FinishBackward f) {
-  const InfoNCEProblem& p = f.up.problem;
-  const int64_t row = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) / 32, lane = threadIdx.x % 32;
-  if (row >= f.all.rows) return;
-  const int64_t j = p.inner ? p.key_order[f.first + row] : f.first + row;
-  const bool valid = p.key_clusters[j] != p.ignore_index;
-  const int32_t segment = f.up.clusters.key_segment[j];
-  const float scale = *p.scale, alpha = scale / f.up.scalars->boost;
-  for (int64_t c = lane; c < p.d; c += 32) {
-    float x = alpha * total(f.all, row, f.width, c);
-    if (p.inner)
-      x -= alpha * total(f.positives, row, f.width, c);
-    else if (segment >= 0)
-      x -= scale * f.pull[segment * f.width + c];
-    store_float(static_cast<In*>(f.up.given.grad_keys) + j * p.d + c, valid ? x : 0.f);
-  }
 }
 
 // grad_x_i = scale · (Σ_j (g_i p_ij + g_j p_ji) x_j − share_i Σ_{j ∈ P(i)} x_j − Σ_{j: i ∈ P(j)} share_j x_j).
@@ -103,13 +66,6 @@ __global__ void __launch_bounds__(1024) add_dots(const double* dots, int64_t cou
   if (threadIdx.x == 0) *to = static_cast<float>(sum);
 }
 
-// Launches a row-by-row kernel for the problem's dtype.
-#define WSCL_LAUNCH_ROWS(kernel, rows, params)                          \
-  with_element(p.precision, [&](auto* element) {                        \
-    kernel<std::remove_pointer_t<decltype(element)>>                    \
-        <<<blocks_for(rows, kBlock / 32), kBlock, 0, stream>>>(params); \
-  })
-
 struct Pieces {
   Workspace space;
   Clusters clusters;
@@ -130,8 +86,8 @@ struct Pieces {
     cudaError_t error = clusters.find(p, stream);
     if (!error && p.inner) error = ranges.find(p, clusters, stream);
     if (!error) error = find_scalars(up, stream);
-    if (!error) error = find_vectors(up, vectors, false, stream);
-    if (!error && p.inner) error = find_vectors(up, positive_vectors, true, stream);
+    if (!error) error = find_vectors(up, vectors, Vectors::kFirst, stream);
+    if (!error && p.inner) error = find_vectors(up, positive_vectors, Vectors::kSecond, stream);
     return error;
   }
 };
@@ -139,7 +95,7 @@ struct Pieces {
 cudaError_t key_backward(const InfoNCEProblem& p, InfoNCEBackward& to, Pieces& pieces, cudaStream_t stream) {
   Workspace& space = pieces.space;
   SimilarityParams pass = base_pass(p), inner_pass = base_pass(p);
-  const int64_t chunk = std::min(p.m, std::max<int64_t>(4096, kMostBytes / (4 * padded_width(p.d))));
+  const int64_t chunk = key_chunk(p);
   pass.epilogue = inner_pass.epilogue = Epilogue::kColumns;
   pass.x = key_rows(p);
   pass.x.count = chunk;

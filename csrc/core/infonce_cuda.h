@@ -29,7 +29,8 @@ struct InfoNCEProblem {
   int64_t ignore_index = -1;
   const float* scale = nullptr;  // 1 / temperature, a number in device memory
 
-  // The ids in ascending order, and where each comes from; with `self` those of the keys are the queries'.
+  // The ids in ascending order, and where each comes from; with `self` those of the keys are the queries'. Null
+  // where nobody asks who is of whose cluster (as ids may be then): log-sum-exps over all keys.
   const int64_t* sorted_queries = nullptr;  // [n]
   const int64_t* query_order = nullptr;     // [n]
   const int64_t* sorted_keys = nullptr;     // [m]

@@ -1,7 +1,7 @@
 // The forward pass of infonce_cuda.h: a similarity pass, segment sums or a second pass over the positives, and
 // a kernel that merges the parts of the passes and writes the results.
 #include "clusters_cuda.cuh"
-#include "infonce_passes_cuda.cuh"
+#include "logsumexp_both_cuda.cuh"
 
 namespace wscl::cuda {
 namespace {
@@ -13,32 +13,6 @@ struct FinishForward {
   SoftmaxParts all, positives;  // the second: "in", rows in query_order
   const float* sums;            // "out"
   int64_t width;
-};
-
-// A row's parts as one: shift, sum, and each part's factor.
-struct Merged {
-  double shift = -INFINITY, sum = 0;
-
-  __device__ Merged(const SoftmaxParts& parts, int64_t row) {
-    for (int s = 0; s < parts.splits; ++s)
-      shift = fmax(shift, static_cast<double>(parts.shift[s * parts.rows + row]));
-    for (int s = 0; s < parts.splits; ++s) sum += factor(parts, row, s) * parts.sum[s * parts.rows + row];
-  }
-  // Exactly a power of two; NaN only where a shift is.
-  __device__ double factor(const SoftmaxParts& parts, int64_t row, int split) const {
-    const double part = parts.shift[split * parts.rows + row];
-    return part == -INFINITY ? 0 : exp2(part - shift);
-  }
-  __device__ double log_sum_exp() const {
-    return (shift + log2(sum)) * 0.6931471805599453;
-  }
-  __device__ float mean(const SoftmaxParts& parts, int64_t row, int64_t width, int64_t column) const {
-    float total = 0;
-    for (int s = 0; s < parts.splits; ++s)
-      total +=
-          static_cast<float>(factor(parts, row, s)) * parts.output[(s * parts.rows + row) * width + column];
-    return sum == 0 ? 0.f : static_cast<float>(total / sum);
-  }
 };
 
 // A warp for each row.
@@ -100,7 +74,17 @@ cudaError_t infonce_forward(const InfoNCEProblem& p, InfoNCEForward& to, cudaStr
   pass.y = key_rows(p);
   pass.y_valid = clusters.key_valid;
   pass.row_excluded = has_excluded(p) ? clusters.own : nullptr;
-  const SoftmaxParts all = take_parts(pass, output, space);
+  // Where the queries are the keys, half of the pairs tell of the other half.
+  LogSumExpBoth both;
+  SoftmaxParts all;
+  if (p.self) {
+    pass.triangular = true;
+    pass.x_valid = clusters.key_valid;
+    both = LogSumExpBoth(pass, pass, space);
+    all = both.rows;
+  } else {
+    all = take_parts(pass, output, space);
+  }
 
   SimilarityParams inner_pass = base_pass(p);
   SoftmaxParts positives = {};
@@ -121,7 +105,7 @@ cudaError_t infonce_forward(const InfoNCEProblem& p, InfoNCEForward& to, cudaStr
   if (!to.workspace || p.n == 0) return cudaSuccess;
 
   cudaError_t error = clusters.find(p, stream);
-  if (!error) error = run_similarity(pass, stream);
+  if (!error) error = p.self ? both.run(stream) : run_similarity(pass, stream);
   if (p.inner) {
     if (!error) error = ranges.find(p, clusters, stream);
     if (!error) error = run_similarity(inner_pass, stream);

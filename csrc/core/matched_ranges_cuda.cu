@@ -20,6 +20,11 @@ __global__ void match_queries(const InfoNCEProblem p, const Clusters c, const Ma
 // The queries of a key's cluster; none, but in its place, where there is none.
 __global__ void match_keys(const InfoNCEProblem p, const Clusters c, const MatchedRanges r) {
   const int64_t position = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  const bool valid = position < p.m && p.sorted_keys[position] != p.ignore_index;
+  const unsigned bits = __ballot_sync(0xffffffffu, valid);
+  // Words are written to their end, past m as well.
+  if (threadIdx.x % 32 == 0 && position < (p.m + kValidBits - 1) / kValidBits * kValidBits)
+    reinterpret_cast<uint32_t*>(r.key_valid)[position / 32] = bits;
   if (position >= p.m) return;
   const int32_t segment = c.key_segment[p.key_order[position]];
   int32_t begin = 0, end = 0;
@@ -50,6 +55,7 @@ MatchedRanges::MatchedRanges(const InfoNCEProblem& p, Workspace& space)
       own(space.take<int32_t>(p.n)),
       query_begin(space.take<int32_t>(p.m)),
       query_end(space.take<int32_t>(p.m)),
+      key_valid(space.take<uint64_t>((p.m + kValidBits - 1) / kValidBits)),
       key_position(space.take<int32_t>(p.m)),
       query_position(space.take<int32_t>(p.n)) {}
 

@@ -6,6 +6,7 @@
 //                 output_i = Σ_j 2^(logits_ij − shift_i) y_j
 //   kColumns:     output_i = Σ_j weight_j · 2^(logits_ij − shift_j) y_j
 //   kSymmetric:   output_i = Σ_j (weight_i · 2^(logits_ij − shift_i) + weight_j · 2^(logits_ij − shift_j)) y_j
+//   kBoth:        sum_i = Σ_j 2^logits_ij,  column_sum_j = Σ_i 2^logits_ij, one exponential for both
 //
 // Results are partial: the columns are split among `splits` parts, each with its own shift, sum and output,
 // which whoever called merges (merge order is fixed, so are the bits).
@@ -34,7 +35,7 @@ struct Rows {
   int64_t count = 0;
 };
 
-enum class Epilogue : int { kSoftmax, kColumns, kSymmetric };
+enum class Epilogue : int { kSoftmax, kColumns, kSymmetric, kBoth };
 
 constexpr int kValidBits = 64;
 
@@ -55,6 +56,11 @@ struct SimilarityParams {
   const float* excluded_weight = nullptr;    // kColumns: weight of such a pair, by column; null: 0
   const int32_t* begin = nullptr;  // [n] row i meets columns [begin_i, end_i) only; both non-decreasing
   const int32_t* end = nullptr;    // [n]
+  bool outside = false;            // row i meets the columns outside of that range instead
+
+  // The pass is made where *gate is gate_value; null: it is.
+  const int32_t* gate = nullptr;
+  int32_t gate_value = 0;
 
   // kColumns and kSymmetric; of columns, padded to a multiple of 64 with zeros.
   const float* row_shift = nullptr;      // [n]
@@ -62,6 +68,14 @@ struct SimilarityParams {
   const float* column_shift = nullptr;   // [m]
   const float* column_weight = nullptr;  // [m]
   const int32_t* one_shift = nullptr;    // kSymmetric: not 0 where all shifts are one number
+
+  // kBoth. Logits have to be small enough for a sum of 2^logits; see bounds_cuda.cuh.
+  const uint64_t* x_valid = nullptr;  // as y_valid, of rows; null: all take part
+  bool triangular = false;            // y is x: every unordered pair is met once, and counts for both
+  int64_t first_block = 0;            // the rows are `blocks` blocks of block_rows(), from this one on
+  int64_t blocks = 0;
+  float* column_sum = nullptr;  // [blocks, column_stride]; written where the block met a column that takes part
+  int64_t column_stride = 0;    // at least m
 
   int splits = 1;
   float* shift = nullptr;   // [splits, n] kSoftmax
@@ -72,6 +86,17 @@ struct SimilarityParams {
 
 // Parts that keep the device busy, for this many rows and columns.
 int choose_splits(const SimilarityParams& params);
+
+// Rows that a CTA takes.
+constexpr int block_rows(Precision precision) {
+  return element_size(precision) == 2 ? 128 : 64;
+}
+
+// CTAs' worth of rows.
+constexpr int64_t blocks_of(const SimilarityParams& p) {
+  const int rows = block_rows(p.precision);
+  return p.epilogue == Epilogue::kBoth ? p.blocks : (p.x.count + rows - 1) / rows;
+}
 
 // What output_stride has to be.
 constexpr int64_t padded_width(int64_t d) {

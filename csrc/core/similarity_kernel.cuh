@@ -32,6 +32,12 @@ namespace wscl::cuda {
 constexpr float kLog2E = 1.44269504088896340736f;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
+// The first of a CTA's rows.
+template <class T>
+__device__ __forceinline__ int block_row(const SimilarityParams& p) {
+  return (static_cast<int>(p.first_block) + blockIdx.x) * T::kRows;
+}
+
 // What a warp's rows are, and which pairs of a tile are masked.
 template <class T>
 struct WarpRows {
@@ -46,12 +52,13 @@ struct WarpRows {
     return warp_row() + threadIdx.x % 32 / 4 + row_tile * 16 + half * 8;
   }
   __device__ __forceinline__ int warp_row() const {
-    return blockIdx.x * T::kRows + threadIdx.x / 32 * 16 * T::kRowTiles;
+    return block_row<T>(p) + threadIdx.x / 32 * 16 * T::kRowTiles;
   }
 
-  // Finds the least and the greatest of row_excluded, and the columns that all rows of the warp meet.
+  // Finds the least and the greatest of row_excluded, and the columns that all rows of the warp meet, or, with
+  // `outside`, those that any of them does not meet.
   __device__ __forceinline__ void start() const {
-    int least = INT_MAX, greatest = -1, begin = 0, end = INT_MAX;
+    int least = INT_MAX, greatest = -1, begin = p.outside ? INT_MAX : 0, end = p.outside ? 0 : INT_MAX;
     const int lane = threadIdx.x % 32, r = warp_row() + lane;
     if (lane < 16 * T::kRowTiles && r < p.x.count) {
       const int excluded = p.row_excluded ? p.row_excluded[r] : -1;
@@ -63,8 +70,8 @@ struct WarpRows {
     }
     least = __reduce_min_sync(kAllLanes, least);
     greatest = __reduce_max_sync(kAllLanes, greatest);
-    begin = __reduce_max_sync(kAllLanes, begin);
-    end = __reduce_min_sync(kAllLanes, end);
+    begin = p.outside ? __reduce_min_sync(kAllLanes, begin) : __reduce_max_sync(kAllLanes, begin);
+    end = p.outside ? __reduce_max_sync(kAllLanes, end) : __reduce_min_sync(kAllLanes, end);
     if (lane == 0)
       asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(bounds), "r"(least), "r"(greatest),
                    "r"(begin), "r"(end)
@@ -79,8 +86,9 @@ struct WarpRows {
                  : "=r"(least), "=r"(greatest), "=r"(begin), "=r"(end)
                  : "r"(bounds)
                  : "memory");
-    bool masked = (least < column0 + T::kColumns && greatest >= column0) || begin > column0 ||
-                  end < column0 + T::kColumns;
+    bool masked = least < column0 + T::kColumns && greatest >= column0;
+    masked = masked || (p.outside ? begin < column0 + T::kColumns && end > column0
+                                  : begin > column0 || end < column0 + T::kColumns);
     if (p.column_excluded) {
       const int2 range = p.excluded_range[column0 / kValidBits];
       const int64_t first = warp_row() + p.x_origin;
@@ -103,34 +111,54 @@ struct WarpRows {
       const bool valid = (valid_columns >> c) & 1;
       const bool own =
           column == excluded || (p.column_excluded && valid && p.column_excluded[column] == r + p.x_origin);
-      const bool bit = kExcluded ? valid && own : valid && !own && column >= begin && column < end;
+      const bool inside = column >= begin && column < end;
+      const bool bit = valid && (kExcluded ? own : !own && inside != p.outside);
       bits |= static_cast<uint32_t>(bit) << i;
     }
     return bits;
   }
 };
 
-// The tiles of columns that a CTA's part goes through.
+// The tiles of columns that a CTA's part goes through; from `wrap` on they start over at 0.
 struct TileRange {
-  int first, last;
+  int first, last, wrap;
+
+  __device__ __forceinline__ int place(int tile) const {
+    return tile < wrap ? tile : tile - wrap;
+  }
 };
+
+// Triangular: row block b of B meets column blocks b to b + B / 2, cyclically, so that every CTA has the same
+// work and every unordered pair of blocks is met once; of two blocks at a distance of just B / 2 the first.
+template <class T>
+__device__ __forceinline__ TileRange triangle_of(const SimilarityParams& p, int row0, int split) {
+  constexpr int kTiles = T::kRows / T::kColumns;
+  static_assert(T::kRows % T::kColumns == 0);
+  const int blocks = (static_cast<int>(p.x.count) + T::kRows - 1) / T::kRows, block = row0 / T::kRows;
+  const int met = blocks / 2 + (blocks % 2 || block < blocks / 2);
+  const int64_t tiles = met * kTiles, first = block * kTiles;
+  return {static_cast<int>(first + tiles * split / p.splits),
+          static_cast<int>(first + tiles * (split + 1) / p.splits), blocks * kTiles};
+}
+
 template <class T>
 __device__ __forceinline__ TileRange tiles_of(const SimilarityParams& p, int row0, int split) {
   int first = 0, last = (static_cast<int>(p.y.count) + T::kColumns - 1) / T::kColumns;
-  if (p.begin) {
+  if (p.begin && !p.outside) {
     first = p.begin[row0] / T::kColumns;
     const int columns = p.end[min(row0 + T::kRows, static_cast<int>(p.x.count)) - 1];
     last = min(last, (columns + T::kColumns - 1) / T::kColumns);
   }
   const int64_t tiles = max(0, last - first);
   return {first + static_cast<int>(tiles * split / p.splits),
-          first + static_cast<int>(tiles * (split + 1) / p.splits)};
+          first + static_cast<int>(tiles * (split + 1) / p.splits), INT_MAX};
 }
 
 // The columns of a tile that take part, as bits from 0.
 template <class T>
 __device__ __forceinline__ uint64_t valid_columns(const SimilarityParams& p, int tile) {
   const int first = tile * T::kColumns;
+  if (first >= p.y.count) return 0;
   if (p.y_valid) return p.y_valid[first / kValidBits] >> (first % kValidBits);
   const int count = static_cast<int>(p.y.count) - first;
   return count >= 64 ? ~uint64_t(0) : (uint64_t(1) << count) - 1;
@@ -146,11 +174,11 @@ __device__ __forceinline__ void ask_columns(const SimilarityParams& p, uint32_t 
 }
 
 // The streamed columns: what lies in shared memory, what is on its way.
-template <class T, bool kVectors>
+template <class T, bool kVectors, bool kWraps>
 struct ColumnStream {
   const SimilarityParams& p;
   uint32_t tiles, vectors, staging;  // shared memory
-  int end;                           // tiles
+  TileRange range;
   bool chunks;
   uint64_t ahead;  // bits of the tile to be asked for next: they have to be here before the rows are
 
@@ -161,15 +189,19 @@ struct ColumnStream {
         staging(vectors + T::kBuffers * T::kVectorBytes),
         chunks(in_chunks(p.y, sizeof(typename T::In))) {}
 
+  __device__ __forceinline__ int place(int tile) const {
+    return kWraps ? range.place(tile) : tile;
+  }
+
   __device__ __forceinline__ uint64_t valid(int tile) const {
-    return tile < end ? valid_columns<T>(p, tile) : 0;
+    return tile < range.last ? valid_columns<T>(p, place(tile)) : 0;
   }
 
   __device__ __forceinline__ void ask(int tile, int buffer) {
-    if (tile < end) {
+    if (tile < range.last) {
       const uint64_t bits = ahead;
       const auto live = [=](int row) { return (bits >> row) & 1; };
-      const int64_t first = int64_t(tile) * T::kColumns;
+      const int64_t first = int64_t(place(tile)) * T::kColumns;
       if constexpr (T::kSplit)
         Staging<T, T::kColumns>::fill(staging, p.y, first, p.d, chunks, live);
       else
@@ -180,8 +212,9 @@ struct ColumnStream {
     ahead = valid(tile + 1);
   }
 
-  __device__ __forceinline__ void start(int first, int last) {
-    end = last;
+  __device__ __forceinline__ void start(const TileRange& tiles) {
+    range = tiles;
+    const int first = range.first;
     ahead = valid(first);
     constexpr int kAhead = T::kSplit ? 1 : T::kStages - 1;
     for (int i = 0; i < kAhead; ++i) ask(first + i, (first + i) % T::kBuffers);

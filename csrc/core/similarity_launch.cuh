@@ -32,7 +32,8 @@ cudaError_t launch(const SimilarityParams& p, cudaStream_t stream) {
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, T::kSharedBytes);
   if (error || p.x.count == 0) return error;
-  const dim3 grid(static_cast<unsigned>((p.x.count + T::kRows - 1) / T::kRows), p.splits);
+  static_assert(T::kRows == block_rows(T::kSplit ? Precision::kFloat32 : Precision::kBFloat16));
+  const dim3 grid(static_cast<unsigned>(blocks_of(p)), p.splits);
   kernel<<<grid, T::kThreads, T::kSharedBytes, stream>>>(p);
   return cudaGetLastError();
 }
@@ -47,6 +48,8 @@ cudaError_t launch_epilogue(const SimilarityParams& p, cudaStream_t stream) {
       return launch<T, Epilogue::kColumns, true>(p, stream);
     case Epilogue::kSymmetric:
       return launch<T, Epilogue::kSymmetric, true>(p, stream);
+    case Epilogue::kBoth:
+      return launch<T, Epilogue::kBoth, false>(p, stream);
   }
   return cudaErrorInvalidValue;
 }

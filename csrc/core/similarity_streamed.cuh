@@ -26,7 +26,7 @@ struct Streamed {
   static constexpr int kRowStagingBytes = T::kSplit ? T::kRows * T::kDim * 4 : 0;
   static constexpr int kBounds = kStaging + kRowStagingBytes + T::kStagingBytes;
   static constexpr int kRowVectors = kBounds + T::kWarps * 16;
-  static constexpr int kSharedBytes = kRowVectors + T::kRows * 8;
+  static constexpr int kSharedBytes = kRowVectors + T::kRowVectorBytes;
 };
 
 // From piece `piece` of d on.
@@ -37,7 +37,7 @@ __device__ __forceinline__ Rows from_piece(Rows rows, int piece) {
 }
 
 // A pair of pieces on its way to shared memory.
-template <class T>
+template <class T, bool kRowsTakePart>
 __device__ __forceinline__ void ask_pair(const SimilarityParams& p, uint32_t memory, int buffer, int row0,
                                          int column0, int piece, uint64_t valid) {
   using Layout = Streamed<T>;
@@ -45,7 +45,9 @@ __device__ __forceinline__ void ask_pair(const SimilarityParams& p, uint32_t mem
   const Rows x = from_piece<T>(p.x, piece), y = from_piece<T>(p.y, piece);
   const bool x_chunks = in_chunks(p.x, sizeof(typename T::In)),
              y_chunks = in_chunks(p.y, sizeof(typename T::In));
-  const auto x_live = [&](int row) { return row0 + row < p.x.count; };
+  const auto x_live = [&](int row) {
+    return kRowsTakePart ? BothSums<T>::takes_part(p, row0 + row) : row0 + row < p.x.count;
+  };
   const auto y_live = [=](int row) { return (valid >> row) & 1; };
   if constexpr (T::kSplit) {
     const uint32_t staging = memory + Layout::kStaging;
@@ -77,19 +79,21 @@ __device__ __forceinline__ void take_pair(uint32_t memory) {
 template <class T, Epilogue kEpilogue, bool kOutput>
 __global__ void __launch_bounds__(T::kThreads, 1) streamed_kernel(const SimilarityParams p) {
   using Layout = Streamed<T>;
-  constexpr bool kSoftmax = kEpilogue == Epilogue::kSoftmax;
+  constexpr bool kSoftmax = kEpilogue == Epilogue::kSoftmax, kBoth = kEpilogue == Epilogue::kBoth;
   extern __shared__ __align__(512) char shared[];
+  if (p.gate && *p.gate != p.gate_value) return;
   const uint32_t memory = shared_address(shared);
   const float scale = *p.scale * kLog2E;
   const bool one_shift = kEpilogue == Epilogue::kSymmetric && *p.one_shift;
-  const int row0 = blockIdx.x * T::kRows, split = blockIdx.y, slice = blockIdx.z;
+  const int row0 = block_row<T>(p), split = blockIdx.y, slice = blockIdx.z;
   const int pieces = (static_cast<int>(p.d) + T::kDim - 1) / T::kDim;
-  const TileRange range = tiles_of<T>(p, row0, split);
+  const TileRange range = kBoth && p.triangular ? triangle_of<T>(p, row0, split) : tiles_of<T>(p, row0, split);
 
   const WarpRows<T> rows(p, memory + Layout::kBounds);
   rows.start();
   if constexpr (kEpilogue == Epilogue::kSymmetric) store_row_vectors<T>(p, row0, memory + Layout::kRowVectors);
   RowSoftmax<T> softmax;
+  BothSums<T> both(p, rows, memory + Layout::kRowVectors);
   Output<T> o;
   if constexpr (kOutput)
 #pragma unroll
@@ -103,47 +107,59 @@ __global__ void __launch_bounds__(T::kThreads, 1) streamed_kernel(const Similari
       ++tile;
     }
     if (tile < range.last)
-      ask_pair<T>(p, memory, buffer, row0, tile * T::kColumns, piece_at(step), valid_columns<T>(p, tile));
+      ask_pair<T, kBoth>(p, memory, buffer, row0, range.place(tile) * T::kColumns, piece_at(step),
+                         valid_columns<T>(p, range.place(tile)));
   };
   int buffer = 0;
   ask(range.first, 0, buffer);
   for (int tile = range.first; tile < range.last; ++tile) {
-    const int column0 = tile * T::kColumns;
+    const int column0 = range.place(tile) * T::kColumns;
+    const bool with_columns = kBoth && !(p.triangular && column0 >= row0 && column0 < row0 + T::kRows);
     Logits<T> s;
     clear<T>(s);
-    const RowFragments<T> none[1] = {};
+    const MmaSync<T> mma{};
     uint32_t pair = memory;
     for (int step = 0; step < pieces; ++step) {
       take_pair<T>(memory);
       pair = memory + buffer * Layout::kPair;
       buffer = (buffer + 1) % Layout::kBuffers;
       ask(tile, step + 1, buffer);
-      similarities<T>(pair, none, pair + T::kRowBytes, s);
+      mma.similarities(pair, pair + T::kRowBytes, s);
     }
-    if constexpr (!kSoftmax) {
+    if constexpr (kBoth) {
+      both.flush(range);  // take_pair's barrier lies between
+    } else if constexpr (!kSoftmax) {
       __syncthreads();  // every warp is done with the vectors of the tile before
       ask_columns<T>(p, memory + Layout::kVectors, column0);
       copy_commit();
       copy_wait<0>();
       __syncthreads();  // those of this tile are here
     }
-    const uint64_t valid = valid_columns<T>(p, tile) | ~kTileBits<T>;
-    if (valid == ~kTileBits<T> || rows.warp_row() >= p.x.count) continue;
+    const uint64_t valid = valid_columns<T>(p, range.place(tile)) | ~kTileBits<T>;
+    if (valid == ~kTileBits<T>) continue;
+    if (kBoth && with_columns) both.pending = tile;
+    if (rows.warp_row() >= p.x.count) {
+      if (kBoth && with_columns) both.add_nothing(tile);
+      continue;
+    }
     const bool masked = valid != ~uint64_t(0) || rows.masks(column0);
     if (masked) mask<T>(rows, column0, valid, s);
     if constexpr (kSoftmax) {
       softmax.unsettled = true;  // to compute the similarities again would cost more than to look for a maximum
       softmax.template settle<kOutput>(s, scale, o);
       softmax.weigh(s, scale);
+    } else if constexpr (kBoth) {
+      both.add(s, scale, tile, with_columns);
     } else {
       weigh_by_columns<T, kEpilogue>(s, scale, memory + Layout::kVectors, memory + Layout::kRowVectors,
                                      one_shift);
       if (masked && p.excluded_weight) weigh_excluded<T>(p, rows, column0, valid, s);
     }
-    if constexpr (kOutput) gather<T>(s, pair + T::kRowBytes, o);
+    if constexpr (kOutput) mma.gather(s, pair + T::kRowBytes, o);
   }
 
   copy_wait<0>();
+  if constexpr (kBoth) both.finish(rows, range, split);
   if constexpr (kSoftmax)
     if (slice == 0) store_softmax<T>(p, rows, split, softmax);
   if constexpr (kOutput) store_output<T>(p, rows, split, o, slice * T::kDim);
@@ -155,7 +171,7 @@ cudaError_t launch_streamed(const SimilarityParams& p, cudaStream_t stream) {
   constexpr int kBytes = Streamed<T>::kSharedBytes;
   const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   if (error || p.x.count == 0) return error;
-  const dim3 grid(static_cast<unsigned>((p.x.count + T::kRows - 1) / T::kRows), p.splits,
+  const dim3 grid(static_cast<unsigned>(blocks_of(p)), p.splits,
                   kOutput ? static_cast<unsigned>((p.d + T::kDim - 1) / T::kDim) : 1);
   kernel<<<grid, T::kThreads, kBytes, stream>>>(p);
   return cudaGetLastError();
@@ -171,6 +187,8 @@ cudaError_t launch_streamed_epilogue(const SimilarityParams& p, cudaStream_t str
       return launch_streamed<T, Epilogue::kColumns, true>(p, stream);
     case Epilogue::kSymmetric:
       return launch_streamed<T, Epilogue::kSymmetric, true>(p, stream);
+    case Epilogue::kBoth:
+      return launch_streamed<T, Epilogue::kBoth, false>(p, stream);
   }
   return cudaErrorInvalidValue;
 }

@@ -1,0 +1,55 @@
+// Where the passes' parts become gradients of keys, row by row; shared by the losses.
+#pragma once
+
+#include "gradient_vectors_cuda.cuh"
+
+namespace wscl::cuda {
+
+// Rows of keys whose gradient in float32 takes 64 MiB: that many are done at a time.
+inline int64_t key_chunk(const InfoNCEProblem& p) {
+  return std::min(p.m, std::max<int64_t>(4096, (64 << 20) / (4 * std::max<int64_t>(1, padded_width(p.d)))));
+}
+
+struct FinishBackward {
+  Upstream up;
+  SoftmaxParts all, positives;  // outputs only
+  int64_t width;
+  const float *sums, *pull;  // by segment: Σ x_j, Σ share_i q_i
+  double* row_dot;           // [n] ⟨q_i, ∂L/∂q_i⟩ / scale
+  int64_t first;             // position of the first row
+};
+
+__device__ __forceinline__ float total(const SoftmaxParts& parts, int64_t row, int64_t width, int64_t column) {
+  float sum = 0;
+  for (int s = 0; s < parts.splits; ++s) sum += parts.output[(s * parts.rows + row) * width + column];
+  return sum;
+}
+
+// grad_keys_j = scale · (Σ_i g_i p_ij q_i − Σ_{i: j ∈ P(i)} share_i q_i), or − Σ_i g_i r_ij q_i for "in".
+template <class In>
+__global__ void finish_keys(const FinishBackward f) {
+  const InfoNCEProblem& p = f.up.problem;
+  const int64_t row = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) / 32, lane = threadIdx.x % 32;
+  if (row >= f.all.rows) return;
+  const int64_t j = p.inner ? p.key_order[f.first + row] : f.first + row;
+  const bool valid = !p.key_clusters || p.key_clusters[j] != p.ignore_index;
+  const int32_t segment = f.up.clusters.key_segment[j];
+  const float scale = *p.scale, alpha = scale / f.up.scalars->boost;
+  for (int64_t c = lane; c < p.d; c += 32) {
+    float x = alpha * total(f.all, row, f.width, c);
+    if (p.inner)
+      x -= alpha * total(f.positives, row, f.width, c);
+    else if (f.pull && segment >= 0)
+      x -= scale * f.pull[segment * f.width + c];
+    store_float(static_cast<In*>(f.up.given.grad_keys) + j * p.d + c, valid ? x : 0.f);
+  }
+}
+
+// Launches a row-by-row kernel for the problem's dtype.
+#define WSCL_LAUNCH_ROWS(kernel, rows, params)                          \
+  with_element(p.precision, [&](auto* element) {                        \
+    kernel<std::remove_pointer_t<decltype(element)>>                    \
+        <<<blocks_for(rows, kBlock / 32), kBlock, 0, stream>>>(params); \
+  })
+
+}  // namespace wscl::cuda

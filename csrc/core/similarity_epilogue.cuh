@@ -1,0 +1,203 @@
+// What becomes of a tile's similarities: masks, the online softmax, weights by row and column, and where
+// results go.
+#pragma once
+
+#include "similarity_kernel.cuh"
+#include "similarity_mainloop.cuh"
+
+namespace wscl::cuda {
+
+template <class T>
+constexpr uint64_t kTileBits = T::kColumns == 64 ? ~uint64_t(0) : (uint64_t(1) << T::kColumns % 64) - 1;
+
+template <class T>
+__device__ __forceinline__ void mask(const WarpRows<T>& rows, int column0, uint64_t valid, Logits<T>& s) {
+#pragma unroll
+  for (int rt = 0; rt < T::kRowTiles; ++rt)
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const uint32_t bits = rows.template pairs<false>(rows.row(rt, h), column0, valid);
+#pragma unroll
+      for (int i = 0; i < T::kColumns / 4; ++i)
+        if (!((bits >> i) & 1)) s[rt][i / 2][h * 2 + i % 2] = -INFINITY;
+    }
+}
+
+// Excluded pairs get a weight of their own.
+template <class T>
+__device__ __forceinline__ void weigh_excluded(const SimilarityParams& p, const WarpRows<T>& rows, int column0,
+                                               uint64_t valid, Logits<T>& w) {
+#pragma unroll
+  for (int rt = 0; rt < T::kRowTiles; ++rt)
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const uint32_t bits = rows.template pairs<true>(rows.row(rt, h), column0, valid);
+      if (bits == 0) continue;
+#pragma unroll
+      for (int i = 0; i < T::kColumns / 4; ++i)
+        if ((bits >> i) & 1)
+          w[rt][i / 2][h * 2 + i % 2] = p.excluded_weight[column0 + i / 2 * 8 + threadIdx.x % 4 * 2 + i % 2];
+    }
+}
+
+// Online softmax with a lazy shift.
+template <class T>
+struct RowSoftmax {
+  float shift[T::kRowTiles][2];
+  float sum[T::kRowTiles][2];  // of this lane's columns
+  bool unsettled = true;       // a row has no shift yet, or its shift is too low; the same for all lanes
+
+  __device__ __forceinline__ RowSoftmax() {
+#pragma unroll
+    for (int rt = 0; rt < T::kRowTiles; ++rt)
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        shift[rt][h] = -INFINITY;
+        sum[rt][h] = 0;
+      }
+  }
+
+  // Raises the shifts to what this tile's logits need.
+  template <bool kOutput>
+  __device__ __forceinline__ void settle(const Logits<T>& s, float scale, Output<T>& o) {
+#pragma unroll
+    for (int rt = 0; rt < T::kRowTiles; ++rt)
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        float top = -INFINITY;
+#pragma unroll
+        for (int n = 0; n < T::kColumns / 8; ++n) top = fmaxf(top, fmaxf(s[rt][n][2 * h], s[rt][n][2 * h + 1]));
+        top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 1));
+        top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 2));
+        const float raised = fmaxf(shift[rt][h], ceilf(top * scale) - T::Mma::kHeadroom);
+        const float shrink = raised == shift[rt][h] ? 1.f : power_of_two(shift[rt][h] - raised);
+        shift[rt][h] = raised;
+        sum[rt][h] *= shrink;
+        if constexpr (kOutput)
+#pragma unroll
+          for (int n = 0; n < T::kDim / 8; ++n) {
+            o[rt][n][2 * h] *= shrink;
+            o[rt][n][2 * h + 1] *= shrink;
+          }
+      }
+  }
+
+  // Logits to weights. False: a weight is too large (or a NaN), do it again with the logits as they were.
+  __device__ __forceinline__ bool weigh(Logits<T>& s, float scale) {
+    float part[T::kRowTiles][2];
+    bool fine = true;
+#pragma unroll
+    for (int rt = 0; rt < T::kRowTiles; ++rt)
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const float used = shift[rt][h] == -INFINITY ? 0.f : -shift[rt][h];
+        float even = 0, odd = 0;
+#pragma unroll
+        for (int n = 0; n < T::kColumns / 8; ++n) {
+          s[rt][n][2 * h] = exp2_approx(fmaf(s[rt][n][2 * h], scale, used));
+          s[rt][n][2 * h + 1] = exp2_approx(fmaf(s[rt][n][2 * h + 1], scale, used));
+          even += s[rt][n][2 * h];
+          odd += s[rt][n][2 * h + 1];
+        }
+        part[rt][h] = even + odd;
+        fine = fine && part[rt][h] <= T::Mma::kLimit;
+      }
+    if (!unsettled && !__all_sync(kAllLanes, fine)) {
+      unsettled = true;
+      return false;
+    }
+    bool set = true;
+#pragma unroll
+    for (int rt = 0; rt < T::kRowTiles; ++rt)
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        sum[rt][h] += part[rt][h];
+        set = set && shift[rt][h] != -INFINITY;
+      }
+    if (unsettled) unsettled = !__all_sync(kAllLanes, set);
+    return true;
+  }
+};
+
+__device__ __forceinline__ float2 load_pair(uint32_t address) {
+  float2 pair;
+  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(pair.x), "=f"(pair.y) : "r"(address) : "memory");
+  return pair;
+}
+
+// Shifts and weights of rows wait in shared memory: registers are dear.
+template <class T>
+__device__ __forceinline__ void store_row_vectors(const SimilarityParams& p, int row0, uint32_t to) {
+  for (int i = threadIdx.x; i < T::kRows; i += T::kThreads) {
+    const int r = row0 + i;
+    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(to + i * 8),
+                 "f"(r < p.x.count ? p.row_shift[r] : 0.f), "f"(r < p.x.count ? p.row_weight[r] : 0.f)
+                 : "memory");
+  }
+}
+
+template <class T, Epilogue kEpilogue>
+__device__ __forceinline__ void weigh_by_columns(Logits<T>& s, float scale, uint32_t vectors,
+                                                 uint32_t row_vectors, bool one_shift) {
+  const uint32_t at = vectors + threadIdx.x % 4 * 8;
+  const uint32_t rows_at = row_vectors + (threadIdx.x / 32 * T::kRowTiles * 16 + threadIdx.x % 32 / 4) * 8;
+#pragma unroll
+  for (int n = 0; n < T::kColumns / 8; ++n) {
+    const float2 shifts = load_pair(at + n * 32), weights = load_pair(at + T::kColumns * 4 + n * 32);
+#pragma unroll
+    for (int i = 0; i < 2 * T::kRowTiles; ++i) {
+      float2 row = {};
+      if constexpr (kEpilogue == Epilogue::kSymmetric) row = load_pair(rows_at + i * 64);
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const float shift = e ? shifts.y : shifts.x, weight = e ? weights.y : weights.x;
+        float& x = s[i / 2][n][i % 2 * 2 + e];
+        if constexpr (kEpilogue == Epilogue::kColumns) {
+          x = weight * exp2_approx(fmaf(x, scale, -shift));
+        } else if (one_shift) {
+          x = (row.y + weight) * exp2_approx(fmaf(x, scale, -shift));
+        } else {
+          x = row.y * exp2_approx(fmaf(x, scale, -row.x)) + weight * exp2_approx(fmaf(x, scale, -shift));
+        }
+      }
+    }
+  }
+}
+
+// This part's results.
+template <class T>
+__device__ __forceinline__ void store_output(const SimilarityParams& p, const WarpRows<T>& rows, int split,
+                                             const Output<T>& o, int column0 = 0) {
+#pragma unroll
+  for (int rt = 0; rt < T::kRowTiles; ++rt)
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int r = rows.row(rt, h);
+      if (r >= p.x.count) continue;
+      float* row = p.output + (split * p.x.count + r) * p.output_stride + column0 + threadIdx.x % 4 * 2;
+#pragma unroll
+      for (int n = 0; n < T::kDim / 8; ++n)
+        if (column0 + n * 8 + static_cast<int>(threadIdx.x) % 4 * 2 < p.d)
+          *reinterpret_cast<float2*>(row + n * 8) = make_float2(o[rt][n][2 * h], o[rt][n][2 * h + 1]);
+    }
+}
+
+template <class T>
+__device__ __forceinline__ void store_softmax(const SimilarityParams& p, const WarpRows<T>& rows, int split,
+                                              const RowSoftmax<T>& softmax) {
+#pragma unroll
+  for (int rt = 0; rt < T::kRowTiles; ++rt)
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      float sum = softmax.sum[rt][h];
+      sum += __shfl_xor_sync(kAllLanes, sum, 1);
+      sum += __shfl_xor_sync(kAllLanes, sum, 2);
+      const int r = rows.row(rt, h);
+      if (threadIdx.x % 4 || r >= p.x.count) continue;
+      const int64_t to = split * p.x.count + r;
+      p.shift[to] = softmax.shift[rt][h];
+      p.sum[to] = sum;
+    }
+}
+
+}  // namespace wscl::cuda

@@ -1,0 +1,120 @@
+// The main loop's policy: how a warp multiplies. Everything that knows of fragments' instructions is here; the
+// epilogues see numbers and where they stand, the kernels see tiles.
+//
+//   take_rows()      the warp's rows, once they lie in shared memory
+//   similarities()   S = X · Yᵀ of a tile, handed to an epilogue as Logits
+//   gather()         O += W · Y of the same tile, W in the registers that held S
+//
+// Logits' element [rt][n][2 h + e] of a lane is the pair of row 16 rt + 8 h + lane / 4 of the warp's and column
+// 8 n + 2 (lane % 4) + e of the tile; Output's is the number of that row at column 8 n + 2 (lane % 4) + e of d.
+#pragma once
+
+#include "similarity_tile.cuh"
+
+namespace wscl::cuda {
+
+template <class T>
+using Logits = float[T::kRowTiles][T::kColumns / 8][4];
+template <class T>
+using Output = float[T::kRowTiles][T::kDim / 8][4];
+template <class T>
+using RowFragments = uint32_t[T::kRowTiles][T::kTerms][4];
+
+// Keeps the compiler from holding every k's address in a register throughout.
+__device__ __forceinline__ uint32_t hide(uint32_t value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+// The address of chunk `chunk` (0 or 1) of a row. That of chunk 2 k + `chunk` is this ^ (k << 5): tiles are
+// aligned to their pitch, so the exclusive or of the swizzle and that of k are one.
+template <class T>
+__device__ __forceinline__ uint32_t lane_address(uint32_t tile, int row, int chunk) {
+  return hide(tile + chunk_offset<T::kPitch>(row, chunk));
+}
+
+template <class T>
+__device__ __forceinline__ void clear(Logits<T>& s) {
+#pragma unroll
+  for (int i = 0; i < T::kRowTiles * T::kColumns / 2; ++i) (&s[0][0][0])[i] = 0;
+}
+
+// By mma.sync, with fragments from ldmatrix.
+template <class T>
+struct MmaSync {
+  static constexpr int kSteps = T::kDim / 16;
+  RowFragments<T> kept[T::kRowsInRegisters ? kSteps : 1];
+
+  static __device__ __forceinline__ uint32_t rows_address(uint32_t x_tile) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    return lane_address<T>(x_tile, warp * T::kRowTiles * 16 + lane % 16, lane / 16);
+  }
+  // The rows' fragments at step k of the first product.
+  static __device__ __forceinline__ void load_rows(uint32_t address, int k, RowFragments<T>& a) {
+#pragma unroll
+    for (int rt = 0; rt < T::kRowTiles; ++rt)
+#pragma unroll
+      for (int term = 0; term < T::kTerms; ++term)
+        load_matrices(a[rt][term], (address ^ (k << 5)) + term * T::kRowPlane + rt * 16 * T::kPitch);
+  }
+
+  __device__ __forceinline__ void take_rows(uint32_t x_tile) {
+    if constexpr (T::kRowsInRegisters)
+#pragma unroll
+      for (int k = 0; k < kSteps; ++k) load_rows(rows_address(x_tile), k, kept[k]);
+  }
+
+  // s += x · yᵀ
+  __device__ __forceinline__ void similarities(uint32_t x_tile, uint32_t y_tile, Logits<T>& s) const {
+    const int lane = threadIdx.x % 32;
+    const uint32_t x_address = T::kRowsInRegisters ? 0 : rows_address(x_tile);
+    const uint32_t y_address = lane_address<T>(y_tile, lane % 8 + lane / 16 * 8, lane / 8 % 2);
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k) {
+      RowFragments<T> a;
+      if constexpr (T::kRowsInRegisters) {
+#pragma unroll
+        for (int i = 0; i < T::kRowTiles * T::kTerms * 4; ++i) (&a[0][0][0])[i] = (&kept[k][0][0][0])[i];
+      } else {
+        load_rows(x_address, k, a);
+      }
+#pragma unroll
+      for (int n = 0; n < T::kColumns / 16; ++n) {
+        uint32_t b[T::kTerms][4];
+#pragma unroll
+        for (int term = 0; term < T::kTerms; ++term)
+          load_matrices(b[term], (y_address ^ (k << 5)) + term * T::kColumnPlane + n * 16 * T::kPitch);
+#pragma unroll
+        for (int rt = 0; rt < T::kRowTiles; ++rt)
+          multiply_add_terms<T>(s[rt][2 * n], s[rt][2 * n + 1], a[rt], b);
+      }
+    }
+  }
+
+  // o += w · y
+  static __device__ __forceinline__ void gather(const Logits<T>& w, uint32_t y_tile, Output<T>& o) {
+    const int lane = threadIdx.x % 32;
+    const uint32_t y_address = lane_address<T>(y_tile, lane % 16, lane / 16);
+#pragma unroll
+    for (int k = 0; k < T::kColumns / 16; ++k) {
+      RowFragments<T> a;
+#pragma unroll
+      for (int rt = 0; rt < T::kRowTiles; ++rt)
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          pack_terms<T>(w[rt][2 * k + i / 2][i % 2 * 2], w[rt][2 * k + i / 2][i % 2 * 2 + 1], &a[rt][0][i], 4);
+#pragma unroll
+      for (int n = 0; n < T::kDim / 16; ++n) {
+        uint32_t b[T::kTerms][4];
+#pragma unroll
+        for (int term = 0; term < T::kTerms; ++term)
+          load_matrices_transposed(b[term],
+                                   (y_address ^ (n << 5)) + term * T::kColumnPlane + k * 16 * T::kPitch);
+#pragma unroll
+        for (int rt = 0; rt < T::kRowTiles; ++rt)
+          multiply_add_terms<T>(o[rt][2 * n], o[rt][2 * n + 1], a[rt], b);
+      }
+    }
+  }
+};
+
+}  // namespace wscl::cuda
