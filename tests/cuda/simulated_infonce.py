@@ -48,10 +48,9 @@ def run(
     need_keys: bool = True,
     fast: bool = False,
     arch: str = "90",
-    defines: tuple[str, ...] = (),
 ) -> Results:
     """Loss, counts and, where ``grad_loss`` is given, the gradients of queries, keys and scale."""
-    lib = library(arch, *defines)
+    lib = library(arch)
     n, d = queries.shape
     m = n if keys is None else len(keys)
     with Device() as device:
