@@ -56,11 +56,11 @@ wscl::Candidates candidates_of(int64_t number) {
   return static_cast<wscl::Candidates>(number);
 }
 
-// The problem but for what an update adds to it; runs it, and returns the first bad row or −1.
+// The problem but for what an update adds to it; runs it, and returns the first bad row or −1, 0-dim.
 template <class F>
-int64_t run(const Tensor& x, const Tensor& centroids, bool cosine, int64_t candidates, Tensor& assignment,
-            Tensor& distance, const F& complete) {
-  int64_t bad_row = -1;
+Tensor run(const Tensor& x, const Tensor& centroids, bool cosine, int64_t candidates, Tensor& assignment,
+           Tensor& distance, const F& complete) {
+  Tensor bad_row = torch::stable::new_empty(assignment, {});
   dispatch(centroids.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     wscl::KMeansProblem<T> problem;
@@ -73,27 +73,27 @@ int64_t run(const Tensor& x, const Tensor& centroids, bool cosine, int64_t candi
     problem.assignment = data<int64_t>(assignment);
     problem.distance = data<T>(distance);
     complete(problem);
-    bad_row = wscl::kmeans_pass<T>(problem, torch_threads());
+    *data<int64_t>(bad_row) = wscl::kmeans_pass<T>(problem, torch_threads());
   });
   return bad_row;
 }
 
-std::tuple<Tensor, Tensor, int64_t> kmeans_assign(const Tensor& x, const Tensor& centroids_, bool cosine,
-                                                  int64_t top, int64_t candidates) {
+std::tuple<Tensor, Tensor, Tensor> kmeans_assign(const Tensor& x, const Tensor& centroids_, bool cosine,
+                                                 int64_t top, int64_t candidates) {
   const Tensor centroids = check_centroids(centroids_, x);
   STD_TORCH_CHECK(top >= 1 && top <= centroids.size(0) && top <= wscl::kMostTop, "top: expected 1 to ",
                   wscl::kMostTop, " and at most the number of centroids, got ", top);
   Tensor assignment = torch::stable::new_empty(x, {x.size(0), top}, ScalarType::Long);
   Tensor distance = torch::stable::new_empty(centroids, {x.size(0), top});
-  const int64_t bad_row =
+  Tensor bad_row =
       run(x, centroids, cosine, candidates, assignment, distance, [&](auto& problem) { problem.top = top; });
   return {assignment, distance, bad_row};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, int64_t> kmeans_update(const Tensor& x,
-                                                                          const Tensor& centroids_,
-                                                                          const std::optional<Tensor>& weights_,
-                                                                          bool cosine, int64_t candidates) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> kmeans_update(const Tensor& x,
+                                                                         const Tensor& centroids_,
+                                                                         const std::optional<Tensor>& weights_,
+                                                                         bool cosine, int64_t candidates) {
   const Tensor centroids = check_centroids(centroids_, x);
   const int64_t n = x.size(0), k = centroids.size(0), d = centroids.size(1);
   std::optional<Tensor> weights;
@@ -103,7 +103,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, int64_t> kmeans_update(const 
   Tensor sums = torch::stable::new_empty(x, {k, d}, ScalarType::Double);
   Tensor counts = torch::stable::new_empty(x, {k}, weights ? ScalarType::Double : ScalarType::Long);
   Tensor inertia = torch::stable::new_empty(x, {}, ScalarType::Double);
-  const int64_t bad_row = run(x, centroids, cosine, candidates, assignment, distance, [&](auto& problem) {
+  Tensor bad_row = run(x, centroids, cosine, candidates, assignment, distance, [&](auto& problem) {
     problem.sums = data<double>(sums);
     problem.inertia = data<double>(inertia);
     if (weights) {

@@ -20,8 +20,8 @@ STABLE_TORCH_LIBRARY(wscl_fast, m) {
       " Tensor? own, Tensor scale, int meets, int ignore_index, Tensor stats) -> Tensor");
   m.def(
       "kmeans_assign(Tensor x, Tensor centroids, bool cosine, int top, int candidates)"
-      " -> (Tensor assignment, Tensor distance, int bad_row)");
+      " -> (Tensor assignment, Tensor distance, Tensor bad_row)");
   m.def(
       "kmeans_update(Tensor x, Tensor centroids, Tensor? weights, bool cosine, int candidates)"
-      " -> (Tensor assignment, Tensor distance, Tensor sums, Tensor counts, Tensor inertia, int bad_row)");
+      " -> (Tensor assignment, Tensor distance, Tensor sums, Tensor counts, Tensor inertia, Tensor bad_row)");
 }

@@ -55,20 +55,28 @@ def _check(x: Tensor) -> None:
         raise RuntimeError(f"impl='fused' is not available: {reason}; impl='chunked' works everywhere")
 
 
-def _refuse(bad_row: int) -> None:
-    if bad_row >= 0:
-        raise ValueError(f"x: expected finite numbers, got NaN or infinity in row {bad_row}")
+def _refuse(bad_row: Tensor) -> None:
+    """On a GPU the only time that the host waits: an error cannot be raised any later."""
+    if isinstance(bad_row, torch._subclasses.FakeTensor) or torch.compiler.is_compiling():
+        return
+    row = int(bad_row)
+    if row >= 0:
+        raise ValueError(f"x: expected finite numbers, got NaN or infinity in row {row}")
 
 
 def _fake_assign(
     x: Tensor, centroids: Tensor, cosine: bool, top: int, candidates: int
-) -> tuple[Tensor, Tensor, int]:
-    return x.new_empty(len(x), top, dtype=torch.int64), centroids.new_empty(len(x), top), -1
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        x.new_empty(len(x), top, dtype=torch.int64),
+        centroids.new_empty(len(x), top),
+        x.new_empty((), dtype=torch.int64),
+    )
 
 
 def _fake_update(
     x: Tensor, centroids: Tensor, weights: Tensor | None, cosine: bool, candidates: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, int]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     k, d = centroids.shape
     return (
         x.new_empty(len(x), dtype=torch.int64),
@@ -76,7 +84,7 @@ def _fake_update(
         x.new_empty(k, d, dtype=torch.float64),
         x.new_empty(k, dtype=torch.int64 if weights is None else torch.float64),
         x.new_empty((), dtype=torch.float64),
-        -1,
+        x.new_empty((), dtype=torch.int64),
     )
 
 
