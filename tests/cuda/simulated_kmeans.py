@@ -1,0 +1,125 @@
+"""K-means through the simulated CUDA core: one call assigns, or assigns and sums up."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from simulator import CSRC, FLAG, POINTER, PRECISION, SIZE, Device, ptxsim
+from torch import Tensor
+
+
+class KMeansProblem(ctypes.Structure):
+    """``wscl::cuda::KMeansProblem``."""
+
+    _fields_ = (
+        ("precision", ctypes.c_int),
+        ("x", POINTER),
+        ("x_stride", SIZE),
+        ("centroids", POINTER),
+        ("n", SIZE),
+        ("d", SIZE),
+        ("k", SIZE),
+        ("cosine", FLAG),
+        ("top", ctypes.c_int),
+        ("assignment", POINTER),
+        ("distance", POINTER),
+        ("bad_row", POINTER),
+        ("sums", POINTER),
+        ("weights", POINTER),
+        ("counts", POINTER),
+        ("weight_sums", POINTER),
+        ("inertia", POINTER),
+        ("workspace", POINTER),
+        ("workspace_bytes", SIZE),
+    )
+
+
+@functools.cache
+def library(arch: str = "90", *defines: str) -> ctypes.CDLL:
+    """The k-means kernels for one architecture, linked with the simulator's runtime."""
+    sim = ptxsim()
+    sources = [Path(__file__).parent / "kmeans_entry.cu", *sorted((CSRC / "core").glob("kmeans*.cu"))]
+    built = sim.compile_kernels(sources, include_dirs=[CSRC], arch=arch, defines=defines, flags=["-t2"])
+    loaded: ctypes.CDLL = sim.load(built)
+    assert loaded.wscl_kmeans_size() == ctypes.sizeof(KMeansProblem)
+    return loaded
+
+
+@dataclass
+class Results:
+    """What came out, and what the kernels reported. Sums and what follows: of an update."""
+
+    assignment: Tensor
+    distance: Tensor
+    bad_row: int
+    sums: Tensor | None
+    counts: Tensor | None
+    inertia: Tensor | None
+    workspace_bytes: int
+    launches: list[dict[str, Any]]
+
+
+def run(
+    x: Tensor,
+    centroids: Tensor,
+    *,
+    cosine: bool = False,
+    top: int = 1,
+    update: bool = False,
+    weights: Tensor | None = None,
+    arch: str = "90",
+    defines: tuple[str, ...] = (),
+) -> Results:
+    """The nearest centroids of the rows of x, and with ``update`` the clusters' sums."""
+    lib = library(arch, *defines)
+    (n, d), k = x.shape, len(centroids)
+    with Device() as device:
+        points, table = device.put(x, "x"), device.put(centroids.float(), "centroids")
+        assignment = device.empty(n, top, dtype=torch.int64, name="assignment")
+        distance = device.empty(n, top, name="distance")
+        bad_row = device.empty(1, dtype=torch.int64, name="bad_row")
+        problem = KMeansProblem(
+            precision=PRECISION[x.dtype],
+            x=points.data_ptr(),
+            x_stride=d,
+            centroids=table.data_ptr(),
+            n=n,
+            d=d,
+            k=k,
+            cosine=cosine,
+            top=top,
+            assignment=assignment.data_ptr(),
+            distance=distance.data_ptr(),
+            bad_row=bad_row.data_ptr(),
+        )
+        sums = counts = inertia = None
+        if update:
+            sums = device.empty(k, d, dtype=torch.float64, name="sums")
+            inertia = device.empty(1, dtype=torch.float64, name="inertia")
+            problem.sums, problem.inertia = sums.data_ptr(), inertia.data_ptr()
+            counts = device.empty(k, dtype=torch.int64 if weights is None else torch.float64, name="counts")
+            if weights is None:
+                problem.counts = counts.data_ptr()
+            else:
+                problem.weights = device.put(weights.double(), "weights").data_ptr()
+                problem.weight_sums = counts.data_ptr()
+        assert lib.wscl_kmeans(ctypes.byref(problem), None) == 0
+        workspace = device.empty(problem.workspace_bytes, dtype=torch.uint8, name="workspace")
+        problem.workspace = workspace.data_ptr()
+        assert lib.wscl_kmeans(ctypes.byref(problem), None) == 0
+        launches = device.launches()
+    return Results(
+        assignment,
+        distance,
+        int(bad_row),
+        sums,
+        counts,
+        None if inertia is None else inertia[0],
+        problem.workspace_bytes,
+        launches,
+    )
