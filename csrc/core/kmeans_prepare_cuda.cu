@@ -84,7 +84,7 @@ __global__ void find_exponent(const KMeansTable t) {
   most = warp_max(most);
   if (threadIdx.x % 32 || !(most > 0)) return;
   const int exponent = ilogb(most) + 1;
-  if (*t.exponent < exponent) atomicMax(t.exponent, exponent);
+  if (*static_cast<volatile int32_t*>(t.exponent) < exponent) atomicMax(t.exponent, exponent);
 }
 
 // log2 of 1 / scale.
@@ -93,10 +93,10 @@ __device__ __forceinline__ int scale_exponent(const KMeansTable& t) {
   return exponent < -10000 ? 0 : max(exponent, kLeastExponent);
 }
 
-// The order of doubles above zero is that of their bits.
+// The order of doubles above zero is that of their bits. A look first: few columns have to raise anything.
 __device__ __forceinline__ void raise(unsigned long long* to, double value) {
   const unsigned long long bits = __double_as_longlong(value);
-  if (*to < bits) atomicMax(to, bits);
+  if (*static_cast<volatile unsigned long long*>(to) < bits) atomicMax(to, bits);
 }
 
 // A warp for each column, those past k too.
@@ -192,9 +192,10 @@ __global__ void __launch_bounds__(kThreads)
   const float f = ldexpf(1.f, max(-factor, -126));
   b.factor[i] = f;
   if (t.cosine) b.inverse[i] = inverse;
-  // Norms were summed up in float, and so is this: a little more.
-  b.margin[i] =
-      2.004f * (bound.per_norm * norm + bound.per_loss * lost + bound.per_factor * f + bound.constant);
+  // Norms were summed up in float, and so is this: a little more. The last term is 16 units of float64 of the
+  // distance: where the definition itself cannot tell, it takes the first, so all of them are candidates.
+  b.margin[i] = 2.004f * (bound.per_norm * norm + bound.per_loss * lost + bound.per_factor * f + bound.constant) +
+                norm * norm * (0x1p-50f / f);
 }
 
 }  // namespace

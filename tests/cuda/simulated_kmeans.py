@@ -26,6 +26,7 @@ class KMeansProblem(ctypes.Structure):
         ("k", SIZE),
         ("cosine", FLAG),
         ("top", ctypes.c_int),
+        ("block_rows", SIZE),
         ("assignment", POINTER),
         ("distance", POINTER),
         ("bad_row", POINTER),
@@ -72,27 +73,35 @@ def run(
     top: int = 1,
     update: bool = False,
     weights: Tensor | None = None,
+    block_rows: int = 0,
+    spare_columns: int = 0,
     arch: str = "90",
     defines: tuple[str, ...] = (),
 ) -> Results:
-    """The nearest centroids of the rows of x, and with ``update`` the clusters' sums."""
+    """The nearest centroids of the rows of x, and with ``update`` the clusters' sums.
+
+    ``spare_columns`` lie between the rows of x in memory, and are not to be looked at.
+    """
     lib = library(arch, *defines)
     (n, d), k = x.shape, len(centroids)
     with Device() as device:
-        points, table = device.put(x, "x"), device.put(centroids.float(), "centroids")
+        wide = torch.full((n, d + spare_columns), torch.nan, dtype=x.dtype)
+        wide[:, :d] = x
+        points, table = device.put(wide, "x"), device.put(centroids.float(), "centroids")
         assignment = device.empty(n, top, dtype=torch.int64, name="assignment")
         distance = device.empty(n, top, name="distance")
         bad_row = device.empty(1, dtype=torch.int64, name="bad_row")
         problem = KMeansProblem(
             precision=PRECISION[x.dtype],
             x=points.data_ptr(),
-            x_stride=d,
+            x_stride=points.stride(0),
             centroids=table.data_ptr(),
             n=n,
             d=d,
             k=k,
             cosine=cosine,
             top=top,
+            block_rows=block_rows,
             assignment=assignment.data_ptr(),
             distance=distance.data_ptr(),
             bad_row=bad_row.data_ptr(),
