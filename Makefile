@@ -77,6 +77,7 @@ reproduce: setup
 
 test: lint build/release/.built
 	@build/release/test_infonce
+	@build/release/test_pairs
 	@$(BIN)/python -m pytest
 
 lint: setup
@@ -102,6 +103,7 @@ build/%/.built: $(VENV)/.installed CMakeLists.txt CMakePresets.json $(CORE_SOURC
 
 sanitize: build/sanitize/.built
 	@build/sanitize/test_infonce
+	@build/sanitize/test_pairs
 
 simulate: setup
 	@WSCL_SIMULATE=all $(BIN)/python -m pytest tests/cuda -m simulated

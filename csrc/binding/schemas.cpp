@@ -19,6 +19,22 @@ STABLE_TORCH_LIBRARY(wscl_fast, m) {
       "logsumexp_key_gradient(Tensor grad, Tensor queries, Tensor keys, Tensor? query_ids, Tensor? key_ids,"
       " Tensor? own, Tensor scale, int meets, int ignore_index, Tensor stats) -> Tensor");
   m.def(
+      "two_way_logsumexp(Tensor queries, Tensor keys, Tensor? query_ids, Tensor? key_ids, Tensor? own,"
+      " Tensor scale, int meets, int ignore_index)"
+      " -> (Tensor row_lse, Tensor column_lse, Tensor row_stats, Tensor column_stats)");
+  m.def(
+      "two_way_logsumexp_backward(Tensor grad_rows, Tensor grad_columns, Tensor queries, Tensor keys,"
+      " Tensor? query_ids, Tensor? key_ids, Tensor? own, Tensor scale, int meets, int ignore_index,"
+      " Tensor row_stats, Tensor column_stats, bool need_queries, bool need_keys)"
+      " -> (Tensor grad_queries, Tensor grad_keys)");
+  m.def(
+      "softplus_sum(Tensor queries, Tensor keys, Tensor? query_ids, Tensor? key_ids, Tensor? own, Tensor scale,"
+      " Tensor offset, int meets, int ignore_index, bool need_direction)"
+      " -> (Tensor sum, Tensor slope, Tensor direction)");
+  m.def(
+      "softplus_sum_key_gradient(Tensor grad, Tensor queries, Tensor keys, Tensor? query_ids, Tensor? key_ids,"
+      " Tensor? own, Tensor scale, Tensor offset, int meets, int ignore_index) -> Tensor");
+  m.def(
       "kmeans_assign(Tensor x, Tensor centroids, bool cosine, int top, int candidates)"
       " -> (Tensor assignment, Tensor distance, Tensor bad_row)");
   m.def(

@@ -61,12 +61,13 @@ inline ScalarType compute_dtype(ScalarType dtype) {
   return dtype == ScalarType::Double ? dtype : ScalarType::Float;
 }
 
-// 1 / temperature
-inline double check_scale(const Tensor& scale, ScalarType dtype) {
+// 1 / temperature, above 0 unless it may have either sign
+inline double check_scale(const Tensor& scale, ScalarType dtype, bool either_sign = false) {
   STD_TORCH_CHECK(scale.dim() == 0 && scale.scalar_type() == compute_dtype(dtype),
                   "scale: expected a 0-dim tensor, float64 for float64 queries, else float32");
   const double value = dtype == ScalarType::Double ? *data<double>(scale) : *data<float>(scale);
-  STD_TORCH_CHECK(value > 0, "scale: expected a number above 0, got ", value);
+  STD_TORCH_CHECK(value > 0 || (either_sign && value < 0), "scale: expected a number ",
+                  either_sign ? "other than" : "above", " 0, got ", value);
   return value;
 }
 

@@ -93,6 +93,16 @@ bool Meeting::is_identity(const std::vector<int64_t>& order, int64_t count) {
   return static_cast<int64_t>(order.size()) == count && std::is_sorted(order.begin(), order.end());
 }
 
+void Meeting::keep_upper_triangle() {
+  const int64_t size = static_cast<int64_t>(queries.size());
+  if (end.empty()) {
+    begin.assign(size, 0);
+    end.assign(size, size);
+  }
+  for (int64_t i = 0; i < size; ++i) begin[i] = std::max(begin[i], i + 1);
+  excluded.clear();
+}
+
 Segments find_segments(const int64_t* query_clusters, int64_t n, const int64_t* key_clusters, int64_t m,
                        bool self, int64_t ignore_index, const Threads& threads) {
   Segments found;

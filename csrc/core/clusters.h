@@ -64,6 +64,10 @@ struct Meeting {
   std::vector<int64_t> begin, end;  // of every row; empty where all rows meet all columns
   std::vector<Pair> excluded;       // positions, sorted by row
 
+  // Where queries are keys in one order: leaves of the pairs (i, j) and (j, i) the one that comes first in its
+  // row, and none of (i, i).
+  void keep_upper_triangle();
+
   // Makes this meeting's pairs those of the pass; the meeting has to outlive it.
   template <class T>
   void set(SimilarityParams<T>& pass, Rows<T> all_queries, Rows<T> all_keys) const {

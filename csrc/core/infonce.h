@@ -51,7 +51,8 @@ void infonce_forward(const InfoNCEProblem<In>& problem, Compute<In>* loss /* [n]
 
 // grad_loss [n] is any upstream gradient. With keys, `direction` is the forward pass's; grad_queries and
 // grad_scale come from it in O(n d), grad_keys from one pass of two GEMMs. Where the queries are the keys,
-// `direction` and grad_keys are null and everything comes from one symmetric pass of two GEMMs.
+// `direction` and grad_keys are null and everything comes from one half of the symmetric matrix: the forward
+// pass costs half a GEMM, the backward pass one and a half.
 // Null outputs are not computed; there, grad_queries is always wanted.
 template <class In>
 void infonce_backward(const InfoNCEProblem<In>& problem, const Compute<In>* grad_loss, const int64_t* count,

@@ -7,6 +7,7 @@
 
 #include "infonce.h"
 #include "infonce_problem.h"
+#include "softmax_weights.h"
 
 namespace wscl {
 namespace {
@@ -37,36 +38,39 @@ void key_pass(SimilarityParams<In> pass, const Prepared<In>& prepared, const Mee
   run_similarity(pass, threads);
 }
 
-// grad (+)= alpha · Σ_j (g_i softmax_ij + g_j softmax_ji) x_j over the pairs of a meeting. One exponential a
-// pair where the rows' log-sum-exps lie close enough together for one common shift.
+// grad += alpha · Σ_j (g_i softmax_ij + g_j softmax_ji) x_j over the pairs of a meeting, from one half of the
+// symmetric matrix. One exponential a pair where the rows' log-sum-exps lie close enough together for one
+// common shift.
 template <class In>
-void symmetric_pass(SimilarityParams<In> pass, const Prepared<In>& prepared, const Meeting& meeting,
+void symmetric_pass(SimilarityParams<In> pass, const Prepared<In>& prepared, Meeting meeting,
                     const std::vector<double>& grad, const double* stats, const Threads& threads) {
   using T = Compute<In>;
+  const InfoNCEProblem<In>& p = prepared.problem;
   const std::vector<int64_t>& order = meeting.queries;
-  constexpr double kSafeRange = sizeof(T) == sizeof(float) ? 60 : 500;  // log2 of the spread of the weights
-  const int64_t n = prepared.problem.n;
-  double low = kInfinity, high = -kInfinity;
-  for (int64_t i : order) {
-    const double lse = stats[i] + std::log2(stats[n + i]);
-    if (stats[n + i] == 0) continue;
-    low = std::min(low, lse);
-    high = std::max(high, lse);
-  }
-  const bool shared = low <= high && high - low <= kSafeRange;
-  pass.shift = shared ? static_cast<T>(high) : T(0);
-  std::vector<T> shift(order.size()), weight(order.size());
-  for (size_t q = 0; q < order.size(); ++q) {
-    const double top = stats[order[q]], sum = stats[n + order[q]];
-    if (sum == 0) continue;  // it meets no one
-    shift[q] = static_cast<T>(top);
-    weight[q] = static_cast<T>(grad[order[q]] / sum * (shared ? std::exp2(pass.shift - top) : 1));
-  }
+  std::vector<Softmax> softmaxes(order.size());
+  for (size_t q = 0; q < order.size(); ++q)
+    softmaxes[q] = {stats[order[q]], stats[p.n + order[q]], grad[order[q]]};
+  T common = 0;
+  const T* const shared = find_common_shift<T>({&softmaxes}, &common) ? &common : nullptr;
+  const SoftmaxWeights<T> weights(softmaxes, shared);
+  meeting.keep_upper_triangle();
   meeting.set(pass, prepared.query_rows(), prepared.key_rows());
-  pass.epilogue = shared ? Epilogue::kShared : Epilogue::kSymmetric;
-  pass.row_shift = pass.column_shift = shift.data();
-  pass.row_weight = pass.column_weight = weight.data();
+  set_softmaxes(pass, weights, weights, shared);
+  pass.accumulate = true;
+  pass.column_output = pass.output;
+  pass.column_output_stride = pass.output_stride;
   run_similarity(pass, threads);
+  if (p.exclude_self) return;
+  for (size_t q = 0; q < order.size(); ++q) {  // a query meets itself from both sides
+    const Softmax& softmax = softmaxes[q];
+    if (softmax.empty()) continue;
+    const T weight =
+        static_cast<T>(2 * softmax.grad * std::exp2(own_logit(p, order[q]) - softmax.max) / softmax.sum) *
+        pass.alpha;
+    const In* x = p.queries + order[q] * p.query_stride;
+    T* to = pass.output + order[q] * pass.output_stride;
+    for (int64_t c = 0; c < p.d; ++c) to[c] += weight * to_compute(x[c]);
+  }
 }
 
 // Σ_{i of the segment} share_i q_i, with share_i = g_i / |P(i)|: what the positives of "out" pull towards.
@@ -149,12 +153,11 @@ void self_backward(const InfoNCEProblem<In>& p, const std::vector<double>& grad,
   pass.output_stride = d;
   pass.alpha = static_cast<T>(p.scale);
   const Meeting all = prepared.meeting(Meets::kAll, count, false);
-  if (all.key_count != n) std::fill(grad_queries, grad_queries + n * d, T(0));
+  std::fill(grad_queries, grad_queries + n * d, T(0));
   symmetric_pass(pass, prepared, all, grad, stats, threads);
 
   if (p.inner) {
     pass.alpha = -pass.alpha;
-    pass.accumulate = true;
     symmetric_pass(pass, prepared, prepared.meeting(Meets::kSame, count, false), grad, stats + 2 * n, threads);
   } else {
     std::vector<T> share;

@@ -7,14 +7,15 @@
 
 #include "infonce.h"
 #include "infonce_problem.h"
+#include "softmax_weights.h"
 
 namespace wscl {
 namespace {
 
 // Softmax over the pairs of a meeting; statistics scattered to stats[0][i], stats[1][i].
 template <class In>
-void softmax_pass(SimilarityParams<In> pass, const Prepared<In>& prepared, const Meeting& meeting,
-                  double* stats, const Threads& threads) {
+void softmax_pass(SimilarityParams<In> pass, const Prepared<In>& prepared, Meeting meeting, double* stats,
+                  const Threads& threads) {
   const std::vector<int64_t>& order = meeting.queries;
   std::vector<double> row_max(order.size()), row_sum(order.size());
   meeting.set(pass, prepared.query_rows(), prepared.key_rows());
@@ -25,6 +26,35 @@ void softmax_pass(SimilarityParams<In> pass, const Prepared<In>& prepared, const
   for (size_t p = 0; p < order.size(); ++p) {
     stats[order[p]] = row_max[p];
     stats[prepared.problem.n + order[p]] = row_sum[p];
+  }
+}
+
+// The same where the queries are the keys, from one half of the symmetric matrix: a row's softmax is that of
+// the pairs it begins and of those it ends.
+template <class In>
+void symmetric_softmax_pass(SimilarityParams<In> pass, const Prepared<In>& prepared, Meeting meeting,
+                            double* stats, const Threads& threads) {
+  const InfoNCEProblem<In>& p = prepared.problem;
+  const std::vector<int64_t>& order = meeting.queries;
+  std::vector<double> row_max(order.size()), row_sum(order.size());
+  std::vector<double> column_max(order.size(), -kInfinity), column_sum(order.size(), 0.0);
+  meeting.keep_upper_triangle();
+  meeting.set(pass, prepared.query_rows(), prepared.key_rows());
+  pass.epilogue = Epilogue::kTwoWay;
+  pass.row_max = row_max.data();
+  pass.row_sum = row_sum.data();
+  pass.column_max = column_max.data();
+  pass.column_sum = column_sum.data();
+  run_similarity(pass, threads);
+  for (size_t r = 0; r < order.size(); ++r) {
+    Softmax softmax{row_max[r], row_sum[r]};
+    softmax.add(column_max[r], column_sum[r]);
+    if (!p.exclude_self) {
+      const double own = own_logit(p, order[r]);
+      softmax.add(std::ceil(own), std::exp2(own - std::ceil(own)));
+    }
+    stats[order[r]] = softmax.max;
+    stats[p.n + order[r]] = softmax.sum;
   }
 }
 
@@ -49,12 +79,13 @@ void infonce_forward(const InfoNCEProblem<In>& p, Compute<In>* loss, int64_t* co
   SimilarityParams<In> pass = base_pass(p);
   pass.output = direction;
   pass.output_stride = d;
-  softmax_pass(pass, prepared, prepared.meeting(Meets::kAll, count, false), stats, threads);
+  const auto run = prepared.self ? symmetric_softmax_pass<In> : softmax_pass<In>;
+  run(pass, prepared, prepared.meeting(Meets::kAll, count, false), stats, threads);
 
   if (p.inner) {
     pass.alpha = -1;
     pass.accumulate = true;
-    softmax_pass(pass, prepared, prepared.meeting(Meets::kSame, count, false), stats + 2 * n, threads);
+    run(pass, prepared, prepared.meeting(Meets::kSame, count, false), stats + 2 * n, threads);
     for (int64_t i = 0; i < n; ++i)
       if (count[i] > 0)
         loss[i] = static_cast<T>(natural_lse(stats, n, i) - natural_lse(stats + 2 * n, n, i) +

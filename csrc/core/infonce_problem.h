@@ -76,4 +76,13 @@ double dot(const In* a, const Compute<In>* b, int64_t d) {
   return sum;
 }
 
+// The logit of a query with itself, base 2.
+template <class In>
+double own_logit(const InfoNCEProblem<In>& p, int64_t i) {
+  const In* x = p.queries + i * p.query_stride;
+  double sum = 0;
+  for (int64_t c = 0; c < p.d; ++c) sum += static_cast<double>(to_compute(x[c])) * to_compute(x[c]);
+  return p.scale * kLog2E * sum;
+}
+
 }  // namespace wscl

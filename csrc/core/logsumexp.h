@@ -6,40 +6,20 @@
 // keys that have no cluster take no part. A row that meets nothing has LSE −∞ and gradient 0.
 #pragma once
 
-#include <cstdint>
-
-#include "clusters.h"
-#include "threads.h"
+#include "pairs_problem.h"
 
 namespace wscl {
-
-template <class In>
-struct LogSumExpProblem {
-  const In* queries;  // [n, d], unit column stride
-  int64_t query_stride;
-  int64_t n;
-  const In* keys;  // [m, d]
-  int64_t key_stride;
-  int64_t m;
-  int64_t d;
-  const int64_t* query_clusters;  // [n], or null where all queries take part; needed but for kAll
-  const int64_t* key_clusters;    // [m], the same
-  const int64_t* own;             // [n] a query's own key, outside [0, m) for none; or null
-  Meets meets;
-  int64_t ignore_index;
-  double scale;
-};
 
 // Base-2 statistics: Σ_j e^{scale ⟨q_i, k_j⟩} = sum_i · 2^shift_i, with sum_i = 0 and shift_i = −∞ where row i
 // meets nothing. `mean` may be null, which saves the second GEMM.
 template <class In>
-void logsumexp_forward(const LogSumExpProblem<In>& problem, Compute<In>* lse /* [n] */, double* shift /* [n] */,
+void logsumexp_forward(const PairsProblem<In>& problem, Compute<In>* lse /* [n] */, double* shift /* [n] */,
                        double* sum /* [n] */, Compute<In>* mean /* [n, d] */, const Threads& threads);
 
 // grad_keys_j = scale · Σ_i grad_i e^{scale ⟨q_i, k_j⟩} / (sum_i 2^shift_i) q_i. The statistics may be those of
 // more keys than these: then it is these keys' exact gradient of the whole log-sum-exp.
 template <class In>
-void logsumexp_key_gradient(const LogSumExpProblem<In>& problem, const Compute<In>* grad /* [n] */,
+void logsumexp_key_gradient(const PairsProblem<In>& problem, const Compute<In>* grad /* [n] */,
                             const double* shift /* [n] */, const double* sum /* [n] */,
                             In* grad_keys /* [m, d] */, const Threads& threads);
 

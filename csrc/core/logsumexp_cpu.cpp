@@ -8,48 +8,8 @@
 #include "similarity.h"
 
 namespace wscl {
-namespace {
-
 template <class In>
-Segments segments_of(const LogSumExpProblem<In>& p, const Threads& threads) {
-  if (p.meets != Meets::kAll)
-    return find_segments(p.query_clusters, p.n, p.key_clusters, p.m, false, p.ignore_index, threads);
-  const auto flags = [&](const int64_t* clusters, int64_t size) {
-    std::vector<int64_t> segment(size, 0);
-    for (int64_t i = 0; clusters && i < size; ++i)
-      if (clusters[i] == p.ignore_index) segment[i] = kIgnored;
-    return segment;
-  };
-  Segments segments;
-  segments.count = 1;
-  segments.of_query = flags(p.query_clusters, p.n);
-  segments.of_key = flags(p.key_clusters, p.m);
-  return segments;
-}
-
-template <class In>
-Meeting meeting_of(const LogSumExpProblem<In>& p, const int64_t* keep, bool keys_are_rows,
-                   const Threads& threads) {
-  OwnKeys own;
-  own.own = p.own;
-  own.m = p.m;
-  return meet(p.meets, segments_of(p, threads), own, keep, keys_are_rows);
-}
-
-template <class In>
-SimilarityParams<In> pass_of(const LogSumExpProblem<In>& p, const Meeting& meeting) {
-  SimilarityParams<In> pass;
-  pass.d = p.d;
-  pass.scale = static_cast<Compute<In>>(p.scale * kLog2E);
-  meeting.set(pass, {p.queries, p.query_stride, nullptr, p.n}, {p.keys, p.key_stride, nullptr, p.m});
-  pass.output_stride = p.d;
-  return pass;
-}
-
-}  // namespace
-
-template <class In>
-void logsumexp_forward(const LogSumExpProblem<In>& p, Compute<In>* lse, double* shift, double* sum,
+void logsumexp_forward(const PairsProblem<In>& p, Compute<In>* lse, double* shift, double* sum,
                        Compute<In>* mean, const Threads& threads) {
   using T = Compute<In>;
   const Meeting meeting = meeting_of(p, nullptr, false, threads);
@@ -72,7 +32,7 @@ void logsumexp_forward(const LogSumExpProblem<In>& p, Compute<In>* lse, double* 
 }
 
 template <class In>
-void logsumexp_key_gradient(const LogSumExpProblem<In>& p, const Compute<In>* grad, const double* shift,
+void logsumexp_key_gradient(const PairsProblem<In>& p, const Compute<In>* grad, const double* shift,
                             const double* sum, In* grad_keys, const Threads& threads) {
   using T = Compute<In>;
   std::vector<int64_t> meets_any(p.n);
@@ -94,10 +54,10 @@ void logsumexp_key_gradient(const LogSumExpProblem<In>& p, const Compute<In>* gr
   run_similarity(pass, threads);
 }
 
-#define WSCL_INSTANTIATE(In)                                                                               \
-  template void logsumexp_forward<In>(const LogSumExpProblem<In>&, Compute<In>*, double*, double*,         \
-                                      Compute<In>*, const Threads&);                                       \
-  template void logsumexp_key_gradient<In>(const LogSumExpProblem<In>&, const Compute<In>*, const double*, \
+#define WSCL_INSTANTIATE(In)                                                                                 \
+  template void logsumexp_forward<In>(const PairsProblem<In>&, Compute<In>*, double*, double*, Compute<In>*, \
+                                      const Threads&);                                                       \
+  template void logsumexp_key_gradient<In>(const PairsProblem<In>&, const Compute<In>*, const double*,       \
                                            const double*, In*, const Threads&);
 WSCL_INSTANTIATE(float)
 WSCL_INSTANTIATE(double)

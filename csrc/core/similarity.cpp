@@ -12,9 +12,11 @@
 namespace wscl {
 namespace {
 
-constexpr int64_t kLeastRows = 96;        // fewer rows do not pay for reading a block of columns
-constexpr int64_t kRowGrain = 16;         // a vector's lanes, at most
-constexpr int64_t kLeastColumns = 1024;   // fewer columns do not pay for a merge
+constexpr int64_t kLeastRows = 96;         // fewer rows do not pay for reading a block of columns
+constexpr int64_t kRowGrain = 16;          // a vector's lanes, at most
+constexpr int64_t kLeastColumns = 1024;    // fewer columns do not pay for a merge
+constexpr int64_t kLeastOwnColumns = 128;  // nor for a thread where columns get results
+constexpr int64_t kMergeGrain = 64;
 constexpr int64_t kChunkBytes = 1 << 20;  // a chunk's rows, packed
 constexpr int64_t kSumBytes = 8 << 20;    // a thread's accumulators in segment_sums
 constexpr int64_t kLeastSumColumns = 16;  // a cache line of floats
@@ -42,16 +44,16 @@ const TypedKernels<Float16>& kernels<Float16>() {
   return cpu_kernels().of_float16;
 }
 
-// Rows [row0, row1): the parts' outputs and softmax statistics become the pass's.
+// A chunk of rows against several ranges of columns: the parts' outputs and statistics become the pass's.
 template <class In>
-void merge(const SimilarityParams<In>& p, const std::vector<SimilarityPart<Compute<In>>>& parts, int64_t splits,
-           int64_t chunk) {
+void merge(const SimilarityParams<In>& p, const SimilarityPart<Compute<In>>* part, int64_t splits,
+           int64_t begin, int64_t end) {
   using T = Compute<In>;
-  const SimilarityPart<T>* part = &parts[chunk * splits];
-  const bool softmax = p.epilogue == Epilogue::kSoftmax;
+  const bool softmax = p.epilogue == Epilogue::kSoftmax || p.epilogue == Epilogue::kTwoWay;
+  const bool softplus = p.epilogue == Epilogue::kSoftplus;
   std::vector<double> factor(splits, 1);
   std::vector<double> sum(p.d);
-  for (int64_t i = 0; i < part->row1 - part->row0; ++i) {
+  for (int64_t i = begin; i < end; ++i) {
     const int64_t row = part->row0 + i;
     double total = 1;
     if (softmax) {
@@ -65,6 +67,10 @@ void merge(const SimilarityParams<In>& p, const std::vector<SimilarityPart<Compu
       }
       p.row_max[row] = top;
       p.row_sum[row] = total;
+    } else if (softplus) {
+      p.row_max[row] = p.row_sum[row] = 0;
+      for (int64_t s = 0; s < splits; ++s)
+        p.row_max[row] += part[s].row_max[i], p.row_sum[row] += part[s].row_sum[i];
     }
     if (!p.gathers()) continue;
     std::fill(sum.begin(), sum.end(), 0.0);
@@ -86,51 +92,123 @@ void merge(const SimilarityParams<In>& p, const std::vector<SimilarityPart<Compu
   }
 }
 
+// The parts of a pass, with room for what several parts of the same rows find.
+template <class In>
+class Parts {
+ public:
+  using T = Compute<In>;
+  explicit Parts(const SimilarityParams<In>& params) : p(params) {}
+
+  // Rows [row0, row1) against columns cut[0] … cut[1] … cut[splits].
+  void add(int64_t row0, int64_t row1, const std::vector<int64_t>& cut) {
+    for (size_t s = 0; s + 1 < cut.size(); ++s)
+      parts.push_back({row0, row1, cut[s], cut[s + 1], p.row_max ? p.row_max + row0 : nullptr,
+                       p.row_sum ? p.row_sum + row0 : nullptr, nullptr, 0});
+  }
+
+  void run(int64_t splits, const Threads& threads) {
+    if (splits > 1) make_room();
+    threads.each(static_cast<int64_t>(parts.size()), [&](int64_t i) { kernels<In>().run_part(p, parts[i]); });
+    if (splits > 1)
+      for (size_t first = 0; first < parts.size(); first += splits)
+        threads.ranges(parts[first].row1 - parts[first].row0, kMergeGrain,
+                       [&](int64_t begin, int64_t end) { merge(p, &parts[first], splits, begin, end); });
+    parts.clear();
+  }
+
+ private:
+  void make_room() {
+    int64_t rows = 0;
+    for (const SimilarityPart<T>& part : parts) rows += part.row1 - part.row0;
+    stats.resize(2 * rows);
+    if (p.gathers()) outputs.resize(rows * p.d);
+    int64_t at = 0;
+    for (SimilarityPart<T>& part : parts) {
+      part.row_max = &stats[2 * at];
+      part.row_sum = part.row_max + (part.row1 - part.row0);
+      if (p.gathers()) part.output = &outputs[at * p.d];
+      part.output_stride = p.d;
+      at += part.row1 - part.row0;
+    }
+  }
+
+  const SimilarityParams<In>& p;
+  std::vector<SimilarityPart<T>> parts;
+  std::vector<double> stats;
+  std::vector<T> outputs;
+};
+
+std::vector<int64_t> equal_cuts(int64_t begin, int64_t end, int64_t splits) {
+  std::vector<int64_t> cut;
+  for (int64_t s = 0; s <= splits; ++s) cut.push_back(begin + (end - begin) * s / splits);
+  return cut;
+}
+
+// Columns cut so that every thread meets about as many pairs of these rows.
+template <class In>
+std::vector<int64_t> fair_cuts(const SimilarityParams<In>& p, int64_t row0, int64_t row1, int threads) {
+  int64_t begin = 0, end = p.y.count;
+  const bool ranges = p.begin && !p.outside;
+  if (ranges) begin = std::min(end, p.begin[row0]), end = std::max(begin, std::min(end, p.end[row1 - 1]));
+  const int64_t splits = std::clamp<int64_t>((end - begin) / kLeastOwnColumns, 1, threads);
+  if (!ranges || splits == 1) return equal_cuts(begin, end, splits);
+  // As column j goes by, so many more rows begin, and so many end.
+  std::vector<int64_t> change(end - begin + 1, 0);
+  int64_t pairs = 0;
+  for (int64_t i = row0; i < row1; ++i) {
+    if (p.end[i] <= p.begin[i]) continue;
+    ++change[p.begin[i] - begin];
+    --change[p.end[i] - begin];
+    pairs += p.end[i] - p.begin[i];
+  }
+  std::vector<int64_t> cut = {begin};
+  int64_t met = 0, seen = 0;
+  for (int64_t j = begin; j < end; ++j) {
+    met += change[j - begin];
+    seen += met;
+    while (static_cast<int64_t>(cut.size()) < splits &&
+           seen * splits >= pairs * static_cast<int64_t>(cut.size()))
+      cut.push_back(j + 1);
+  }
+  cut.resize(splits, end);
+  cut.push_back(end);
+  return cut;
+}
+
+// Columns get results: every thread has columns of its own, and the chunks of rows follow one another.
+template <class In>
+void run_to_columns(const SimilarityParams<In>& p, int64_t most_rows, const Threads& threads) {
+  const int64_t chunks = ceil_div(p.x.count, most_rows);
+  const int64_t rows = ceil_div(ceil_div(p.x.count, chunks), kRowGrain) * kRowGrain;
+  Parts<In> parts(p);
+  for (int64_t row0 = 0; row0 < p.x.count; row0 += rows) {
+    const int64_t row1 = std::min(p.x.count, row0 + rows);
+    const std::vector<int64_t> cut = fair_cuts(p, row0, row1, threads.count);
+    parts.add(row0, row1, cut);
+    parts.run(static_cast<int64_t>(cut.size()) - 1, threads);
+  }
+}
+
 }  // namespace
 
 template <class In>
 void run_similarity(const SimilarityParams<In>& p, const Threads& threads) {
-  using T = Compute<In>;
-  const int64_t n = p.x.count, m = p.y.count, tile = kRowGrain;
+  const int64_t n = p.x.count, m = p.y.count;
   if (n == 0) return;
-  const int64_t most_rows =
-      std::max<int64_t>(kLeastRows, kChunkBytes / std::max<int64_t>(1, p.d * static_cast<int64_t>(sizeof(T))));
+  const int64_t most_rows = std::max<int64_t>(
+      kLeastRows, kChunkBytes / std::max<int64_t>(1, p.d * static_cast<int64_t>(sizeof(Compute<In>))));
+  if (p.to_columns()) return run_to_columns(p, most_rows, threads);
   int64_t chunks = std::clamp<int64_t>(n / kLeastRows, 1, threads.count);
   if (ceil_div(n, chunks) > most_rows)  // a whole number of rounds, so that no thread waits for the last one
     chunks = ceil_div(ceil_div(n, most_rows), threads.count) * threads.count;
-  const int64_t rows = ceil_div(ceil_div(n, chunks), tile) * tile;
+  const int64_t rows = ceil_div(ceil_div(n, chunks), kRowGrain) * kRowGrain;
   chunks = ceil_div(n, rows);
   const int64_t splits =
       std::clamp<int64_t>(m / kLeastColumns, 1, std::max<int64_t>(1, threads.count / chunks));
-
-  std::vector<double> part_stats;
-  std::vector<T> part_outputs;
-  if (splits > 1) {
-    part_stats.resize(2 * splits * n);
-    if (p.gathers()) part_outputs.resize(splits * n * p.d);
-  }
-  std::vector<SimilarityPart<T>> parts(chunks * splits);
-  for (int64_t c = 0; c < chunks; ++c)
-    for (int64_t s = 0; s < splits; ++s) {
-      const int64_t row0 = c * rows, row1 = std::min(n, row0 + rows);
-      SimilarityPart<T>& part = parts[c * splits + s];
-      part = {row0,
-              row1,
-              m * s / splits,
-              m * (s + 1) / splits,
-              p.row_max ? p.row_max + row0 : nullptr,
-              p.row_sum ? p.row_sum + row0 : nullptr,
-              nullptr,
-              0};
-      if (splits > 1) {
-        part.row_max = &part_stats[2 * s * n + row0];
-        part.row_sum = &part_stats[(2 * s + 1) * n + row0];
-        if (p.gathers()) part.output = &part_outputs[(s * n + row0) * p.d];
-        part.output_stride = p.d;
-      }
-    }
-  threads.each(chunks * splits, [&](int64_t i) { kernels<In>().run_part(p, parts[i]); });
-  if (splits > 1) threads.each(chunks, [&](int64_t c) { merge(p, parts, splits, c); });
+  Parts<In> parts(p);
+  for (int64_t row0 = 0; row0 < n; row0 += rows)
+    parts.add(row0, std::min(n, row0 + rows), equal_cuts(0, m, splits));
+  parts.run(splits, threads);
 }
 
 template <class In>

@@ -8,6 +8,13 @@
 //   kSymmetric:  output_i  = Σ_j (row_weight_i · 2^(logits_ij − row_shift_i)
 //                                + column_weight_j · 2^(logits_ij − column_shift_j)) y_j
 //   kShared:     the same where all shifts are one number: one exponential a pair
+//   kTwoWay:     kSoftmax without an output, and the same of every column over the rows that meet it
+//   kSoftplus:   row_sum_i = Σ_j softplus(t_ij),  row_max_i = Σ_j σ(t_ij),  output_i = Σ_j σ(t_ij) y_j
+//                with t_ij = ln 2 · (logits_ij + row_shift_i)
+//   kSigmoid:    output_i  = Σ_j column_weight_j · σ(ln 2 · (logits_ij + column_shift_j)) y_j
+//
+// kSymmetric and kShared may send their weights both ways: to the rows as above, and to the columns as
+//   column_output_j = Σ_i weight_ij x_i
 //
 // Excluded pairs and columns that a row does not meet have logit −∞.
 #pragma once
@@ -44,7 +51,7 @@ struct Pair {
   int64_t row, column;  // positions
 };
 
-enum class Epilogue { kSoftmax, kColumns, kSymmetric, kShared };
+enum class Epilogue { kSoftmax, kColumns, kSymmetric, kShared, kTwoWay, kSoftplus, kSigmoid };
 
 template <class In>
 struct SimilarityParams {
@@ -67,8 +74,12 @@ struct SimilarityParams {
   const T* column_weight = nullptr;  // [m]
   T shift = 0;                       // kShared
 
-  double* row_max = nullptr;  // [n] kSoftmax: a bound of the row's logits, an integer
-  double* row_sum = nullptr;  // [n] kSoftmax: 0 for a row that meets no column
+  // By position. Of softmaxes a bound of the logits, an integer, and the sum relative to it, which is 0 where
+  // nothing is met; those of columns go on from what stands there.
+  double* row_max = nullptr;     // [n]
+  double* row_sum = nullptr;     // [n]
+  double* column_max = nullptr;  // [m] kTwoWay
+  double* column_sum = nullptr;  // [m]
 
   // With o = x.origin(i), row i's output goes to output + o · output_stride, or rounded to In to
   // narrow_output + o · output_stride: times alpha, plus row offset_row[o] of `offset` if that is not below 0,
@@ -81,8 +92,16 @@ struct SimilarityParams {
   const T* offset = nullptr;            // [·, d]
   const int64_t* offset_row = nullptr;  // [x's origins]
 
+  // With o = y.origin(j), what column j gathers is added to column_output + o · column_output_stride, times
+  // alpha. It may be the rows' output, if that accumulates.
+  T* column_output = nullptr;
+  int64_t column_output_stride = 0;
+
   bool gathers() const {
     return output || narrow_output;
+  }
+  bool to_columns() const {
+    return column_output || column_max;
   }
 };
 
@@ -98,7 +117,8 @@ struct SimilarityPart {
 };
 
 // Runs a pass on all threads: rows are cut into chunks, and where there are too few rows to keep the
-// threads busy, columns as well; the parts are then merged in order. The result depends on the number of
+// threads busy, columns as well; the parts are then merged in order. Where columns get results, every thread
+// has columns of its own, and the chunks of rows follow one another. The result depends on the number of
 // threads only through that cut, never on timing.
 template <class In>
 void run_similarity(const SimilarityParams<In>& params, const Threads& threads);

@@ -169,6 +169,66 @@ __attribute__((noinline)) void gather_panel(const Pair2* weights, const Pair2* y
       gather_tile<kVectorsX, 1>(weights + r, y + c, pairs, d, out + r * d + c);
 }
 
+// Weights [count][lanes], lanes a multiple of 16, as pairs of neighbouring lanes [count][lanes / 2].
+inline void pair_lanes(const float* weights, int64_t count, int64_t lanes, Pair2* out) {
+  for (int64_t at = 0; at < count * lanes; at += 16) {
+    const __m256i halves = (__m256i)_mm512_cvtneps_pbh((__m512)load(weights + at));
+    _mm256_storeu_si256((__m256i*)(out + at / 2), halves);
+  }
+}
+
+// out[kTile][vectors of x's rows] += Σ_pairs weights[k][pair] · x[pair][column…].
+template <int kPairsOfLanes, int kTile, int kVectors>
+WSCL_INLINE void scatter_tile(const Pair2* weights, const Pair2* x, int64_t d, float* out) {
+  constexpr int kWidth = 16;
+  Vector<float> sum[kTile][kVectors];
+#pragma GCC unroll 16
+  for (int k = 0; k < kTile; ++k)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) sum[k][v] = Vector<float>{};
+  for (int64_t r = 0; r < kPairsOfLanes; ++r) {
+    __m512i value[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) value[v] = load_pairs(x + v * kWidth);
+#pragma GCC unroll 16
+    for (int k = 0; k < kTile; ++k)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) sum[k][v] = dot(sum[k][v], weights + k * kPairsOfLanes + r, value[v]);
+    x += d;
+  }
+#pragma GCC unroll 16
+  for (int k = 0; k < kTile; ++k)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      float* at = out + k * d + v * kWidth;
+      store(at, load(at) + sum[k][v]);
+    }
+}
+
+// out[count][d] += weights x, d a multiple of 16, both in pairs of the panel's lanes.
+template <int kVectorsX>
+__attribute__((noinline)) void scatter_panel(const Pair2* weights, const Pair2* x, int64_t count, int64_t d,
+                                             float* out) {
+  constexpr int kWidth = 16, kPairsOfLanes = kVectorsX * kWidth / 2;
+  const auto rows = [&](auto tile, int64_t k, int64_t c, int64_t vectors) {
+    constexpr int kTile = decltype(tile)::kValue;
+    const Pair2* from = weights + k * kPairsOfLanes;
+    float* to = out + k * d + c;
+    if (vectors == 3)
+      scatter_tile<kPairsOfLanes, kTile, 3>(from, x + c, d, to);
+    else if (vectors == 2)
+      scatter_tile<kPairsOfLanes, kTile, 2>(from, x + c, d, to);
+    else
+      scatter_tile<kPairsOfLanes, kTile, 1>(from, x + c, d, to);
+  };
+  for (int64_t c = 0, vectors; c < d; c += vectors * kWidth) {
+    vectors = scatter_vectors((d - c) / kWidth);
+    int64_t k = 0;
+    for (; k + kKeys <= count; k += kKeys) rows(Number<kKeys>(), k, c, vectors);
+    for (; k < count; ++k) rows(Number<1>(), k, c, vectors);
+  }
+}
+
 // What the processor can do at most, as multiply_add.
 inline double bfloat16_dot(int64_t rounds) {
   constexpr int kChains = 12;

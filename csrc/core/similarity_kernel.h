@@ -10,90 +10,36 @@
 //       S[block][panel]   = first product, kKeys × kPanel accumulators in registers, d deep
 //       W                 = epilogue(S) in place: S lives in L1, a row of x is a lane
 //       O[panel][d]      += second product, kGatherRows × 2 vectors in registers, `block` deep
+//       C[block][d]      += third product, W times the panel's rows of x, where columns gather too
 //
 // Memory traffic: x, y and the output once a chunk; S never leaves L1. The cost beside the products is the
 // epilogue, about 10 vector operations for kWidth pairs against d multiply-adds.
-//
-// A row's shift (its "maximum") is an upper bound of its logits, rounded up to an integer so that changing it
-// rescales by an exact power of two. Where Cauchy-Schwarz gives a bound so low that no exponential can
-// underflow, that bound is taken and no maximum is looked for; else the block's own maximum.
 #pragma once
 
-#include "similarity_workspace.h"
+#include "similarity_epilogues.h"
 
 namespace wscl {
 namespace WSCL_ISA {
 
-constexpr int64_t kBlock = 128;  // rows of y in a block, at most: S takes 24 KiB
-constexpr int64_t kLeastBlock = 32;
-constexpr int64_t kBlockBytes = 192 * 1024;
-// Logits within ± this need no maximum: 2^(−2 · kSafeLogit) is far above the smallest normal number.
-template <class T>
-constexpr T kSafeLogit = sizeof(T) == sizeof(float) ? 48 : 400;
-
-template <class In, Epilogue kEpilogue, bool kGather>
-struct Pass {
-  using T = Compute<In>;
-  using Element = WSCL_ISA::Element<In>;
-  using Packed = WSCL_ISA::Packed<In>;
-  static constexpr int kWidth = Simd<T>::kWidth;
-  static constexpr T kInfinity = __builtin_huge_val();
-  static constexpr bool kRowWeights = kEpilogue == Epilogue::kSymmetric || kEpilogue == Epilogue::kShared;
-
-  const SimilarityParams<In>& params;
-  const SimilarityPart<T>& part;
-  const int64_t rows;      // of this part
-  const int64_t d_padded;  // d as the second product sees it
-  const int64_t block;     // rows of y in a block
-  const int64_t depth;     // steps of the first product
-  const bool in_place;     // y is read where it is
-  int64_t first_excluded;  // of this part's rows
-  T column_norm = 0;       // the largest of the block's
-
-  Workspace memory;
-  Packed* x_packed;                       // [panel][depth][lanes]
-  Element* y_copy;                        // [block][d_padded] where y cannot be read in place
-  uint32_t* y_pairs;                      // [block / 2][d_padded] for the second product of pairs
-  T* output;                              // [rows][d_padded]
-  T* logits;                              // [block][lanes], then the weights
-  T *norms, *shifts, *weights;            // [rows]
-  double* sums;                           // [rows]
-  T* scratch;                             // [kWidth][d_padded]
-  const Element* y_rows[kBlock + kKeys];  // of the block
-
-  Pass(const SimilarityParams<In>& p, const SimilarityPart<T>& part)
-      : params(p),
-        part(part),
-        rows(part.row1 - part.row0),
-        d_padded(round_up(p.d, kWidth)),
-        block(smaller(kBlock,
-                      larger(kLeastBlock, kBlockBytes / larger(1, p.d * int64_t(sizeof(T))) / kKeys * kKeys))),
-        depth(kPairs<In> ? (p.d + 1) / 2 : p.d),
-        in_place(kPairs<In> ? p.d % 2 == 0 : sizeof(In) == sizeof(T) && (!kGather || d_padded == p.d)) {
-    const int64_t padded = round_up(rows, kWidth);
-    for (int round = 0; round < 2; ++round) {
-      memory.cut(x_packed, padded * depth);
-      memory.cut(y_copy, in_place ? 0 : block * d_padded);
-      memory.cut(output, kGather ? padded * d_padded : 0);
-      memory.cut(logits, (block + kKeys) * kPanel<T>);
-      memory.cut(norms, padded);
-      memory.cut(shifts, padded);
-      memory.cut(weights, padded);
-      memory.cut(sums, padded);
-      memory.cut(y_pairs, kPairs<In> && kGather ? (block + 1) / 2 * d_padded : 0);
-      memory.cut(scratch, kWidth * round_up(p.d, 2 * kWidth));
-      if (round == 0) memory.allocate();
-    }
-    int64_t low = 0, high = p.excluded_count;
-    while (low < high) {
-      const int64_t middle = (low + high) / 2;
-      if (p.excluded[middle].row < part.row0)
-        low = middle + 1;
-      else
-        high = middle;
-    }
-    first_excluded = low;
-  }
+template <class In, Epilogue kEpilogue, bool kGather, bool kBoth>
+struct Pass : Epilogues<In, kEpilogue, kGather, kBoth> {
+  using Base = Epilogues<In, kEpilogue, kGather, kBoth>;
+  using Base::Base;
+  using Base::d_padded;
+  using Base::kInfinity;
+  using Base::kWidth;
+  using Base::logits;
+  using Base::output;
+  using Base::params;
+  using Base::part;
+  using Base::rows;
+  using Base::shifts;
+  using Base::sums;
+  using Base::x_rows;
+  using Base::y_rows;
+  using typename Base::Element;
+  using typename Base::Panel;
+  using typename Base::T;
 
   void run() {
     prepare_rows();
@@ -102,7 +48,7 @@ struct Pass {
       column0 = larger(column0, params.begin[part.row0]);
       column1 = smaller(column1, params.end[part.row1 - 1]);
     }
-    for (int64_t c = column0; c < column1; c += block) stream_block(c, smaller(block, column1 - c));
+    for (int64_t c = column0; c < column1; c += this->block) stream_block(c, smaller(this->block, column1 - c));
     finish();
   }
 
@@ -110,29 +56,51 @@ struct Pass {
     for (int64_t r = 0; r < rows; r += kPanel<T>) {
       const int64_t live = smaller(kPanel<T>, rows - r);
       const int vectors = static_cast<int>((live + kWidth - 1) / kWidth);
-      pack_panel(params.x, part.row0 + r, live, vectors, params.d, scratch, x_packed + r * depth, norms + r);
+      pack_panel(params.x, part.row0 + r, live, vectors, params.d, this->scratch,
+                 this->x_packed + r * this->depth, this->norms + r);
     }
     const int64_t padded = round_up(rows, kWidth);
     if (kGather)
       for (int64_t i = 0; i < padded * d_padded; ++i) output[i] = 0;
     for (int64_t i = 0; i < padded; ++i) {
-      norms[i] = std::sqrt(norms[i]);
-      sums[i] = 0;
       const bool live = i < rows;
-      if (kEpilogue == Epilogue::kSoftmax) shifts[i] = -kInfinity;
-      if (kEpilogue == Epilogue::kSymmetric) shifts[i] = live ? params.row_shift[part.row0 + i] : 0;
-      if (kRowWeights) weights[i] = live ? params.row_weight[part.row0 + i] : 0;
+      this->norms[i] = std::sqrt(this->norms[i]);
+      if (!(this->norms[i] <= this->row_norm)) this->row_norm = this->norms[i];
+      sums[i] = 0;
+      if (Base::kSoftplus) this->slopes[i] = 0;
+      if (Base::kSoftmax) shifts[i] = -kInfinity;
+      if (Base::kRowShifts) shifts[i] = live ? params.row_shift[part.row0 + i] : 0;
+      if (Base::kRowWeights) this->weights[i] = live ? params.row_weight[part.row0 + i] : 0;
+    }
+    if constexpr (kBoth) prepare_columns();
+  }
+
+  // Rows of x as the columns' product reads them.
+  void prepare_columns() {
+    for (int64_t i = 0; i < rows; ++i) {
+      const In* row = params.x.row(part.row0 + i);
+      x_rows[i] = reinterpret_cast<const Element*>(row);
+      if constexpr (!kPairs<In>) {
+        if (this->x_in_place) continue;
+        widen_row<In>(row, params.d, d_padded, this->x_copy + i * d_padded);
+        x_rows[i] = this->x_copy + i * d_padded;
+      }
+    }
+    if constexpr (kPairs<In>) {
+      const int64_t pairs = (rows + 1) / 2, padded = round_up(rows, kWidth) / 2;
+      interleave_rows(x_rows, rows, params.d, d_padded, this->x_pairs);
+      for (int64_t at = pairs * d_padded; at < padded * d_padded; ++at) this->x_pairs[at] = 0;
     }
   }
 
   void stream_block(int64_t c0, int64_t count) {
     for (int64_t k = 0; k < count + kKeys; ++k) {
       const In* row = params.y.row(c0 + smaller(k, count - 1));
-      if (in_place) {
+      if (this->in_place) {
         y_rows[k] = reinterpret_cast<const Element*>(row);
         continue;
       }
-      Element* const copy = y_copy + smaller(k, count - 1) * d_padded;
+      Element* const copy = this->y_copy + smaller(k, count - 1) * d_padded;
       y_rows[k] = copy;
       if (k >= count) continue;
       if constexpr (kPairs<In>) {
@@ -142,10 +110,13 @@ struct Pass {
         widen_row<In>(row, params.d, d_padded, copy);
       }
     }
-    if constexpr (kPairs<In> && kGather) interleave_rows(y_rows, count, params.d, d_padded, y_pairs);
-    if (kEpilogue == Epilogue::kSoftmax) column_norm = largest_norm<T>(y_rows, count, params.d);
+    if constexpr (kPairs<In> && kGather) interleave_rows(y_rows, count, params.d, d_padded, this->y_pairs);
+    if (Base::kSoftmax) this->column_norm = largest_norm<T>(y_rows, count, params.d);
+    if constexpr (Base::kTwoWay) this->start_columns(count);
+    if constexpr (kBoth)
+      for (int64_t i = 0; i < count * d_padded; ++i) this->column_output[i] = 0;
 
-    int64_t excluded = first_excluded;
+    int64_t excluded = this->first_excluded;
     for (int64_t r = 0; r < rows; r += kPanel<T>) {
       const int64_t live = smaller(kPanel<T>, rows - r);
       const int64_t excluded_before = excluded;
@@ -170,146 +141,48 @@ struct Pass {
       else
         meet<1>(panel);
     }
+    if constexpr (Base::kTwoWay) this->finish_columns(c0, count);
+    if constexpr (kBoth)
+      for (int64_t k = 0; k < count; ++k)
+        write_row<T>(this->column_output + k * d_padded, params.d, params.alpha, static_cast<const T*>(nullptr),
+                     true, params.column_output + params.y.origin(c0 + k) * params.column_output_stride);
   }
 
-  struct Panel {
-    int64_t row, live;        // rows of this part
-    int64_t c0, count;        // columns
-    const Element* const* y;  // their rows
-    int64_t excluded, excluded_end;
-  };
-
-  // A panel of x meets some rows of y.
   template <int kVectors>
   void meet(const Panel& p) {
-    logits_panel<kVectors>(p.y, p.count, x_packed + p.row * depth, params.d, logits);
-    mask(p, kVectors * kWidth);
-    weigh<kVectors>(p);
-    if constexpr (kGather && kPairs<In>) {
-      pair_weights(logits, p.count, kVectors * kWidth);
-      gather_panel<kVectors>(reinterpret_cast<uint32_t*>(logits), y_pairs + (p.y - y_rows) / 2 * d_padded,
-                             (p.count + 1) / 2, d_padded, output + p.row * d_padded);
-    } else if constexpr (kGather) {
-      gather_panel<kVectors>(logits, p.y, p.count, d_padded, output + p.row * d_padded);
-    }
-  }
-
-  void mask(const Panel& p, int64_t lanes) {
-    for (int64_t e = p.excluded; e < p.excluded_end; ++e) {
-      const int64_t k = params.excluded[e].column - p.c0;
-      if (k >= 0 && k < p.count) logits[k * lanes + params.excluded[e].row - part.row0 - p.row] = -kInfinity;
-    }
-    if (!params.begin) return;
-    for (int64_t i = 0; i < p.live; ++i) {
-      const int64_t row = part.row0 + p.row + i;
-      const int64_t begin = params.begin[row] - p.c0, end = params.end[row] - p.c0;
-      const auto hide = [&](int64_t from, int64_t to) {
-        for (int64_t k = larger(from, 0); k < smaller(to, p.count); ++k) logits[k * lanes + i] = -kInfinity;
-      };
-      if (params.outside) {
-        hide(begin, end);
-      } else {
-        hide(0, begin);
-        hide(end, p.count);
+    constexpr int64_t kLanes = kVectors * kWidth;
+    logits_panel<kVectors>(p.y, p.count, this->x_packed + p.row * this->depth, params.d, logits);
+    this->mask(p, kLanes);
+    this->template weigh<kVectors>(p);
+    T* const to_rows = output + p.row * d_padded;
+    T* const to_columns = this->column_output + (p.y - y_rows) * d_padded;
+    if constexpr (kPairs<In>) {
+      if constexpr (kBoth) {
+        pair_lanes(logits, p.count, kLanes, this->weight_pairs);
+        scatter_panel<kVectors>(this->weight_pairs, this->x_pairs + p.row / 2 * d_padded, p.count, d_padded,
+                                to_columns);
       }
-    }
-  }
-
-  // Logits become weights.
-  template <int kVectors>
-  void weigh(const Panel& p) {
-    const Vector<T> scale = broadcast(params.scale);
-    if constexpr (kEpilogue == Epilogue::kSoftmax) {
-      raise_shifts<kVectors>(p);
-      Vector<T> shift[kVectors], sum[kVectors];
-      for (int v = 0; v < kVectors; ++v) {
-        shift[v] = load(shifts + p.row + v * kWidth);
-        shift[v] = shift[v] == -kInfinity ? Vector<T>{} : shift[v];
-        sum[v] = Vector<T>{};
+      if constexpr (kGather) {
+        pair_weights(logits, p.count, kLanes);
+        gather_panel<kVectors>(reinterpret_cast<uint32_t*>(logits),
+                               this->y_pairs + (p.y - y_rows) / 2 * d_padded, (p.count + 1) / 2, d_padded,
+                               to_rows);
       }
-      for (int64_t k = 0; k < p.count; ++k)
-        for (int v = 0; v < kVectors; ++v) {
-          T* at = logits + (k * kVectors + v) * kWidth;
-          const Vector<T> weight = exp2<T>(load(at) * scale - shift[v]);
-          sum[v] += weight;
-          if (kGather) store(at, weight);
-        }
-      for (int v = 0; v < kVectors; ++v)
-        for (int i = 0; i < kWidth; ++i) sums[p.row + v * kWidth + i] += sum[v][i];
-      return;
-    }
-    Vector<T> row_shift[kVectors], row_weight[kVectors];
-    for (int v = 0; v < kVectors; ++v) {
-      row_shift[v] =
-          kEpilogue == Epilogue::kSymmetric ? load(shifts + p.row + v * kWidth) : broadcast(params.shift);
-      row_weight[v] = kRowWeights ? load(weights + p.row + v * kWidth) : Vector<T>{};
-    }
-    for (int64_t k = 0; k < p.count; ++k) {
-      const Vector<T> column_weight = broadcast(params.column_weight[p.c0 + k]);
-      Vector<T> column_shift = {};
-      if (kEpilogue != Epilogue::kShared) column_shift = broadcast(params.column_shift[p.c0 + k]);
-      for (int v = 0; v < kVectors; ++v) {
-        T* at = logits + (k * kVectors + v) * kWidth;
-        const Vector<T> logit = load(at) * scale;
-        if (kEpilogue == Epilogue::kColumns)
-          store(at, column_weight * exp2<T>(logit - column_shift));
-        else if (kEpilogue == Epilogue::kShared)
-          store(at, (row_weight[v] + column_weight) * exp2<T>(logit - row_shift[v]));
-        else
-          store(at,
-                row_weight[v] * exp2<T>(logit - row_shift[v]) + column_weight * exp2<T>(logit - column_shift));
-      }
-    }
-  }
-
-  // Makes every lane's shift a bound of its logits, and rescales what was summed under a smaller one.
-  template <int kVectors>
-  void raise_shifts(const Panel& p) {
-    const Vector<T> scale = broadcast(params.scale), safe = broadcast(kSafeLogit<T>);
-    Vector<T> best[kVectors];
-    typename Simd<T>::Bits bounded[kVectors];
-    bool all_bounded = true;
-    for (int v = 0; v < kVectors; ++v) {
-      // A NaN or an infinity in the block makes the bound useless, and the maximum is looked for.
-      best[v] =
-          ceiling<T>(load(norms + p.row + v * kWidth) * broadcast<T>(params.scale * column_norm * T(1.0001)));
-      bounded[v] = best[v] <= safe;
-      all_bounded &= all<T>(bounded[v]);
-    }
-    if (!all_bounded) {
-      Vector<T> top[kVectors];
-      for (int v = 0; v < kVectors; ++v) top[v] = broadcast(-kInfinity);
-      for (int64_t k = 0; k < p.count; ++k)
-        for (int v = 0; v < kVectors; ++v)
-          top[v] = maximum<T>(load(logits + (k * kVectors + v) * kWidth), top[v]);
-      for (int v = 0; v < kVectors; ++v) best[v] = bounded[v] ? best[v] : ceiling<T>(top[v] * scale);
-    }
-    for (int v = 0; v < kVectors; ++v) {
-      T* const shift = shifts + p.row + v * kWidth;
-      const Vector<T> old = load(shift), now = maximum<T>(best[v], old);
-      if (all<T>(now == old)) continue;
-      store(shift, now);
-      if (all<T>(old == -kInfinity)) continue;  // nothing was summed
-      T shrink[kWidth];
-      store(shrink, exp2<T>(now == old ? Vector<T>{} : old - now));
-      for (int i = 0; i < kWidth; ++i) {
-        const int64_t row = p.row + v * kWidth + i;
-        sums[row] *= shrink[i];
-        if (kGather && shrink[i] != 1)
-          for (int64_t c = 0; c < d_padded; c += kWidth)
-            store(output + row * d_padded + c, load(output + row * d_padded + c) * broadcast(shrink[i]));
-      }
+    } else {
+      if constexpr (kBoth)
+        scatter_panel<kVectors>(logits, x_rows + p.row, p.count, p.live, d_padded, to_columns);
+      if constexpr (kGather) gather_panel<kVectors>(logits, p.y, p.count, d_padded, to_rows);
     }
   }
 
   void finish() {
     for (int64_t i = 0; i < rows; ++i) {
       T factor = params.alpha;
-      if (kEpilogue == Epilogue::kSoftmax) {
-        part.row_max[i] = shifts[i];
+      if (Base::kSoftmax || Base::kSoftplus) {
+        part.row_max[i] = Base::kSoftplus ? this->slopes[i] : shifts[i];
         part.row_sum[i] = sums[i];
-        factor = sums[i] == 0 ? T(0) : static_cast<T>(params.alpha / sums[i]);
       }
+      if (Base::kSoftmax) factor = sums[i] == 0 ? T(0) : static_cast<T>(params.alpha / sums[i]);
       if (!kGather) continue;
       const T* from = output + i * d_padded;
       if (part.output)  // to be merged with other parts: as it is
@@ -335,23 +208,33 @@ struct Pass {
   }
 };
 
-template <class In, Epilogue kEpilogue, bool kGather>
+template <Epilogue kEpilogue, bool kGather, bool kBoth = false, class In>
 void run_pass(const SimilarityParams<In>& params, const SimilarityPart<Compute<In>>& part) {
-  Pass<In, kEpilogue, kGather>(params, part).run();
+  Pass<In, kEpilogue, kGather, kBoth>(params, part).run();
 }
 
 template <class In>
 void run(const SimilarityParams<In>& params, const SimilarityPart<Compute<In>>& part) {
+  const bool gathers = params.gathers(), both = params.column_output;
   switch (params.epilogue) {
     case Epilogue::kSoftmax:
-      return params.gathers() ? run_pass<In, Epilogue::kSoftmax, true>(params, part)
-                              : run_pass<In, Epilogue::kSoftmax, false>(params, part);
+      return gathers ? run_pass<Epilogue::kSoftmax, true>(params, part)
+                     : run_pass<Epilogue::kSoftmax, false>(params, part);
     case Epilogue::kColumns:
-      return run_pass<In, Epilogue::kColumns, true>(params, part);
+      return run_pass<Epilogue::kColumns, true>(params, part);
     case Epilogue::kSymmetric:
-      return run_pass<In, Epilogue::kSymmetric, true>(params, part);
+      return both ? run_pass<Epilogue::kSymmetric, true, true>(params, part)
+                  : run_pass<Epilogue::kSymmetric, true>(params, part);
     case Epilogue::kShared:
-      return run_pass<In, Epilogue::kShared, true>(params, part);
+      return both ? run_pass<Epilogue::kShared, true, true>(params, part)
+                  : run_pass<Epilogue::kShared, true>(params, part);
+    case Epilogue::kTwoWay:
+      return run_pass<Epilogue::kTwoWay, false>(params, part);
+    case Epilogue::kSoftplus:
+      return gathers ? run_pass<Epilogue::kSoftplus, true>(params, part)
+                     : run_pass<Epilogue::kSoftplus, false>(params, part);
+    case Epilogue::kSigmoid:
+      return run_pass<Epilogue::kSigmoid, true>(params, part);
   }
 }
 

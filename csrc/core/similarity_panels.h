@@ -24,6 +24,11 @@ constexpr int kGatherRows = kVectorsX == kMostVectors             ? kRows
                             : kKeys < kVectorsX * Simd<T>::kWidth ? kKeys
                                                                   : kVectorsX * Simd<T>::kWidth;
 
+template <int kNumber>
+struct Number {
+  static constexpr int kValue = kNumber;
+};
+
 // One row, widened, zero from d to `padded`.
 template <class In, class T>
 void widen_row(const In* from, int64_t d, int64_t padded, T* to) {
@@ -192,6 +197,66 @@ __attribute__((noinline)) void gather_panel(const T* weights, const T* const* y,
   for (; c < d; c += kWidth)
     for (int r = 0; r < kVectorsX * kWidth; r += kTile)
       gather_tile<T, kVectorsX, 1>(weights + r, y, c, count, out + r * d + c, d);
+}
+
+// out[kTile][vectors of x's rows] += Σ_r weights[k][r] · x_r[column…].
+template <class T, int kLanes, int kTile, int kVectors>
+WSCL_INLINE void scatter_tile(const T* __restrict weights, const T* const* x, int64_t column, int64_t live,
+                              T* __restrict out, int64_t out_stride) {
+  constexpr int kWidth = Simd<T>::kWidth;
+  Vector<T> sum[kTile][kVectors];
+#pragma GCC unroll 16
+  for (int k = 0; k < kTile; ++k)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) sum[k][v] = Vector<T>{};
+  for (int64_t r = 0; r < live; ++r) {
+    const T* row = x[r] + column;
+    Vector<T> value[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) value[v] = load(row + v * kWidth);
+#pragma GCC unroll 16
+    for (int k = 0; k < kTile; ++k) {
+      const Vector<T> weight = broadcast(weights[k * kLanes + r]);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) sum[k][v] += weight * value[v];
+    }
+  }
+#pragma GCC unroll 16
+  for (int k = 0; k < kTile; ++k)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      T* at = out + k * out_stride + v * kWidth;
+      store(at, load(at) + sum[k][v]);
+    }
+}
+
+// How many vectors of the `left` ones a tile of the scatter takes: 3 and 3, but 4 as 2 and 2.
+WSCL_INLINE int64_t scatter_vectors(int64_t left) {
+  return left == 4 ? 2 : smaller(left, 3);
+}
+
+// out[count][d] += weights x over the panel's `live` lanes, d a multiple of kWidth.
+template <int kVectorsX, class T>
+__attribute__((noinline)) void scatter_panel(const T* weights, const T* const* x, int64_t count, int64_t live,
+                                             int64_t d, T* out) {
+  constexpr int kWidth = Simd<T>::kWidth, kLanes = kVectorsX * kWidth;
+  const auto rows = [&](auto tile, int64_t k, int64_t c, int64_t vectors) {
+    constexpr int kTile = decltype(tile)::kValue;
+    const T* from = weights + k * kLanes;
+    T* to = out + k * d + c;
+    if (vectors == 3)
+      scatter_tile<T, kLanes, kTile, 3>(from, x, c, live, to, d);
+    else if (vectors == 2)
+      scatter_tile<T, kLanes, kTile, 2>(from, x, c, live, to, d);
+    else
+      scatter_tile<T, kLanes, kTile, 1>(from, x, c, live, to, d);
+  };
+  for (int64_t c = 0, vectors; c < d; c += vectors * kWidth) {
+    vectors = scatter_vectors((d - c) / kWidth);
+    int64_t k = 0;
+    for (; k + kKeys <= count; k += kKeys) rows(Number<kKeys>(), k, c, vectors);
+    for (; k < count; ++k) rows(Number<1>(), k, c, vectors);
+  }
 }
 
 }  // namespace WSCL_ISA

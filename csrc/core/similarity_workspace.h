@@ -55,5 +55,105 @@ using Element = typename Choose<kPairs<In>, In, Compute<In>>::Type;  // of y's r
 template <class In>
 using Packed = typename Choose<kPairs<In>, uint32_t, Compute<In>>::Type;  // of packed rows of x
 
+constexpr int64_t kBlock = 128;  // rows of y in a block, at most: S takes 24 KiB
+constexpr int64_t kLeastBlock = 32;
+constexpr int64_t kBlockBytes = 192 * 1024;
+
+// A panel of x meets some rows of y.
+template <class In>
+struct Panel {
+  int64_t row, live;            // rows of this part
+  int64_t c0, count;            // columns
+  const Element<In>* const* y;  // their rows
+  int64_t excluded, excluded_end;
+};
+
+// Everything that a part of a pass keeps. `kBoth`: the weights go to the columns as well as to the rows.
+template <class In, Epilogue kEpilogue, bool kGather, bool kBoth>
+struct PartState {
+  using T = Compute<In>;
+  using Element = WSCL_ISA::Element<In>;
+  using Packed = WSCL_ISA::Packed<In>;
+  static constexpr int kWidth = Simd<T>::kWidth;
+  static constexpr T kInfinity = __builtin_huge_val();
+  static constexpr bool kTwoWay = kEpilogue == Epilogue::kTwoWay;
+  static constexpr bool kSoftmax = kTwoWay || kEpilogue == Epilogue::kSoftmax;
+  static constexpr bool kSoftplus = kEpilogue == Epilogue::kSoftplus;
+  static constexpr bool kRowShifts = kSoftplus || kEpilogue == Epilogue::kSymmetric;
+  static constexpr bool kRowWeights = kEpilogue == Epilogue::kSymmetric || kEpilogue == Epilogue::kShared;
+
+  const SimilarityParams<In>& params;
+  const SimilarityPart<T>& part;
+  const int64_t rows;      // of this part
+  const int64_t d_padded;  // d as the second product sees it
+  const int64_t block;     // rows of y in a block
+  const int64_t depth;     // steps of the first product
+  const bool in_place;     // y is read where it is
+  const bool x_in_place;   // and so is x, for the columns
+  int64_t first_excluded;  // of this part's rows
+  T row_norm = 0;          // the largest of this part's
+  T column_norm = 0;       // the largest of the block's
+
+  Workspace memory;
+  Packed* x_packed;                       // [panel][depth][lanes]
+  Element* y_copy;                        // [block][d_padded] where y cannot be read in place
+  uint32_t* y_pairs;                      // [block / 2][d_padded] for the second product of pairs
+  T* output;                              // [rows][d_padded]
+  T* logits;                              // [block][lanes], then the weights
+  T *norms, *shifts, *weights;            // [rows]
+  double *sums, *slopes;                  // [rows]
+  T* scratch;                             // [kWidth][d_padded]
+  T *column_shifts, *column_sums;         // [block][kWidth], lane by lane
+  T* column_output;                       // [block][d_padded]
+  const Element** x_rows;                 // [rows] for the columns' product
+  Element* x_copy;                        // [rows][d_padded] where x cannot be read in place
+  uint32_t* x_pairs;                      // [rows / 2][d_padded] for the columns' product of pairs
+  uint32_t* weight_pairs;                 // [block][lanes / 2]
+  const Element* y_rows[kBlock + kKeys];  // of the block
+
+  PartState(const SimilarityParams<In>& p, const SimilarityPart<T>& part)
+      : params(p),
+        part(part),
+        rows(part.row1 - part.row0),
+        d_padded(round_up(p.d, kWidth)),
+        block(smaller(kBlock,
+                      larger(kLeastBlock, kBlockBytes / larger(1, p.d * int64_t(sizeof(T))) / kKeys * kKeys))),
+        depth(kPairs<In> ? (p.d + 1) / 2 : p.d),
+        in_place(kPairs<In> ? p.d % 2 == 0 : sizeof(In) == sizeof(T) && (!kGather || d_padded == p.d)),
+        x_in_place(kPairs<In> || (sizeof(In) == sizeof(T) && d_padded == p.d)) {
+    const int64_t padded = round_up(rows, kWidth);
+    for (int round = 0; round < 2; ++round) {
+      memory.cut(x_packed, padded * depth);
+      memory.cut(y_copy, in_place ? 0 : block * d_padded);
+      memory.cut(output, kGather ? padded * d_padded : 0);
+      memory.cut(logits, (block + kKeys) * kPanel<T>);
+      memory.cut(norms, padded);
+      memory.cut(shifts, padded);
+      memory.cut(weights, padded);
+      memory.cut(sums, padded);
+      memory.cut(slopes, kSoftplus ? padded : 0);
+      memory.cut(y_pairs, kPairs<In> && kGather ? (block + 1) / 2 * d_padded : 0);
+      memory.cut(scratch, kWidth * round_up(p.d, 2 * kWidth));
+      memory.cut(column_shifts, kTwoWay ? block * kWidth : 0);
+      memory.cut(column_sums, kTwoWay ? block * kWidth : 0);
+      memory.cut(column_output, kBoth ? block * d_padded : 0);
+      memory.cut(x_rows, kBoth ? rows : 0);
+      memory.cut(x_copy, kBoth && !x_in_place ? rows * d_padded : 0);
+      memory.cut(x_pairs, kBoth && kPairs<In> ? padded / 2 * d_padded : 0);
+      memory.cut(weight_pairs, kBoth && kPairs<In> ? block * kPanel<T> / 2 : 0);
+      if (round == 0) memory.allocate();
+    }
+    int64_t low = 0, high = p.excluded_count;
+    while (low < high) {
+      const int64_t middle = (low + high) / 2;
+      if (p.excluded[middle].row < part.row0)
+        low = middle + 1;
+      else
+        high = middle;
+    }
+    first_excluded = low;
+  }
+};
+
 }  // namespace WSCL_ISA
 }  // namespace wscl

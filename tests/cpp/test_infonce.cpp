@@ -1,37 +1,17 @@
 // The CPU kernels against the definition in double, for every instruction set this processor has, with one
 // thread and with several.
 
-#include <cmath>
-#include <cstdio>
 #include <limits>
 #include <random>
 #include <string>
-#include <thread>
 #include <vector>
 
+#include "checks.h"
 #include "core/clusters.h"
 #include "core/cpu.h"
 #include "core/infonce.h"
 
 namespace {
-
-int failures = 0;
-
-#define CHECK(condition, ...)                                     \
-  do {                                                            \
-    if (!(condition)) {                                           \
-      ++failures;                                                 \
-      std::printf("%s:%d: %s: ", __FILE__, __LINE__, #condition); \
-      std::printf(__VA_ARGS__);                                   \
-      std::printf("\n");                                          \
-    }                                                             \
-  } while (0)
-
-void run_on_threads(int64_t tasks, void (*task)(int64_t, void*), void* context) {
-  std::vector<std::thread> pool;
-  for (int64_t i = 0; i < tasks; ++i) pool.emplace_back(task, i, context);
-  for (std::thread& thread : pool) thread.join();
-}
 
 struct Case {
   int64_t n, m, d;
@@ -91,12 +71,6 @@ Gradients definition(const Case& c, const std::vector<double>& q, const std::vec
   return result;
 }
 
-double largest(const std::vector<double>& values) {
-  double top = 0;
-  for (double v : values) top = std::max(top, std::abs(v));
-  return top;
-}
-
 template <class T>
 void compare(const char* what, const char* type, const std::string& isa, const Case& c,
              const std::vector<T>& got, const std::vector<double>& want, double tolerance) {
@@ -111,30 +85,6 @@ void compare(const char* what, const char* type, const std::string& isa, const C
       return;
     }
 }
-
-// How exact: `tolerance` of what is computed, `rounding` of weights and gradients.
-template <class In>
-struct Precision;
-template <>
-struct Precision<float> {
-  static constexpr double tolerance = 2e-6, rounding = 0;
-  static constexpr const char* name = "float";
-};
-template <>
-struct Precision<double> {
-  static constexpr double tolerance = 1e-13, rounding = 0;
-  static constexpr const char* name = "double";
-};
-template <>
-struct Precision<wscl::BFloat16> {
-  static constexpr double tolerance = 2e-6, rounding = 8e-3;
-  static constexpr const char* name = "bfloat16";
-};
-template <>
-struct Precision<wscl::Float16> {
-  static constexpr double tolerance = 2e-6, rounding = 5e-4;
-  static constexpr const char* name = "float16";
-};
 
 template <class In>
 void check(const Case& c, const std::string& isa, int thread_count) {
@@ -161,9 +111,7 @@ void check(const Case& c, const std::string& isa, int thread_count) {
   if (c.self)
     for (size_t i = 0; i < want.queries.size(); ++i) want.queries[i] += want.keys[i];
 
-  wscl::Threads threads;
-  threads.count = thread_count;
-  threads.run = run_on_threads;
+  const wscl::Threads threads = test_threads(thread_count);
   wscl::InfoNCEProblem<In> p{q.data(),
                              c.d,
                              c.n,
@@ -262,6 +210,5 @@ int main() {
     wscl::infonce_forward<float>(p, loss, count, stats, direction, wscl::Threads());
     CHECK(loss[0] == 0 && loss[1] == 0 && count[0] == 0 && count[1] == 0, "a loss without keys");
   }
-  std::printf(failures ? "FAILED: %d\n" : "all passed\n", failures);
-  return failures != 0;
+  return report();
 }

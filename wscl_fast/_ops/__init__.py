@@ -14,6 +14,8 @@ from wscl_fast._ops.logsumexp import (
     merge_blocks,
     softmax,
 )
+from wscl_fast._ops.softplus import softplus_sum
+from wscl_fast._ops.two_way import two_way_logsumexp
 
 __all__ = [
     "MOST_TOP",
@@ -30,4 +32,6 @@ __all__ = [
     "merge_blocks",
     "serves",
     "softmax",
+    "softplus_sum",
+    "two_way_logsumexp",
 ]

@@ -11,7 +11,7 @@ from torch import Tensor
 from wscl_fast._ops.extension import compute_dtype, extension, require
 
 Meets = Literal["all", "same", "other"]
-_MEETS = {"all": 0, "same": 1, "other": 2}
+MEETS = {"all": 0, "same": 1, "other": 2}
 
 
 class Block(NamedTuple):
@@ -55,7 +55,7 @@ def logsumexp(
     require(queries.device)
     need_mean = torch.is_grad_enabled() and (queries.requires_grad or scale.requires_grad)
     lse: Tensor = torch.ops.wscl_fast.logsumexp(
-        queries, keys, query_ids, key_ids, own, scale, _MEETS[meets], ignore_index, need_mean
+        queries, keys, query_ids, key_ids, own, scale, MEETS[meets], ignore_index, need_mean
     )[0]
     return lse
 
@@ -109,7 +109,7 @@ def logsumexp_block(
     require(queries.device)
     with torch.no_grad():
         _, stats, mean = torch.ops.wscl_fast.logsumexp(
-            queries, keys, query_ids, key_ids, own, scale, _MEETS[meets], ignore_index, need_mean
+            queries, keys, query_ids, key_ids, own, scale, MEETS[meets], ignore_index, need_mean
         )
     return Block(stats, mean)
 
@@ -143,7 +143,7 @@ def logsumexp_block_backward(
     require(queries.device)
     with torch.no_grad():
         grad_keys: Tensor = torch.ops.wscl_fast.logsumexp_key_gradient(
-            grad, queries, keys, query_ids, key_ids, own, scale, _MEETS[meets], ignore_index, stats
+            grad, queries, keys, query_ids, key_ids, own, scale, MEETS[meets], ignore_index, stats
         )
     return grad_keys
 

@@ -1,0 +1,71 @@
+// What the C++ tests share: checks that count failures, threads, how exact each dtype is.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <thread>
+#include <vector>
+
+#include "core/dtypes.h"
+#include "core/threads.h"
+
+inline int failures = 0;
+
+#define CHECK(condition, ...)                                     \
+  do {                                                            \
+    if (!(condition)) {                                           \
+      ++failures;                                                 \
+      std::printf("%s:%d: %s: ", __FILE__, __LINE__, #condition); \
+      std::printf(__VA_ARGS__);                                   \
+      std::printf("\n");                                          \
+    }                                                             \
+  } while (0)
+
+inline void run_on_threads(int64_t tasks, void (*task)(int64_t, void*), void* context) {
+  std::vector<std::thread> pool;
+  for (int64_t i = 0; i < tasks; ++i) pool.emplace_back(task, i, context);
+  for (std::thread& thread : pool) thread.join();
+}
+
+inline wscl::Threads test_threads(int count) {
+  wscl::Threads threads;
+  threads.count = count;
+  threads.run = run_on_threads;
+  return threads;
+}
+
+inline double largest(const std::vector<double>& values) {
+  double top = 0;
+  for (double v : values) top = std::max(top, std::abs(v));
+  return top;
+}
+
+// How exact: `tolerance` of what is computed, `rounding` of weights and gradients.
+template <class In>
+struct Precision;
+template <>
+struct Precision<float> {
+  static constexpr double tolerance = 2e-6, rounding = 0;
+  static constexpr const char* name = "float";
+};
+template <>
+struct Precision<double> {
+  static constexpr double tolerance = 1e-13, rounding = 0;
+  static constexpr const char* name = "double";
+};
+template <>
+struct Precision<wscl::BFloat16> {
+  static constexpr double tolerance = 2e-6, rounding = 8e-3;
+  static constexpr const char* name = "bfloat16";
+};
+template <>
+struct Precision<wscl::Float16> {
+  static constexpr double tolerance = 2e-6, rounding = 5e-4;
+  static constexpr const char* name = "float16";
+};
+
+inline int report() {
+  std::printf(failures ? "FAILED: %d\n" : "all passed\n", failures);
+  return failures != 0;
+}
