@@ -61,7 +61,9 @@ __global__ void describe_keys(const InfoNCEProblem p, const Clusters c) {
   if (j < p.m) {
     const int64_t id = p.key_clusters ? p.key_clusters[j] : 0;
     valid = !p.key_clusters || id != p.ignore_index;
-    const int segment = !p.sorted_queries ? static_cast<int>(p.n) : valid ? lower_bound(p.sorted_queries, p.n, id) : 0;
+    const int segment = !p.sorted_queries ? static_cast<int>(p.n)
+                        : valid           ? lower_bound(p.sorted_queries, p.n, id)
+                                          : 0;
     c.key_segment[j] = valid && segment < p.n && p.sorted_queries[segment] == id ? segment : -1;
   }
   const unsigned bits = __ballot_sync(0xffffffffu, valid);

@@ -43,8 +43,8 @@ struct Upstream {
   }
 };
 
-// kSecond: of the second pass of "in", in query_order; kOrdered: of the first, in query_order. `share` is written
-// by kFirst.
+// kSecond: of the second pass of "in", in query_order; kOrdered: of the first, in query_order. `share` is
+// written by kFirst.
 enum class Vectors : int { kFirst, kSecond, kOrdered };
 cudaError_t find_scalars(const Upstream& up, cudaStream_t stream);
 cudaError_t find_vectors(const Upstream& up, const GradientVectors& vectors, Vectors which,

@@ -25,8 +25,8 @@ int processors() {
 
 int64_t rows_of_block(const KMeansProblem& p, const KMeansTable& table) {
   const int64_t fitting = kBlockBytes / (table.depth * 2 + kRowBytes) / kScanRows * kScanRows;
-  return std::min(p.n, p.block_rows > 0 ? std::min(p.block_rows, kMostRows)
-                                        : std::clamp(fitting, kLeastRows, kMostRows));
+  return std::min(
+      p.n, p.block_rows > 0 ? std::min(p.block_rows, kMostRows) : std::clamp(fitting, kLeastRows, kMostRows));
 }
 
 // The pieces of workspace for blocks of up to `count` rows.

@@ -29,7 +29,7 @@ struct KMeansProblem {
   const float* centroids = nullptr;  // [k, d], contiguous; k < 2^31
   int64_t n = 0, d = 0, k = 0;
   bool cosine = false;
-  int top = 1;  // nearest centroids wanted, at most kMostTop; 1 for an update
+  int top = 1;             // nearest centroids wanted, at most kMostTop; 1 for an update
   int64_t block_rows = 0;  // rows that are on their way together; 0: as many as keep the workspace small
 
   int64_t* assignment = nullptr;  // [n, top]

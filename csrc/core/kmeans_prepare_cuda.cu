@@ -194,8 +194,9 @@ __global__ void __launch_bounds__(kThreads)
   if (t.cosine) b.inverse[i] = inverse;
   // Norms were summed up in float, and so is this: a little more. The last term is 16 units of float64 of the
   // distance: where the definition itself cannot tell, it takes the first, so all of them are candidates.
-  b.margin[i] = 2.004f * (bound.per_norm * norm + bound.per_loss * lost + bound.per_factor * f + bound.constant) +
-                norm * norm * (0x1p-50f / f);
+  b.margin[i] =
+      2.004f * (bound.per_norm * norm + bound.per_loss * lost + bound.per_factor * f + bound.constant) +
+      norm * norm * (0x1p-50f / f);
 }
 
 }  // namespace

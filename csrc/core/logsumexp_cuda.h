@@ -1,5 +1,5 @@
-// The masked log-sum-exp on a CUDA device, with what its gradients need: the passes of logsumexp.h. No torch, no
-// Python; everything is enqueued on one stream, nothing waits for the device.
+// The masked log-sum-exp on a CUDA device, with what its gradients need: the passes of logsumexp.h. No torch,
+// no Python; everything is enqueued on one stream, nothing waits for the device.
 #pragma once
 
 #include "infonce_cuda.h"

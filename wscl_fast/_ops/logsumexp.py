@@ -77,7 +77,7 @@ def softmax(
     """
     require(queries.device)
     lse, _, mean = torch.ops.wscl_fast.logsumexp(
-        queries, keys, query_ids, key_ids, own, scale, _MEETS[meets], ignore_index, True
+        queries, keys, query_ids, key_ids, own, scale, MEETS[meets], ignore_index, True
     )
     return lse, scale.detach() * (queries.detach() * mean).sum(1)
 
