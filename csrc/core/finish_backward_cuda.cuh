@@ -5,9 +5,9 @@
 
 namespace wscl::cuda {
 
-// Rows of keys whose gradient in float32 takes 64 MiB: that many are done at a time.
-inline int64_t key_chunk(const InfoNCEProblem& p) {
-  return std::min(p.m, std::max<int64_t>(4096, (64 << 20) / (4 * std::max<int64_t>(1, padded_width(p.d)))));
+// Of `count` rows as many as are done at a time: their gradient in float32 takes 64 MiB.
+inline int64_t row_chunk(int64_t count, int64_t d) {
+  return std::min(count, std::max<int64_t>(4096, (64 << 20) / (4 * std::max<int64_t>(1, padded_width(d)))));
 }
 
 struct FinishBackward {
@@ -51,5 +51,49 @@ __global__ void finish_keys(const FinishBackward f) {
     kernel<std::remove_pointer_t<decltype(element)>>                    \
         <<<blocks_for(rows, kBlock / 32), kBlock, 0, stream>>>(params); \
   })
+
+// `count` of a pass's rows, from `first` on.
+inline SimilarityParams rows_from(SimilarityParams pass, int64_t first, int64_t count) {
+  if (pass.x.index)
+    pass.x.index += first;
+  else
+    pass.x.data = static_cast<const char*>(pass.x.data) + first * pass.x.stride * element_size(pass.precision);
+  pass.x.count = count;
+  pass.x_origin += first;
+  const auto skip = [first](auto& rows) { rows = rows ? rows + first : rows; };
+  skip(pass.row_excluded);
+  skip(pass.begin);
+  skip(pass.end);
+  skip(pass.row_shift);
+  skip(pass.row_weight);
+  return pass;
+}
+
+// The gradient of keys from one pass over queries, so many keys at a time.
+struct KeyPass {
+  SimilarityParams pass;
+  SoftmaxParts parts;
+  int64_t chunk;
+
+  KeyPass(const SimilarityParams& by_keys, const InfoNCEProblem& p, Workspace& space)
+      : pass(by_keys), chunk(row_chunk(p.m, p.d)) {
+    pass.x.count = chunk;
+    parts = take_parts(pass, true, space);
+  }
+  cudaError_t run(const Upstream& up, cudaStream_t stream) const {
+    const InfoNCEProblem& p = up.problem;
+    cudaError_t error = cudaSuccess;
+    for (int64_t first = 0; first < p.m && !error; first += chunk) {
+      SoftmaxParts all = parts;
+      all.rows = std::min(chunk, p.m - first);
+      error = run_similarity(rows_from(pass, first, all.rows), stream);
+      if (error) break;
+      const FinishBackward finish = {up, all, {}, pass.output_stride, nullptr, nullptr, nullptr, first};
+      WSCL_LAUNCH_ROWS(finish_keys, all.rows, finish);
+      error = cudaGetLastError();
+    }
+    return error;
+  }
+};
 
 }  // namespace wscl::cuda

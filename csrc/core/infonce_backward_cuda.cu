@@ -77,8 +77,8 @@ struct Pieces {
   Pieces(const InfoNCEProblem& p, const InfoNCEBackward& to) : space(to.workspace), clusters(p, space) {
     if (p.inner) ranges = MatchedRanges(p, space);
     up = {p, to, clusters, ranges, space.take<GradientScalars>(1), space.take<float>(p.n)};
-    vectors = GradientVectors(p, space);
-    if (p.inner) positive_vectors = GradientVectors(p, space);
+    vectors = GradientVectors(p.n, space);
+    if (p.inner) positive_vectors = GradientVectors(p.n, space);
     row_dot = space.take<double>(p.n);
   }
 
@@ -95,7 +95,7 @@ struct Pieces {
 cudaError_t key_backward(const InfoNCEProblem& p, InfoNCEBackward& to, Pieces& pieces, cudaStream_t stream) {
   Workspace& space = pieces.space;
   SimilarityParams pass = base_pass(p), inner_pass = base_pass(p);
-  const int64_t chunk = key_chunk(p);
+  const int64_t chunk = row_chunk(p.m, p.d);
   pass.epilogue = inner_pass.epilogue = Epilogue::kColumns;
   pass.x = key_rows(p);
   pass.x.count = chunk;

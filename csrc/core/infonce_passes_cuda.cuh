@@ -41,6 +41,10 @@ inline SoftmaxParts take_parts(SimilarityParams& pass, bool output, Workspace& s
     pass.shift = space.take<float>(rows);
     pass.sum = space.take<float>(rows);
   }
+  if (pass.epilogue == Epilogue::kSigmoid) {
+    pass.sum = space.take<float>(rows);
+    pass.slope = space.take<float>(rows);
+  }
   if (output) pass.output = space.take<float>(rows * pass.output_stride);
   return {pass.splits, pass.x.count, pass.shift, pass.sum, pass.output};
 }

@@ -21,7 +21,7 @@ __global__ void largest_norms(const Rows rows, const uint64_t* valid, int64_t d,
   for (int64_t r = blockIdx.x * kNormRows + warp; r < min(rows.count, (blockIdx.x + 1) * kNormRows);
        r += kBlock / 32) {
     if (!is_set(valid, r)) continue;
-    const In* row = static_cast<const In*>(rows.data) + r * rows.stride;
+    const In* row = static_cast<const In*>(rows.data) + (rows.index ? rows.index[r] : r) * rows.stride;
     float sum = 0;
     for (int64_t c = lane; c < d; c += 32) {
       const float x = to_float(row[c]);
@@ -56,7 +56,9 @@ __global__ void __launch_bounds__(kMerging) decide(const LogSumExpBoth both) {
   const SimilarityParams& p = both.pass;
   const float x = largest_of(both.x_norms, blocks_for(p.x.count, kNormRows));
   const float y = p.triangular ? x : largest_of(both.y_norms, blocks_for(p.y.count, kNormRows));
-  if (threadIdx.x == 0) *both.small = fabsf(*p.scale) * 1.4427f * sqrtf(x) * sqrtf(y) <= kMostLogit;
+  // Rows of one range each would have to write column sums that they do not meet.
+  const bool ranges = p.begin && !p.outside;
+  if (threadIdx.x == 0) *both.small = !ranges && fabsf(*p.scale) * 1.4427f * sqrtf(x) * sqrtf(y) <= kMostLogit;
 }
 
 // How many column blocks a block of rows meets: as triangle_of says.

@@ -56,11 +56,13 @@ __device__ __forceinline__ float power_of_two(float n) {
 }
 
 // What a tensor core multiplies. kLimit: weights up to it can be packed, with room for a few more.
+// kSigmoidBoost: what numbers of [0, 1] are multiplied by, for the same.
 // kHeadroom: log2 of the weight that the largest logit gets, so that small ones stay in the normal range.
 struct BFloat16 {
   using type = __nv_bfloat16;
   static constexpr float kLimit = 1152921504606846976.f;  // 2^60
   static constexpr float kHeadroom = 0;
+  static constexpr float kSigmoidBoost = 1;
 
   static __device__ __forceinline__ uint32_t pack(float low, float high) {
     uint32_t packed;
@@ -88,6 +90,7 @@ struct Float16 {
   using type = __half;
   static constexpr float kLimit = 32768.f;
   static constexpr float kHeadroom = 8;
+  static constexpr float kSigmoidBoost = 16384.f;
 
   static __device__ __forceinline__ uint32_t pack(float low, float high) {
     uint32_t packed;

@@ -8,6 +8,10 @@
 //   kSymmetric:   output_i = Σ_j (weight_i · 2^(logits_ij − shift_i) + weight_j · 2^(logits_ij − shift_j)) y_j
 //   kBoth:        sum_i = Σ_j 2^logits_ij,  column_sum_j = Σ_i 2^logits_ij, one exponential for both
 //
+//   kSigmoid:     t_ij = logits_ij + shift_i,  sum_i = Σ_j log(1 + 2^t_ij),  slope_i = Σ_j σ_ij,
+//                 output_i = sigmoid_boost() · Σ_j σ_ij y_j,  σ_ij = 1 / (1 + 2^−t_ij)
+//   kSigmoidColumns:  output_i = Σ_j weight_j σ_ij y_j,  t_ij = logits_ij + shift_j
+//
 // Results are partial: the columns are split among `splits` parts, each with its own shift, sum and output,
 // which whoever called merges (merge order is fixed, so are the bits).
 #pragma once
@@ -35,7 +39,7 @@ struct Rows {
   int64_t count = 0;
 };
 
-enum class Epilogue : int { kSoftmax, kColumns, kSymmetric, kBoth };
+enum class Epilogue : int { kSoftmax, kColumns, kSymmetric, kBoth, kSigmoid, kSigmoidColumns };
 
 constexpr int kValidBits = 64;
 
@@ -80,6 +84,7 @@ struct SimilarityParams {
   int splits = 1;
   float* shift = nullptr;   // [splits, n] kSoftmax
   float* sum = nullptr;     // [splits, n] kSoftmax; 0 for a row that meets no column
+  float* slope = nullptr;   // [splits, n] kSigmoid
   float* output = nullptr;  // [splits, n, output_stride]; null: no second product
   int64_t output_stride = 0;
 };
@@ -90,6 +95,10 @@ int choose_splits(const SimilarityParams& params);
 // Rows that a CTA takes.
 constexpr int block_rows(Precision precision) {
   return element_size(precision) == 2 ? 128 : 64;
+}
+
+constexpr float sigmoid_boost(Precision precision) {
+  return precision == Precision::kFloat16 ? 16384.f : 1.f;
 }
 
 // CTAs' worth of rows.

@@ -11,7 +11,8 @@ template <class T>
 constexpr uint64_t kTileBits = T::kColumns == 64 ? ~uint64_t(0) : (uint64_t(1) << T::kColumns % 64) - 1;
 
 template <class T>
-__device__ __forceinline__ void mask(const WarpRows<T>& rows, int column0, uint64_t valid, Logits<T>& s) {
+__device__ __forceinline__ void mask(const WarpRows<T>& rows, int column0, uint64_t valid, Logits<T>& s,
+                                     float masked = -INFINITY) {
 #pragma unroll
   for (int rt = 0; rt < T::kRowTiles; ++rt)
 #pragma unroll
@@ -19,7 +20,7 @@ __device__ __forceinline__ void mask(const WarpRows<T>& rows, int column0, uint6
       const uint32_t bits = rows.template pairs<false>(rows.row(rt, h), column0, valid);
 #pragma unroll
       for (int i = 0; i < T::kColumns / 4; ++i)
-        if (!((bits >> i) & 1)) s[rt][i / 2][h * 2 + i % 2] = -INFINITY;
+        if (!((bits >> i) & 1)) s[rt][i / 2][h * 2 + i % 2] = masked;
     }
 }
 
@@ -131,35 +132,62 @@ __device__ __forceinline__ void store_row_vectors(const SimilarityParams& p, int
   for (int i = threadIdx.x; i < T::kRows; i += T::kThreads) {
     const int r = row0 + i;
     asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(to + i * 8),
-                 "f"(r < p.x.count ? p.row_shift[r] : 0.f), "f"(r < p.x.count ? p.row_weight[r] : 0.f)
+                 "f"(r < p.x.count ? p.row_shift[r] : 0.f),
+                 "f"(r < p.x.count && p.row_weight ? p.row_weight[r] : 0.f)
                  : "memory");
   }
 }
 
-template <class T, Epilogue kEpilogue>
-__device__ __forceinline__ void weigh_by_columns(Logits<T>& s, float scale, uint32_t vectors,
-                                                 uint32_t row_vectors, bool one_shift) {
+// Where those of this lane's first row lie; the next are 64 bytes on.
+template <class T>
+__device__ __forceinline__ uint32_t rows_vectors_at(uint32_t row_vectors) {
+  return row_vectors + (threadIdx.x / 32 * T::kRowTiles * 16 + threadIdx.x % 32 / 4) * 8;
+}
+
+template <class T>
+__device__ __forceinline__ void weigh_by_columns(Logits<T>& s, float scale, uint32_t vectors) {
   const uint32_t at = vectors + threadIdx.x % 4 * 8;
-  const uint32_t rows_at = row_vectors + (threadIdx.x / 32 * T::kRowTiles * 16 + threadIdx.x % 32 / 4) * 8;
 #pragma unroll
   for (int n = 0; n < T::kColumns / 8; ++n) {
     const float2 shifts = load_pair(at + n * 32), weights = load_pair(at + T::kColumns * 4 + n * 32);
 #pragma unroll
-    for (int i = 0; i < 2 * T::kRowTiles; ++i) {
-      float2 row = {};
-      if constexpr (kEpilogue == Epilogue::kSymmetric) row = load_pair(rows_at + i * 64);
+    for (int i = 0; i < 2 * T::kRowTiles; ++i)
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        const float shift = e ? shifts.y : shifts.x, weight = e ? weights.y : weights.x;
         float& x = s[i / 2][n][i % 2 * 2 + e];
-        if constexpr (kEpilogue == Epilogue::kColumns) {
-          x = weight * exp2_approx(fmaf(x, scale, -shift));
-        } else if (one_shift) {
-          x = (row.y + weight) * exp2_approx(fmaf(x, scale, -shift));
-        } else {
-          x = row.y * exp2_approx(fmaf(x, scale, -row.x)) + weight * exp2_approx(fmaf(x, scale, -shift));
-        }
+        x = (e ? weights.y : weights.x) * exp2_approx(fmaf(x, scale, e ? -shifts.y : -shifts.x));
       }
+  }
+}
+
+// kTogether groups of eight columns at a time: their vectors stay in registers while the rows' go by.
+template <class T>
+__device__ __forceinline__ void weigh_by_both(Logits<T>& s, float scale, uint32_t vectors, uint32_t row_vectors,
+                                              bool one_shift) {
+  constexpr int kTogether = T::kRowTiles == 2 ? T::kColumns / 8 : 2;
+  const uint32_t at = vectors + threadIdx.x % 4 * 8, rows_at = rows_vectors_at<T>(row_vectors);
+#pragma unroll
+  for (int n0 = 0; n0 < T::kColumns / 8; n0 += kTogether) {
+    float2 shifts[kTogether], weights[kTogether];
+#pragma unroll
+    for (int n = 0; n < kTogether; ++n) {
+      shifts[n] = load_pair(at + (n0 + n) * 32);
+      weights[n] = load_pair(at + T::kColumns * 4 + (n0 + n) * 32);
+    }
+#pragma unroll
+    for (int i = 0; i < 2 * T::kRowTiles; ++i) {
+      const float2 row = load_pair(rows_at + i * 64);
+#pragma unroll
+      for (int n = 0; n < kTogether; ++n)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const float shift = e ? shifts[n].y : shifts[n].x, weight = e ? weights[n].y : weights[n].x;
+          float& x = s[i / 2][n0 + n][i % 2 * 2 + e];
+          if (one_shift)
+            x = (row.y + weight) * exp2_approx(fmaf(x, scale, -shift));
+          else
+            x = row.y * exp2_approx(fmaf(x, scale, -row.x)) + weight * exp2_approx(fmaf(x, scale, -shift));
+        }
     }
   }
 }

@@ -12,15 +12,19 @@ cudaError_t run_float32(const SimilarityParams&, cudaStream_t);
 cudaError_t run_float32_fast(const SimilarityParams&, cudaStream_t);
 
 // 2-byte numbers. Two row tiles a warp where O leaves room: every fragment of columns then feeds two products,
-// which keeps shared memory (128 bytes a clock) below the tensor cores' rate.
-template <class Mma, int kDim>
+// which keeps shared memory (128 bytes a clock) below the tensor cores' rate. Epilogues that need many
+// registers beside O (kHeavy) take narrower tiles, or their rows' fragments from shared memory each time: none
+// spills.
+template <class Mma, int kDim, bool kHeavy = false>
 struct HalfTiling;
-template <class Mma>
-struct HalfTiling<Mma, 64> : Tiling<Mma, typename Mma::type, 1, 64, 2, 4, 64, 3, true, 2> {};
-template <class Mma>
-struct HalfTiling<Mma, 128> : Tiling<Mma, typename Mma::type, 1, 128, 2, 4, 64, 2, false, 2> {};
-template <class Mma>
-struct HalfTiling<Mma, 256> : Tiling<Mma, typename Mma::type, 1, 256, 1, 8, 32, 2, true, 1> {};
+template <class Mma, bool kHeavy>
+struct HalfTiling<Mma, 64, kHeavy>
+    : Tiling<Mma, typename Mma::type, 1, 64, 2, 4, kHeavy ? 32 : 64, kHeavy ? 4 : 3, true, 2> {};
+template <class Mma, bool kHeavy>
+struct HalfTiling<Mma, 128, kHeavy>
+    : Tiling<Mma, typename Mma::type, 1, 128, 2, 4, kHeavy ? 32 : 64, kHeavy ? 4 : 2, false, 2> {};
+template <class Mma, bool kHeavy>
+struct HalfTiling<Mma, 256, kHeavy> : Tiling<Mma, typename Mma::type, 1, 256, 1, 8, 32, 2, !kHeavy, 1> {};
 
 // float32: a fragment of columns feeds six (three) products already.
 template <int kTerms, int kDim>
@@ -38,18 +42,23 @@ cudaError_t launch(const SimilarityParams& p, cudaStream_t stream) {
   return cudaGetLastError();
 }
 
-template <class T>
+template <class T, class Heavy = T>
 cudaError_t launch_epilogue(const SimilarityParams& p, cudaStream_t stream) {
   switch (p.epilogue) {
     case Epilogue::kSoftmax:
-      return p.output ? launch<T, Epilogue::kSoftmax, true>(p, stream)
+      return p.output ? launch<Heavy, Epilogue::kSoftmax, true>(p, stream)
                       : launch<T, Epilogue::kSoftmax, false>(p, stream);
     case Epilogue::kColumns:
       return launch<T, Epilogue::kColumns, true>(p, stream);
     case Epilogue::kSymmetric:
-      return launch<T, Epilogue::kSymmetric, true>(p, stream);
+      return launch<Heavy, Epilogue::kSymmetric, true>(p, stream);
     case Epilogue::kBoth:
       return launch<T, Epilogue::kBoth, false>(p, stream);
+    case Epilogue::kSigmoid:
+      return p.output ? launch<Heavy, Epilogue::kSigmoid, true>(p, stream)
+                      : launch<T, Epilogue::kSigmoid, false>(p, stream);
+    case Epilogue::kSigmoidColumns:
+      return launch<T, Epilogue::kSigmoidColumns, true>(p, stream);
   }
   return cudaErrorInvalidValue;
 }
@@ -66,9 +75,9 @@ template <class Mma>
 cudaError_t run_half(const SimilarityParams& p, cudaStream_t stream) {
   using Wide = Tiling<Mma, typename Mma::type, 1, 256, 1, 8, 32, 2, false, 1>;
   using Narrow = Tiling<Mma, typename Mma::type, 1, 128, 1, 8, 32, 2, false, 1>;
-  if (p.d <= 64) return launch_epilogue<HalfTiling<Mma, 64>>(p, stream);
-  if (p.d <= 128) return launch_epilogue<HalfTiling<Mma, 128>>(p, stream);
-  if (p.d <= 256) return launch_epilogue<HalfTiling<Mma, 256>>(p, stream);
+  if (p.d <= 64) return launch_epilogue<HalfTiling<Mma, 64>, HalfTiling<Mma, 64, true>>(p, stream);
+  if (p.d <= 128) return launch_epilogue<HalfTiling<Mma, 128>, HalfTiling<Mma, 128, true>>(p, stream);
+  if (p.d <= 256) return launch_epilogue<HalfTiling<Mma, 256>, HalfTiling<Mma, 256, true>>(p, stream);
   return fits(Streamed<Wide>::kSharedBytes) ? launch_streamed_epilogue<Wide>(p, stream)
                                             : launch_streamed_epilogue<Narrow>(p, stream);
 }

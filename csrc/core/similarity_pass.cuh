@@ -3,16 +3,32 @@
 #pragma once
 
 #include "similarity_both.cuh"
+#include "similarity_sigmoid.cuh"
 
 namespace wscl::cuda {
 
+// In base 2.
+template <Epilogue kEpilogue>
+__device__ __forceinline__ float scale_of(const SimilarityParams& p) {
+  constexpr bool kSigmoids = kEpilogue == Epilogue::kSigmoid || kEpilogue == Epilogue::kSigmoidColumns;
+  return (kSigmoids ? nonzero(*p.scale) : *p.scale) * kLog2E;
+}
+// What a masked pair's similarity becomes.
+template <Epilogue kEpilogue>
+__device__ __forceinline__ float masked_by(float scale) {
+  constexpr bool kSigmoids = kEpilogue == Epilogue::kSigmoid || kEpilogue == Epilogue::kSigmoidColumns;
+  return kSigmoids ? masked_logit(scale) : -INFINITY;
+}
+
 template <class T, Epilogue kEpilogue, bool kOutput>
 __global__ void __launch_bounds__(T::kThreads, T::kBlocks) similarity_kernel(const SimilarityParams p) {
-  constexpr bool kSoftmax = kEpilogue == Epilogue::kSoftmax, kBoth = kEpilogue == Epilogue::kBoth;
+  constexpr bool kSoftmax = kEpilogue == Epilogue::kSoftmax, kBoth = kEpilogue == Epilogue::kBoth,
+                 kSigmoid = kEpilogue == Epilogue::kSigmoid;
   extern __shared__ __align__(512) char shared[];
   if (p.gate && *p.gate != p.gate_value) return;
   const uint32_t x_tile = shared_address(shared);
-  const float scale = *p.scale * kLog2E;
+  constexpr bool kByColumns = !kSoftmax && !kBoth && !kSigmoid;  // columns have vectors
+  const float scale = scale_of<kEpilogue>(p);
   const bool x_chunks = in_chunks(p.x, sizeof(typename T::In));
   const bool one_shift = kEpilogue == Epilogue::kSymmetric && *p.one_shift;
   const int row0 = block_row<T>(p), split = blockIdx.y;
@@ -34,15 +50,17 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks) similarity_kernel(con
   } else {
     load_tile<T, T::kRows>(x_tile, p.x, row0, p.d, x_chunks, live);
   }
-  ColumnStream<T, kEpilogue == Epilogue::kColumns || kEpilogue == Epilogue::kSymmetric, kBoth> columns(
-      p, x_tile + T::kRowBytes);
+  ColumnStream<T, kByColumns, kBoth> columns(p, x_tile + T::kRowBytes);
   columns.start(range);
 
   const WarpRows<T> rows(p, x_tile + T::kBounds);
   rows.start();
   RowSoftmax<T> softmax;
   BothSums<T> both(p, rows, x_tile + T::kRowVectors);
-  if constexpr (kEpilogue == Epilogue::kSymmetric) store_row_vectors<T>(p, row0, x_tile + T::kRowVectors);
+  const SoftplusSums<T> softplus(x_tile + T::kRowVectors);
+  if constexpr (kSigmoid) softplus.start();
+  if constexpr (kSigmoid || kEpilogue == Epilogue::kSymmetric)
+    store_row_vectors<T>(p, row0, x_tile + T::kRowVectors);
   Output<T> o;
   if constexpr (kOutput)
 #pragma unroll
@@ -75,15 +93,21 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks) similarity_kernel(con
     do {
       clear<T>(s);
       mma.similarities(x_tile, y_tile, s);
-      if (masked) mask<T>(rows, column0, columns.valid(tile), s);
+      if (masked) mask<T>(rows, column0, columns.valid(tile), s, masked_by<kEpilogue>(scale));
       if constexpr (kSoftmax) {
         if (softmax.unsettled) softmax.template settle<kOutput>(s, scale, o);
         done = softmax.weigh(s, scale);
       } else if constexpr (kBoth) {
         both.add(s, scale, tile, with_columns);
+      } else if constexpr (kSigmoid) {
+        softplus.weigh(s, scale);
+      } else if constexpr (kEpilogue == Epilogue::kSymmetric) {
+        weigh_by_both<T>(s, scale, columns.vectors + buffer * T::kVectorBytes, x_tile + T::kRowVectors,
+                         one_shift);
+      } else if constexpr (kEpilogue == Epilogue::kSigmoidColumns) {
+        weigh_by_sigmoid<T>(s, scale, columns.vectors + buffer * T::kVectorBytes);
       } else {
-        weigh_by_columns<T, kEpilogue>(s, scale, columns.vectors + buffer * T::kVectorBytes,
-                                       x_tile + T::kRowVectors, one_shift);
+        weigh_by_columns<T>(s, scale, columns.vectors + buffer * T::kVectorBytes);
         if (masked && p.excluded_weight) weigh_excluded<T>(p, rows, column0, columns.valid(tile), s);
       }
     } while (!done);
@@ -93,6 +117,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks) similarity_kernel(con
   copy_wait<0>();
   if constexpr (kBoth) both.finish(rows, range, split);
   if constexpr (kSoftmax) store_softmax<T>(p, rows, split, softmax);
+  if constexpr (kSigmoid) softplus.store(p, rows, split);
   if constexpr (kOutput) store_output<T>(p, rows, split, o);
 }
 

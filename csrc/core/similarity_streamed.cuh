@@ -79,11 +79,12 @@ __device__ __forceinline__ void take_pair(uint32_t memory) {
 template <class T, Epilogue kEpilogue, bool kOutput>
 __global__ void __launch_bounds__(T::kThreads, 1) streamed_kernel(const SimilarityParams p) {
   using Layout = Streamed<T>;
-  constexpr bool kSoftmax = kEpilogue == Epilogue::kSoftmax, kBoth = kEpilogue == Epilogue::kBoth;
+  constexpr bool kSoftmax = kEpilogue == Epilogue::kSoftmax, kBoth = kEpilogue == Epilogue::kBoth,
+                 kSigmoid = kEpilogue == Epilogue::kSigmoid;
   extern __shared__ __align__(512) char shared[];
   if (p.gate && *p.gate != p.gate_value) return;
   const uint32_t memory = shared_address(shared);
-  const float scale = *p.scale * kLog2E;
+  const float scale = scale_of<kEpilogue>(p);
   const bool one_shift = kEpilogue == Epilogue::kSymmetric && *p.one_shift;
   const int row0 = block_row<T>(p), split = blockIdx.y, slice = blockIdx.z;
   const int pieces = (static_cast<int>(p.d) + T::kDim - 1) / T::kDim;
@@ -91,7 +92,10 @@ __global__ void __launch_bounds__(T::kThreads, 1) streamed_kernel(const Similari
 
   const WarpRows<T> rows(p, memory + Layout::kBounds);
   rows.start();
-  if constexpr (kEpilogue == Epilogue::kSymmetric) store_row_vectors<T>(p, row0, memory + Layout::kRowVectors);
+  const SoftplusSums<T> softplus(memory + Layout::kRowVectors);
+  if constexpr (kSigmoid) softplus.start();
+  if constexpr (kSigmoid || kEpilogue == Epilogue::kSymmetric)
+    store_row_vectors<T>(p, row0, memory + Layout::kRowVectors);
   RowSoftmax<T> softmax;
   BothSums<T> both(p, rows, memory + Layout::kRowVectors);
   Output<T> o;
@@ -128,7 +132,7 @@ __global__ void __launch_bounds__(T::kThreads, 1) streamed_kernel(const Similari
     }
     if constexpr (kBoth) {
       both.flush(range);  // take_pair's barrier lies between
-    } else if constexpr (!kSoftmax) {
+    } else if constexpr (!kSoftmax && !kSigmoid) {
       __syncthreads();  // every warp is done with the vectors of the tile before
       ask_columns<T>(p, memory + Layout::kVectors, column0);
       copy_commit();
@@ -143,16 +147,21 @@ __global__ void __launch_bounds__(T::kThreads, 1) streamed_kernel(const Similari
       continue;
     }
     const bool masked = valid != ~uint64_t(0) || rows.masks(column0);
-    if (masked) mask<T>(rows, column0, valid, s);
+    if (masked) mask<T>(rows, column0, valid, s, masked_by<kEpilogue>(scale));
     if constexpr (kSoftmax) {
       softmax.unsettled = true;  // to compute the similarities again would cost more than to look for a maximum
       softmax.template settle<kOutput>(s, scale, o);
       softmax.weigh(s, scale);
     } else if constexpr (kBoth) {
       both.add(s, scale, tile, with_columns);
+    } else if constexpr (kSigmoid) {
+      softplus.weigh(s, scale);
+    } else if constexpr (kEpilogue == Epilogue::kSymmetric) {
+      weigh_by_both<T>(s, scale, memory + Layout::kVectors, memory + Layout::kRowVectors, one_shift);
+    } else if constexpr (kEpilogue == Epilogue::kSigmoidColumns) {
+      weigh_by_sigmoid<T>(s, scale, memory + Layout::kVectors);
     } else {
-      weigh_by_columns<T, kEpilogue>(s, scale, memory + Layout::kVectors, memory + Layout::kRowVectors,
-                                     one_shift);
+      weigh_by_columns<T>(s, scale, memory + Layout::kVectors);
       if (masked && p.excluded_weight) weigh_excluded<T>(p, rows, column0, valid, s);
     }
     if constexpr (kOutput) mma.gather(s, pair + T::kRowBytes, o);
@@ -160,6 +169,8 @@ __global__ void __launch_bounds__(T::kThreads, 1) streamed_kernel(const Similari
 
   copy_wait<0>();
   if constexpr (kBoth) both.finish(rows, range, split);
+  if constexpr (kSigmoid)
+    if (slice == 0) softplus.store(p, rows, split);
   if constexpr (kSoftmax)
     if (slice == 0) store_softmax<T>(p, rows, split, softmax);
   if constexpr (kOutput) store_output<T>(p, rows, split, o, slice * T::kDim);
@@ -189,6 +200,11 @@ cudaError_t launch_streamed_epilogue(const SimilarityParams& p, cudaStream_t str
       return launch_streamed<T, Epilogue::kSymmetric, true>(p, stream);
     case Epilogue::kBoth:
       return launch_streamed<T, Epilogue::kBoth, false>(p, stream);
+    case Epilogue::kSigmoid:
+      return p.output ? launch_streamed<T, Epilogue::kSigmoid, true>(p, stream)
+                      : launch_streamed<T, Epilogue::kSigmoid, false>(p, stream);
+    case Epilogue::kSigmoidColumns:
+      return launch_streamed<T, Epilogue::kSigmoidColumns, true>(p, stream);
   }
   return cudaErrorInvalidValue;
 }

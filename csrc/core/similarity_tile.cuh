@@ -42,9 +42,10 @@ struct Tiling {
   static constexpr int kVectorBytes = 2 * kColumns * 4;  // shifts and weights of columns
   static constexpr int kStaging = kRowBytes + kBuffers * (kColumnBytes + kVectorBytes);  // its offset
   static constexpr int kBounds = kStaging + kStagingBytes;                               // of warps
-  static constexpr int kRowVectors = kBounds + kWarps * 16;      // shift and weight of each row
-  static constexpr int kColumnSums = 2 * kWarps * kColumns * 4;  // a tile's, of each warp, twice
-  static constexpr int kRowVectorBytes = std::max(kRows * 8, kColumnSums);
+  static constexpr int kRowVectors = kBounds + kWarps * 16;                  // shift and weight of each row
+  static constexpr int kColumnSums = 2 * kWarps * kColumns * 4;              // a tile's, of each warp, twice
+  static constexpr int kRowSums = kRows * 8 + 2 * kRowTiles * kThreads * 8;  // vectors, each lane's sums
+  static constexpr int kRowVectorBytes = std::max(kRowSums, kColumnSums);
   static constexpr int kSharedBytes = kRowVectors + kRowVectorBytes;
 
   static_assert(kDim % 64 == 0 && (kColumns == 32 || kColumns == 64));

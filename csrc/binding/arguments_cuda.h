@@ -1,0 +1,125 @@
+// The arguments that the operators of csrc/core/infonce_cuda.h and logsumexp_cuda.h share: checked, and as the
+// kernels want them.
+#pragma once
+
+#include <array>
+#include <optional>
+#include <utility>
+
+#include "../core/infonce_cuda.h"
+#include "device.h"
+
+#ifndef WSCL_SIMULATED
+#define WSCL_LIBRARY wscl_fast
+#define WSCL_DISPATCH_KEY CUDA
+#else
+#define WSCL_LIBRARY wscl_fast_simulated
+#define WSCL_DISPATCH_KEY CPU
+#endif
+
+namespace wscl::binding {
+
+using wscl::cuda::Precision;
+
+inline constexpr int64_t kMostRows = (int64_t(1) << 31) - 1;
+
+inline Precision precision_of(const Tensor& queries) {
+  const ScalarType dtype = queries.scalar_type();
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half,
+                  "queries: expected float32, bfloat16 or float16 on CUDA; impl='chunked' takes float64");
+  if (dtype == ScalarType::Float) return Precision::kFloat32;
+  return dtype == ScalarType::BFloat16 ? Precision::kBFloat16 : Precision::kFloat16;
+}
+
+inline Tensor check_rows(const char* name, const Tensor& matrix, const Tensor& queries) {
+  STD_TORCH_CHECK(matrix.dim() == 2, name, ": expected a matrix [rows, d], got ", matrix.dim(), " dimensions");
+  STD_TORCH_CHECK(matrix.scalar_type() == queries.scalar_type(), name, ": expected the dtype of queries");
+  STD_TORCH_CHECK(matrix.size(1) == queries.size(1), name, ": expected ", queries.size(1), " columns, got ",
+                  matrix.size(1));
+  STD_TORCH_CHECK(matrix.size(0) < kMostRows, name, ": expected fewer than 2^31 rows, got ", matrix.size(0));
+  return with_unit_columns(matrix);
+}
+
+// Values and order of ascending ids, ties as they come.
+inline std::pair<Tensor, Tensor> sort_ids(const Tensor& ids) {
+  std::array<StableIValue, 4> stack{
+      torch::stable::detail::from(ids), torch::stable::detail::from(std::optional<bool>(true)),
+      torch::stable::detail::from(int64_t(0)), torch::stable::detail::from(false)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
+  return {torch::stable::detail::to<Tensor>(stack[0]), torch::stable::detail::to<Tensor>(stack[1])};
+}
+
+// The arguments, checked and made contiguous where the kernels need it; holds what the problem points to.
+struct CudaArguments {
+  Tensor queries;
+  std::optional<Tensor> keys;
+  std::optional<Tensor> query_clusters, key_clusters, own;
+  Tensor scale;
+  std::optional<std::pair<Tensor, Tensor>> sorted_queries, sorted_keys;
+  cuda::InfoNCEProblem problem;
+
+  CudaArguments(const Tensor& queries_, const std::optional<Tensor>& keys_,
+                const std::optional<Tensor>& query_clusters_, const std::optional<Tensor>& key_clusters_,
+                const std::optional<Tensor>& own_, const Tensor& scale_, bool exclude_self, bool inner,
+                int64_t ignore_index)
+      : queries(check_rows("queries", queries_, queries_)), scale(scale_) {
+    STD_TORCH_CHECK(keys_.has_value() || !own_.has_value(), "own: expected none where keys is none");
+    STD_TORCH_CHECK(scale.dim() == 0 && scale.scalar_type() == ScalarType::Float,
+                    "scale: expected a 0-dim float32 tensor");
+    problem.precision = precision_of(queries);
+    const int64_t size = cuda::element_size(problem.precision);
+    problem.n = problem.m = queries.size(0);
+    problem.d = queries.size(1);
+    problem.self = !keys_;
+    problem.queries = problem.keys = device_data<void>(queries, size);
+    problem.query_stride = problem.key_stride = queries.stride(0);
+    if (query_clusters_) {
+      query_clusters = check_vector("query_clusters", *query_clusters_, queries.size(0), ScalarType::Long);
+      problem.query_clusters = problem.key_clusters = device_data<int64_t>(*query_clusters);
+    }
+    if (keys_) {
+      keys = check_rows("keys", *keys_, queries);
+      problem.keys = device_data<void>(*keys, size);
+      problem.key_stride = keys->stride(0);
+      problem.m = keys->size(0);
+      problem.key_clusters = nullptr;
+    }
+    if (key_clusters_) {
+      key_clusters = check_vector("key_clusters", *key_clusters_, problem.m, ScalarType::Long);
+      problem.key_clusters = device_data<int64_t>(*key_clusters);
+    }
+    if (own_) {
+      own = check_vector("own", *own_, queries.size(0), ScalarType::Long);
+      problem.own = device_data<int64_t>(*own);
+    }
+    problem.exclude_self = exclude_self;
+    problem.inner = inner;
+    problem.ignore_index = ignore_index;
+    problem.scale = device_data<float>(scale);
+  }
+
+  void sort() {
+    sorted_queries = sort_ids(*query_clusters);
+    problem.sorted_queries = problem.sorted_keys = device_data<int64_t>(sorted_queries->first);
+    problem.query_order = problem.key_order = device_data<int64_t>(sorted_queries->second);
+    if (!keys) return;
+    sorted_keys = sort_ids(*key_clusters);
+    problem.sorted_keys = device_data<int64_t>(sorted_keys->first);
+    problem.key_order = device_data<int64_t>(sorted_keys->second);
+  }
+
+  Tensor empty(std::initializer_list<int64_t> shape, ScalarType dtype) const {
+    return torch::stable::new_empty(queries, torch::headeronly::IntHeaderOnlyArrayRef(shape), dtype);
+  }
+
+  // Calls a pass twice: for the bytes of workspace that it needs, and to enqueue it.
+  template <class Problem, class Outputs, class Pass>
+  void run(const Problem& problem, Outputs& outputs, const Pass& pass, cudaStream_t stream) const {
+    check_launch(pass(problem, outputs, stream));
+    const Tensor workspace = empty({outputs.workspace_bytes + 1}, ScalarType::Byte);
+    outputs.workspace = device_data<void>(workspace, 1);
+    check_launch(pass(problem, outputs, stream));
+  }
+};
+
+}  // namespace wscl::binding

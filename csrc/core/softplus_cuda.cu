@@ -1,0 +1,106 @@
+// The sums of softplus of pairs_cuda.h, forward and backward.
+#include "finish_backward_cuda.cuh"
+#include "pairs_cuda.cuh"
+
+namespace wscl::cuda {
+namespace {
+
+constexpr float kLog2E = 1.44269504088896340736f;
+
+// Rows' or columns' offset in base 2 and, with a gradient, their weight.
+struct OffsetValues {
+  Meeting meeting;
+  const float *offset, *grad;
+  const GradientScalars* scalars;
+
+  __device__ __forceinline__ ColumnValues operator()(int64_t i) const {
+    ColumnValues x = QueryColumn{meeting}(i);
+    x.shift = offset[i] * kLog2E;
+    if (grad && x.valid) x.weight = grad[i] * scalars->boost;
+    return x;
+  }
+};
+
+__global__ void __launch_bounds__(kReduceThreads)
+    find_softplus_scalars(const float* grad, int64_t n, Precision precision, GradientScalars* to) {
+  ScalarsOf scalars;
+  for (int64_t i = threadIdx.x; i < n; i += kReduceThreads) scalars.add(grad[i], 0);
+  scalars.store(precision, to);
+}
+
+struct FinishSoftplus {
+  InfoNCEProblem problem;
+  SoftplusForward to;
+  Clusters clusters;
+  int splits;
+  const float *sum, *slope, *output;
+  int64_t width;
+};
+
+// A warp for each row, in the order of the pass.
+__global__ void finish_softplus(const FinishSoftplus f, const float boost) {
+  const InfoNCEProblem& p = f.problem;
+  const int64_t position = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) / 32, lane = threadIdx.x % 32;
+  if (position >= p.n) return;
+  const int64_t i = p.inner ? p.query_order[position] : position;
+  const int splits = f.clusters.query_segment[i] >= 0 ? f.splits : 0;
+  if (f.to.direction)
+    for (int64_t c = lane; c < p.d; c += 32) {
+      float total = 0;
+      for (int s = 0; s < splits; ++s) total += f.output[(s * p.n + position) * f.width + c];
+      f.to.direction[i * p.d + c] = total / boost;
+    }
+  if (lane) return;
+  double sum = 0, slope = 0;
+  for (int s = 0; s < splits; ++s) {
+    sum += f.sum[s * p.n + position];
+    slope += f.slope[s * p.n + position];
+  }
+  f.to.sum[i] = static_cast<float>(sum);
+  f.to.slope[i] = static_cast<float>(slope);
+}
+
+}  // namespace
+
+cudaError_t softplus_forward(const PairsProblem& problem, SoftplusForward& to, cudaStream_t stream) {
+  const InfoNCEProblem& p = problem.pairs;
+  Workspace space(to.workspace);
+  const Meeting meeting(problem, space);
+  const GradientVectors offsets(p.n, space);
+  SimilarityParams pass = meeting.by_queries(Epilogue::kSigmoid);
+  pass.row_shift = offsets.shift;
+  take_parts(pass, to.need_direction, space);
+  to.workspace_bytes = space.bytes();
+  if (!to.workspace || p.n == 0) return cudaSuccess;
+  cudaError_t error = meeting.find(stream);
+  if (!error)
+    error =
+        fill(offsets, p.n, meeting.query_order(), OffsetValues{meeting, to.offset, nullptr, nullptr}, stream);
+  if (!error && p.m) error = run_similarity(pass, stream);
+  if (error) return error;
+  const FinishSoftplus finish = {p,        to,         meeting.clusters, p.m ? pass.splits : 0,
+                                 pass.sum, pass.slope, pass.output,      pass.output_stride};
+  finish_softplus<<<blocks_for(p.n, kBlock / 32), kBlock, 0, stream>>>(finish, sigmoid_boost(p.precision));
+  return cudaGetLastError();
+}
+
+cudaError_t softplus_key_gradient(const PairsProblem& problem, SoftplusKeyGradient& to, cudaStream_t stream) {
+  const InfoNCEProblem& p = problem.pairs;
+  Workspace space(to.workspace);
+  const Meeting meeting(problem, space);
+  InfoNCEBackward given;
+  given.grad_keys = to.grad_keys;
+  const Upstream up = {p, given, meeting.clusters, meeting.ranges, space.take<GradientScalars>(1), nullptr};
+  const GradientVectors vectors(p.n, space);
+  const KeyPass keys(meeting.by_keys(Epilogue::kSigmoidColumns, vectors), p, space);
+  to.workspace_bytes = space.bytes();
+  if (!to.workspace || p.m == 0) return cudaSuccess;
+  cudaError_t error = meeting.find(stream);
+  if (error) return error;
+  find_softplus_scalars<<<1, kReduceThreads, 0, stream>>>(to.grad, p.n, p.precision, up.scalars);
+  error =
+      fill(vectors, p.n, meeting.query_order(), OffsetValues{meeting, to.offset, to.grad, up.scalars}, stream);
+  return error ? error : keys.run(up, stream);
+}
+
+}  // namespace wscl::cuda
