@@ -1,7 +1,7 @@
 """Builds of the similarity pass with one thing taken out: what each detector has to notice.
 
-A mutation changes text of the sources in a copy of them, so that the kernels need no hooks for tests. Text
-that is not there exactly as often as it should be is an error: what changes nothing proves nothing.
+A mutation changes text in a copy of the sources, so that the kernels need no hooks for tests. Text
+that is not there as often as it should be is an error: a mutation that changes nothing proves nothing.
 """
 
 from __future__ import annotations

@@ -1,0 +1,91 @@
+"""The kernels do as much as the algorithm asks for and no more: the simulator's counts, and ptxas's word."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from counters import GEMMS, TERMS, passes
+from floor import find_floor
+from resources import LOG, Resources, read
+
+pytestmark = pytest.mark.simulated
+
+EVERYTHING = os.environ.get("WSCL_SIMULATE") == "all"
+# float32 beyond d = 128 streams: similarities are computed anew for every slice of the output.
+COUNTED = [(torch.bfloat16, 64), (torch.bfloat16, 128), (torch.bfloat16, 256), (torch.float16, 128)]
+COUNTED += [(torch.float32, 64), (torch.float32, 128)]
+# What does not hold yet.
+ABOVE = pytest.mark.xfail(reason="merging the parts of a split costs more than it should")
+SPILLS = pytest.mark.xfail(reason="three kernels of 255 registers spill 8 to 24 bytes")
+IN_BATCH = pytest.mark.xfail(reason="the in-batch forward meets every pair twice: 3 GEMMs")
+CTAS = {64: 2, 128: 2, 256: 1}  # of a multiprocessor, for numbers of 2 bytes, by design
+
+
+@pytest.mark.parametrize(
+    "kind", ["keys detached", "both gradients", pytest.param("in batch", marks=IN_BATCH)]
+)
+@pytest.mark.parametrize(("dtype", "d"), COUNTED, ids=str)
+def test_counts(kind: str, dtype: torch.dtype, d: int) -> None:
+    found = passes(kind, 1024, 1024, d, dtype)
+    assert found
+    assert sum(p.gemms for p in found) == pytest.approx(GEMMS[kind], rel=0.03)
+    for p in found:
+        assert p.exponentials == pytest.approx(1, rel=1e-3), p.epilogue
+        assert p.sectors <= 1.05, p.epilogue
+        assert p.coalescing >= 0.95, p.epilogue
+        assert p.shared <= 1.05, p.epilogue
+        if TERMS[dtype] == 1:
+            assert min(p.occupancy) >= CTAS[d], p.epilogue
+
+
+@ABOVE
+@pytest.mark.parametrize("kind", GEMMS)
+@pytest.mark.parametrize("device", ["H100", "A100"] if EVERYTHING else ["H100"])
+def test_floor(kind: str, device: str) -> None:
+    floor = find_floor(device, kind, 8192, 128)
+    assert floor.ratio <= 1.3, floor
+
+
+def test_a_log_of_ptxas_is_read() -> None:
+    log = """
+ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function '_Z3one' for 'sm_80'
+ptxas info    : Function properties for _Z3one
+    16 bytes stack frame, 24 bytes spill stores, 36 bytes spill loads
+ptxas info    : Used 255 registers, used 1 barriers, 632 bytes cmem[0]
+ptxas info    : Compiling entry function '_Z3two' for 'sm_90'
+ptxas info    : Function properties for _Z3two
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 48 registers, used 0 barriers, 736 bytes cmem[0], 168 bytes cmem[2]
+"""
+    assert list(read(log)) == [
+        Resources("_Z3one", "80", 255, 24, 36),
+        Resources("_Z3two", "90", 48, 0, 0),
+    ]
+
+
+@pytest.fixture(scope="module")
+def kernels() -> list[Resources]:
+    if not LOG.exists():
+        pytest.skip("no build/cuda/ptxas.log: make test writes it where nvcc is present")
+    return [r for r in read(LOG.read_text()) if "kmeans" not in r.kernel]
+
+
+@SPILLS
+def test_nothing_spills(kernels: list[Resources]) -> None:
+    assert len(kernels) > 20
+    spilling = {(r.kernel, r.arch): (r.spill_stores, r.spill_loads) for r in kernels if r.spill_stores}
+    assert not spilling
+
+
+def test_registers_allow_the_occupancy_of_the_design(kernels: list[Resources]) -> None:
+    for d, ctas in CTAS.items():
+        threads = 256 if d == 256 else 128
+        found = [r for r in kernels if "similarity_kernel" in r.kernel and f"ELi{d}EEELNS0_8E" in r.kernel]
+        halves = [r for r in found if "HalfTiling" in r.kernel]
+        assert halves, f"no kernel of d = {d}"
+        for r in halves:
+            # Registers are given to warps in portions of 8 a thread.
+            assert ctas * threads * (-(-r.registers // 8) * 8) <= 65536, r
