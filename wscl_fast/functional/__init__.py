@@ -9,6 +9,7 @@ from wscl_fast.functional.infonce import Denominator, Positives, clustered_infon
 from wscl_fast.functional.kmeans import Metric, Nearest, Update, kmeans_assign, kmeans_update
 from wscl_fast.functional.soft import conditional_factors, soft_infonce
 from wscl_fast.functional.statistics import InfoNCEStats
+from wscl_fast.functional.two_way import clip_loss, siglip_loss
 
 __all__ = [
     "Affinity",
@@ -21,10 +22,12 @@ __all__ = [
     "Positives",
     "Reduction",
     "Update",
+    "clip_loss",
     "clustered_infonce",
     "conditional_factors",
     "hierarchical_infonce",
     "kmeans_assign",
     "kmeans_update",
+    "siglip_loss",
     "soft_infonce",
 ]

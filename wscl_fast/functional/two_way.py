@@ -1,0 +1,194 @@
+"""Two sides of one batch, images and texts say: the losses of CLIP and SigLIP, with clusters."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from wscl_fast import reference
+from wscl_fast.functional._checks import check_choice, check_device, check_matrix, check_vector
+from wscl_fast.functional._inputs import Impl, Inputs, Reduction, check_inputs, choose, reduce_rows
+from wscl_fast.functional._passes import softplus_sum
+from wscl_fast.functional.infonce import Positives, infonce_rows
+from wscl_fast.pairs import Meets, Pairs
+
+__all__ = ["clip_loss", "siglip_loss"]
+
+
+def clip_loss(
+    x: Tensor,
+    y: Tensor,
+    *,
+    x_clusters: Tensor | None = None,
+    y_clusters: Tensor | None = None,
+    temperature: float | Tensor = 0.07,
+    positives: Positives = "out",
+    x_weights: Tensor | None = None,
+    y_weights: Tensor | None = None,
+    ignore_index: int = -1,
+    reduction: Reduction = "mean",
+    impl: Impl = "auto",
+) -> Tensor:
+    """InfoNCE in both directions: each x among all y, and each y among all x.
+
+    In plain PyTorch, where row i of one side belongs to row i of the other::
+
+        logits = x @ y.T / temperature
+        ids = torch.arange(len(x))
+        loss = (F.cross_entropy(logits, ids) + F.cross_entropy(logits.T, ids)) / 2
+
+    With clusters, all rows of the other side that have a row's id are its positives, each with an equal
+    share of the target: captions that stand twice in a batch, or several captions of one image, are no
+    negatives of their own twins. The sides need not be of one length then.
+
+    Args:
+        x: ``[N, d]``, floating point, used as it is: normalise it first for cosine similarities.
+        y: ``[M, d]``, the other side.
+        x_clusters: ``[N]`` int64; by default row i belongs to row i of the other side.
+        y_clusters: ``[M]`` int64; by default ``x_clusters``.
+        temperature: positive number or 0-dim tensor, which receives its exact gradient.
+        positives: ``"out"`` or ``"in"``, as in :func:`wscl_fast.functional.clustered_infonce`.
+        x_weights: ``[N]``, a weight for each row of ``x``.
+        y_weights: ``[M]``, the same of ``y``.
+        ignore_index: the id that says "no cluster": such a row is no one's positive or negative.
+        reduction: ``"mean"`` is half the sum of the directions' means, ``"sum"`` half the sum of both
+            (of each direction over the rows that have a positive); ``"none"`` the rows of ``x``, then
+            those of ``y``, ``[N + M]``.
+        impl: as in ``clustered_infonce``.
+
+    Returns:
+        0-dim tensor, or ``[N + M]`` for ``reduction="none"``; float64 where an input is, else float32.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as ``clustered_infonce``.
+
+    Source: Radford et al., *Learning Transferable Visual Models From Natural Language Supervision*, ICML 2021
+    (arXiv 2103.00020); the targets over clusters: Yang et al., *Unified Contrastive Learning in
+    Image-Text-Label Space*, CVPR 2022 (arXiv 2204.03610).
+    """
+    check_choice("reduction", reduction, Reduction)
+    x_clusters, y_clusters = _check_sides(x, y, x_clusters, y_clusters)
+    if isinstance(temperature, Tensor) and temperature.ndim:
+        raise TypeError(f"temperature: expected a number or a 0-dim tensor, got shape {temperature.shape}")
+    losses = []
+    for name, rows, others, row_ids, other_ids, weights in (
+        ("x_weights", x, y, x_clusters, y_clusters, x_weights),
+        ("y_weights", y, x, y_clusters, x_clusters, y_weights),
+    ):
+        if weights is not None:
+            check_vector(name, weights, len(rows), x, integer=False)
+        result = infonce_rows(
+            rows,
+            others,
+            query_clusters=row_ids,
+            key_clusters=other_ids,
+            temperature=temperature,
+            positives=positives,
+            ignore_index=ignore_index,
+            impl=impl,
+        )
+        losses.append(reduce_rows(result.loss, result.positives, weights, reduction))
+    return torch.cat(losses) if reduction == "none" else (losses[0] + losses[1]) / 2
+
+
+def siglip_loss(
+    x: Tensor,
+    y: Tensor,
+    *,
+    x_clusters: Tensor | None = None,
+    y_clusters: Tensor | None = None,
+    temperature: float | Tensor = 0.1,
+    bias: float | Tensor = -10.0,
+    weights: Tensor | None = None,
+    ignore_index: int = -1,
+    reduction: Reduction = "mean",
+    impl: Impl = "auto",
+) -> Tensor:
+    """Every pair of an x and a y on its own: a sigmoid says whether they belong together.
+
+    In plain PyTorch, where row i of one side belongs to row i of the other::
+
+        logits = x @ y.T / temperature + bias
+        loss = -F.logsigmoid(logits * (2 * torch.eye(len(x)) - 1)).sum(1).mean()
+
+    With clusters, pairs of one id belong together, all others do not. Half of the work is a sum over pairs
+    of different ids; the pairs of one id are a small pass of their own, so that neither loses digits to the
+    other.
+
+    Args:
+        x: ``[N, d]``, floating point, used as it is: normalise it first for cosine similarities.
+        y: ``[M, d]``, the other side.
+        x_clusters: ``[N]`` int64; by default row i belongs to row i of the other side.
+        y_clusters: ``[M]`` int64; by default ``x_clusters``.
+        temperature: positive number, or a tensor, 0-dim or ``[N]``, which receives its exact gradient.
+        bias: a number, or a 0-dim tensor, which receives its exact gradient.
+        weights: ``[N]``, a weight for each row of ``x``.
+        ignore_index: the id that says "no cluster": such a row meets no one.
+        reduction: ``"mean"`` (over the rows of ``x`` that have an id), ``"sum"`` or ``"none"`` (``[N]``).
+        impl: as in :func:`wscl_fast.functional.clustered_infonce`.
+
+    Returns:
+        0-dim tensor, or ``[N]`` for ``reduction="none"``; float64 where an input is, else float32.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as ``clustered_infonce``.
+
+    Source: Zhai et al., *Sigmoid Loss for Language Image Pre-Training*, ICCV 2023 (arXiv 2303.15343).
+    """
+    check_choice("reduction", reduction, Reduction)
+    check_choice("impl", impl, Impl)
+    x_clusters, y_clusters = _check_sides(x, y, x_clusters, y_clusters)
+    inputs = check_inputs(x, y, x_clusters, y_clusters, temperature, ignore_index, None)
+    if weights is not None:
+        check_vector("weights", weights, len(x), x, integer=False)
+    offset = _bias(bias, inputs)
+    impl = choose(impl, x.device)
+    with torch.autocast(x.device.type, enabled=False):
+        pairs = inputs.pairs
+        turned = pairs._replace(queries=-pairs.queries)
+        loss = _pass(pairs, "other", offset, impl) + _pass(turned, "same", -offset, impl)
+        return reduce_rows(loss, x_clusters != ignore_index, weights, reduction)
+
+
+def _pass(pairs: Pairs, meets: Meets, offset: Tensor, impl: Impl) -> Tensor:
+    if impl == "reference":
+        return reference.softplus_sum(pairs, meets, offset)
+    return softplus_sum(pairs, meets, offset, fused=impl == "fused")
+
+
+def _check_sides(
+    x: Tensor, y: Tensor, x_clusters: Tensor | None, y_clusters: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The ids of both sides; without any, row i belongs to row i."""
+    for name, side in (("x", x), ("y", y)):
+        check_matrix(name, side)
+    if y.shape[1] != x.shape[1]:
+        raise ValueError(f"y: expected {x.shape[1]} columns as in x, got shape {tuple(y.shape)}")
+    check_device("y", y, x)
+    if x_clusters is None:
+        if y_clusters is not None:
+            raise ValueError("y_clusters: expected None where x_clusters is None, got a tensor")
+        x_clusters = torch.arange(len(x), device=x.device)
+    check_vector("x_clusters", x_clusters, len(x), x, integer=True)
+    if y_clusters is None:
+        if len(y) != len(x):
+            raise ValueError(f"y: expected {len(x)} rows as in x where y_clusters is None, got {len(y)}")
+        y_clusters = x_clusters
+    check_vector("y_clusters", y_clusters, len(y), x, integer=True)
+    return x_clusters, y_clusters
+
+
+def _bias(bias: float | Tensor, inputs: Inputs) -> Tensor:
+    """One for each row."""
+    queries = inputs.pairs.queries
+    if isinstance(bias, Tensor):
+        if bias.ndim or not bias.is_floating_point():
+            raise TypeError(
+                "bias: expected a number or a floating-point 0-dim tensor,"
+                f" got shape {tuple(bias.shape)}, {bias.dtype}"
+            )
+        check_device("bias", bias, queries)
+        return bias.to(queries.dtype).expand(len(queries))
+    if isinstance(bias, bool) or not isinstance(bias, int | float):
+        raise TypeError(f"bias: expected a number or a tensor, got {type(bias).__name__}")
+    return queries.new_full((len(queries),), bias)
