@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from wscl_fast import ClusteredInfoNCE, ClusterQueue, distributed, functional
+from wscl_fast import CLIPLoss, ClusteredInfoNCE, ClusterQueue, SigLIPLoss, distributed, functional
 from wscl_fast.distributed import broadcast, gather, rank, sum_over_ranks, world_size
 
 CASES = {}
@@ -346,6 +346,32 @@ def every_option_through_the_module(group: Any) -> None:
         close(loss.detach(), one.detach())
         close(mine.grad, whole.grad.split(rows)[me])
     assert size > 1
+
+
+@case
+def two_sides_through_the_modules(group: Any) -> None:
+    """CLIP and SigLIP over all ranks' pairs, each row its own or of a cluster; one rank has none."""
+    me, rows = rank(group), uneven(group)
+    for clip in (True, False):
+        for gathering in ("all", "ring") if clip else ("all",):
+            for clustered in (False, True):
+                for reduction in ("mean", "sum"):
+                    make = CLIPLoss if clip else SigLIPLoss
+                    one = make(0.3, reduction=reduction).double()
+                    ours = make(0.3, reduction=reduction, gather=gathering, group=group).double()
+                    x, y = torch.randn(2, sum(rows), 4, dtype=torch.float64)
+                    x, y = x.requires_grad_(), y.requires_grad_()
+                    ids = torch.randint(-1, 4, (sum(rows),)) if clustered else None
+                    want = one(x, y, ids)
+                    want.backward()
+                    mine = [cut(side, rows, group) for side in (x, y)]
+                    got = ours(*mine, None if ids is None else ids.split(rows)[me])
+                    got.backward()
+                    close(got.detach(), want.detach())
+                    for here, there in zip(mine, (x, y), strict=True):
+                        close(here.grad, there.grad.split(rows)[me])
+                    for here, there in zip(ours.parameters(), one.parameters(), strict=True):
+                        close(sum_over_ranks(here.grad, group), there.grad)
 
 
 class Model(torch.nn.Module):

@@ -10,18 +10,32 @@ from __future__ import annotations
 from wscl_fast import distributed, functional
 from wscl_fast._build import BuildInfo, __version__, build_info
 from wscl_fast.clustering import KMeans
-from wscl_fast.functional import clustered_infonce
-from wscl_fast.losses import ClusteredInfoNCE
+from wscl_fast.functional import (
+    clip_loss,
+    clustered_infonce,
+    hierarchical_infonce,
+    siglip_loss,
+    soft_infonce,
+)
+from wscl_fast.losses import CLIPLoss, ClusteredInfoNCE, HierarchicalInfoNCE, SigLIPLoss, SoftInfoNCE
 from wscl_fast.queue import ClusterQueue
 
 __all__ = [
     "BuildInfo",
+    "CLIPLoss",
     "ClusterQueue",
     "ClusteredInfoNCE",
+    "HierarchicalInfoNCE",
     "KMeans",
+    "SigLIPLoss",
+    "SoftInfoNCE",
     "__version__",
     "build_info",
+    "clip_loss",
     "clustered_infonce",
     "distributed",
     "functional",
+    "hierarchical_infonce",
+    "siglip_loss",
+    "soft_infonce",
 ]

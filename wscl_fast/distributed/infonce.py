@@ -16,7 +16,7 @@ from wscl_fast.functional._checks import check_choice, check_matrix, check_vecto
 from wscl_fast.functional._inputs import scale_of
 from wscl_fast.functional.infonce import infonce_rows
 
-__all__ = ["Gather", "clustered_infonce"]
+__all__ = ["Gather", "clustered_infonce", "reduce_over_ranks"]
 
 Gather = Literal["all", "ring", "count"]
 
@@ -101,7 +101,7 @@ def clustered_infonce(
     else:
         options |= {"temperature": temperature, "positives": positives, "ignore_index": ignore_index}
         rows, count = _direct(local, gather == "all", group, options)
-    return _reduce(rows, count, weights, reduction, group, size if ddp else 1)
+    return reduce_over_ranks(rows, count, weights, reduction, group, size if ddp else 1)
 
 
 class _Local(NamedTuple):
@@ -195,7 +195,7 @@ def _ring(
         )
 
 
-def _reduce(
+def reduce_over_ranks(
     loss: Tensor, count: Tensor, weights: Tensor | None, reduction: Reduction, group: Group, factor: int
 ) -> Tensor:
     """Over the rows of all ranks; the gradient is that of this rank's share, times a factor."""

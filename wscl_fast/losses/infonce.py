@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from wscl_fast.distributed import Gather, first_row
 from wscl_fast.distributed import clustered_infonce as distributed_infonce
@@ -22,6 +22,7 @@ from wscl_fast.functional import (
     clustered_infonce,
 )
 from wscl_fast.losses._temperature import WithTemperature, check_number
+from wscl_fast.losses._views import check_features, check_rows, is_zero, temperature_of_views, unit
 
 __all__ = ["ClusteredInfoNCE"]
 
@@ -153,23 +154,16 @@ class ClusteredInfoNCE(WithTemperature):
             exclude_self: see :func:`wscl_fast.functional.clustered_infonce`; counts rows of all views.
             return_stats: return ``(loss, stats)``, see :class:`wscl_fast.functional.InfoNCEStats`.
         """
-        if not isinstance(features, Tensor):
-            raise TypeError(f"features: expected a tensor, got {type(features).__name__}")
-        if features.ndim not in (2, 3):
-            raise ValueError(f"features: expected [B, d] or [B, V, d], got shape {tuple(features.shape)}")
-        batch = features.shape[0]
+        views = check_features(features)
         for name, value in (("clusters", clusters), ("weights", weights), ("samples", samples)):
-            if value is not None and (not isinstance(value, Tensor) or value.shape != (batch,)):
-                got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-                raise ValueError(f"{name}: expected a tensor of shape ({batch},), got {got}")
+            if value is not None:
+                check_rows(name, value, len(views))
         if keys is not None and key_clusters is None:
             raise ValueError("key_clusters: expected a tensor where keys is given, got None")
         if temperature is None:
             temperature = self.clamped_temperature()
-        views = features.unsqueeze(1) if features.ndim == 2 else features
         if self.normalize:
-            views = nn.functional.normalize(views, dim=-1)
-            keys = None if keys is None else nn.functional.normalize(keys, dim=-1)
+            views, keys = unit(views), None if keys is None else unit(keys)
         options: dict[str, Any] = {
             "positives": self.positives,
             "ignore_index": self.ignore_index,
@@ -265,9 +259,7 @@ class ClusteredInfoNCE(WithTemperature):
 
     def _warn_without_positives(self, loss: Tensor) -> None:
         """Say once that no query had a positive: the loss is then exactly zero, and nothing is learnt."""
-        if self._warned or loss.device.type != "cpu" or torch.compiler.is_compiling() or loss.numel() == 0:
-            return
-        if not loss.detach().any():
+        if not self._warned and is_zero(loss):
             self._warned = True
             warnings.warn(
                 "ClusteredInfoNCE: no query of this batch had a positive key, so its loss is 0;"
@@ -296,14 +288,7 @@ class _Rows:
 
     def repeated(self, times: int) -> dict[str, Any]:
         """The arguments that say something of a query, each sample's ``times`` over."""
-        temperature = self.temperature
-        if isinstance(temperature, Tensor) and temperature.ndim:
-            if temperature.shape != self.clusters.shape:
-                raise ValueError(
-                    f"temperature: expected shape () or {tuple(self.clusters.shape)},"
-                    f" got {tuple(temperature.shape)}"
-                )
-            temperature = temperature.repeat_interleave(times)
+        temperature = temperature_of_views(self.temperature, len(self.clusters), times)
         arguments = {"query_clusters": self.clusters.repeat_interleave(times), "temperature": temperature}
         if self.samples is not None:
             arguments["query_samples"] = self.samples.repeat_interleave(times)

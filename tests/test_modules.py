@@ -1,0 +1,142 @@
+"""The other loss modules: views, levels, tags, two sides; what they learn, refuse and warn of."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from wscl_fast import (
+    CLIPLoss,
+    HierarchicalInfoNCE,
+    SigLIPLoss,
+    SoftInfoNCE,
+    clip_loss,
+    hierarchical_infonce,
+    siglip_loss,
+    soft_infonce,
+)
+
+
+def test_levels_of_views() -> None:
+    features, leaves = torch.randn(8, 3, 5), torch.arange(8) // 2
+    clusters = torch.stack([leaves // 2, leaves], 1)
+    rows = normalize(features, dim=-1).flatten(0, 1)
+    options = {"level_weights": [0.3, 1.0], "constraint": "level"}
+    want = hierarchical_infonce(
+        rows, query_clusters=clusters.repeat_interleave(3, 0), temperature=0.2, **options
+    )
+    torch.testing.assert_close(HierarchicalInfoNCE(0.2, **options)(features, clusters), want)
+    keys, key_clusters = torch.randn(9, 5), torch.randint(0, 4, (9, 2))
+    t, weights = torch.rand(8) + 0.1, torch.rand(8)
+    want = hierarchical_infonce(
+        rows,
+        normalize(keys, dim=-1),
+        query_clusters=clusters.repeat_interleave(3, 0),
+        key_clusters=key_clusters,
+        temperature=t.repeat_interleave(3),
+        weights=weights.repeat_interleave(3),
+    )
+    got = HierarchicalInfoNCE()(features, clusters, keys, key_clusters, temperature=t, weights=weights)
+    torch.testing.assert_close(got, want)
+
+
+def test_tags_of_views() -> None:
+    features, tags = torch.randn(6, 2, 5), torch.tensor([1, 3, 6, 12, 0, 8])
+    rows = normalize(features, dim=-1).flatten(0, 1)
+    for affinity in ("shared", "jaccard", "cosine"):
+        want = soft_infonce(rows, query_auxiliary=tags.repeat_interleave(2), affinity=affinity)
+        torch.testing.assert_close(SoftInfoNCE(affinity)(features, tags), want)
+    per_row = SoftInfoNCE("jaccard", reduction="none")(features, tags)
+    assert per_row.shape == (6, 2)
+    assert (per_row[4] == 0).all()
+    assert (per_row[:4] != 0).all()
+    vectors = torch.rand(6, 3)
+    keys, of_keys, valid = torch.randn(7, 5), torch.rand(7, 3), torch.arange(7) < 5
+    want = soft_infonce(
+        rows,
+        normalize(keys, dim=-1),
+        query_auxiliary=vectors.repeat_interleave(2, 0),
+        key_auxiliary=of_keys,
+        key_valid=valid,
+        affinity="kernel",
+    )
+    got = SoftInfoNCE("kernel")(features, vectors, keys, of_keys, key_valid=valid)
+    torch.testing.assert_close(got, want)
+
+
+def test_two_sides() -> None:
+    x, y = torch.randn(2, 8, 5)
+    clusters = torch.arange(8) // 2
+    a, b = normalize(x, dim=-1), normalize(y, dim=-1)
+    for ids in (None, clusters):
+        torch.testing.assert_close(CLIPLoss(0.2)(x, y, ids), clip_loss(a, b, x_clusters=ids, temperature=0.2))
+        want = siglip_loss(a, b, x_clusters=ids, temperature=0.2, bias=-4)
+        torch.testing.assert_close(SigLIPLoss(0.2, -4)(x, y, ids), want)
+    assert CLIPLoss(reduction="none")(x, y).shape == (16,)
+    assert SigLIPLoss(reduction="none")(x, y).shape == (8,)
+
+
+def test_scale_and_bias_are_learnt() -> None:
+    x, y = torch.randn(2, 8, 5)
+    clip, siglip = CLIPLoss(), SigLIPLoss()
+    assert [name for name, _ in clip.named_parameters()] == ["log_scale"]
+    assert [name for name, _ in siglip.named_parameters()] == ["log_scale", "bias"]
+    for module in (clip, siglip):
+        module(x, y).backward()
+        assert all(p.grad.abs() > 0 for p in module.parameters())
+    assert not list(SigLIPLoss(learnable=False).parameters())
+    with torch.no_grad():
+        clip.log_scale.fill_(100)
+    clip(x, y)
+    assert clip.temperature.item() == pytest.approx(0.01)
+    other = SigLIPLoss(0.5, -1)
+    other.load_state_dict(siglip.state_dict())
+    torch.testing.assert_close(other(x, y), siglip(x, y))
+    assert "bias=-10" in repr(SigLIPLoss())
+
+
+def test_a_learnable_temperature_of_every_module() -> None:
+    features = torch.randn(4, 2, 5)
+    for module, known in (
+        (HierarchicalInfoNCE(0.3, True), torch.zeros(4, 2, dtype=torch.int64)),
+        (SoftInfoNCE("shared", 0.3, True), torch.ones(4, dtype=torch.int64)),
+    ):
+        module(features, known).backward()
+        assert module.log_scale.grad.abs() > 0
+
+
+@pytest.mark.parametrize(
+    ("module", "known"),
+    [
+        (HierarchicalInfoNCE(), torch.arange(4)[:, None]),
+        (SoftInfoNCE("jaccard"), torch.zeros(4, dtype=torch.int64)),
+    ],
+)
+def test_a_batch_without_positives_warns_once(module: torch.nn.Module, known: torch.Tensor) -> None:
+    features = torch.randn(4, 5, requires_grad=True)
+    with pytest.warns(UserWarning, match="no query of this batch had a positive key"):
+        module(features, known).backward()
+    assert (features.grad == 0).all()
+    assert module(features, known) == 0
+
+
+def test_refusals() -> None:
+    x = torch.randn(4, 3)
+    for call, error, message in (
+        (lambda: HierarchicalInfoNCE()(x, torch.zeros(4)), ValueError, r"clusters: expected .* \(4, ...\)"),
+        (lambda: SoftInfoNCE("shared")(x, torch.zeros(3)), ValueError, r"auxiliary: expected .* got \(3,\)"),
+        (lambda: SoftInfoNCE("shared")([1.0], torch.zeros(3)), TypeError, "features: expected a tensor"),
+        (
+            lambda: SoftInfoNCE("shared")(x, torch.arange(4), key_valid=torch.ones(4, dtype=torch.bool)),
+            ValueError,
+            "key_valid: expected None where keys is None",
+        ),
+        (lambda: CLIPLoss(gather="count"), ValueError, "gather: expected 'none', 'all' or 'ring'"),
+        (lambda: SigLIPLoss(gather="ring"), ValueError, "gather: expected 'none' or 'all'"),
+        (lambda: SigLIPLoss()(x, x[:3]), ValueError, "y: expected 4 rows as in x, got 3"),
+        (lambda: CLIPLoss(gather="all")(x, x[:3]), ValueError, "y: expected 4 rows as in x, got 3"),
+        (lambda: CLIPLoss(temperature=-1), ValueError, "temperature: expected a finite number above 0"),
+    ):
+        with pytest.raises(error, match=message):
+            call()

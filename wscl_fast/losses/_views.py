@@ -1,0 +1,50 @@
+"""Embeddings ``[B, d]`` or ``[B, V, d]`` and what is known of their samples, for the loss modules."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def check_features(features: object) -> Tensor:
+    """The features as ``[B, V, d]``."""
+    if not isinstance(features, Tensor):
+        raise TypeError(f"features: expected a tensor, got {type(features).__name__}")
+    if features.ndim not in (2, 3):
+        raise ValueError(f"features: expected [B, d] or [B, V, d], got shape {tuple(features.shape)}")
+    return features.unsqueeze(1) if features.ndim == 2 else features
+
+
+def check_rows(name: str, value: object, batch: int, *, dimensions: tuple[int, ...] = (1,)) -> None:
+    """Refuse what is not a tensor with a row for each sample."""
+    shape = f"({batch},)" if dimensions == (1,) else f"({batch}, ...)"
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name}: expected a tensor of shape {shape}, got {type(value).__name__}")
+    if value.ndim not in dimensions or len(value) != batch:
+        raise ValueError(f"{name}: expected a tensor of shape {shape}, got {tuple(value.shape)}")
+
+
+def of_views(value: Tensor | None, views: int) -> Tensor | None:
+    """A row for each view of a sample."""
+    return None if value is None else value.repeat_interleave(views, 0)
+
+
+def temperature_of_views(temperature: float | Tensor, batch: int, views: int) -> float | Tensor:
+    """A temperature for each sample, if there is one, for each of its views."""
+    if not isinstance(temperature, Tensor) or temperature.ndim == 0:
+        return temperature
+    if temperature.shape != (batch,):
+        raise ValueError(f"temperature: expected shape () or ({batch},), got {tuple(temperature.shape)}")
+    return temperature.repeat_interleave(views)
+
+
+def unit(rows: Tensor) -> Tensor:
+    """Rows of length one."""
+    return nn.functional.normalize(rows, dim=-1)
+
+
+def is_zero(loss: Tensor) -> bool:
+    """Whether a loss on the CPU is exactly zero: no query had a positive. Never while a graph is traced."""
+    if loss.device.type != "cpu" or torch.compiler.is_compiling() or loss.numel() == 0:
+        return False
+    return not bool(loss.detach().any())

@@ -1,0 +1,246 @@
+"""Losses that know more of a sample than one cluster: levels of clusters, tags, vectors."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from wscl_fast.functional import (
+    Affinity,
+    Constraint,
+    Impl,
+    Positives,
+    Reduction,
+    hierarchical_infonce,
+    soft_infonce,
+)
+from wscl_fast.losses._temperature import WithTemperature
+from wscl_fast.losses._views import check_features, check_rows, is_zero, of_views, temperature_of_views, unit
+
+__all__ = ["HierarchicalInfoNCE", "SoftInfoNCE"]
+
+
+class _OfViews(WithTemperature):
+    """What both have in common: views as rows of one batch, the temperature, the warning."""
+
+    def __init__(
+        self,
+        temperature: float,
+        learnable_temperature: bool,
+        min_temperature: float,
+        positives: Positives,
+        normalize: bool,
+        reduction: Reduction,
+        impl: Impl,
+    ) -> None:
+        super().__init__(temperature, learnable_temperature, min_temperature)
+        self.positives: Positives = positives
+        self.normalize = normalize
+        self.reduction: Reduction = reduction
+        self.impl: Impl = impl
+        self._warned = False
+
+    def _arguments(
+        self,
+        features: Tensor,
+        keys: Tensor | None,
+        weights: Tensor | None,
+        temperature: float | Tensor | None,
+    ) -> tuple[int, dict[str, Any]]:
+        """The number of views, and the arguments that the functions share."""
+        views = check_features(features)
+        batch, count = views.shape[:2]
+        if weights is not None:
+            check_rows("weights", weights, batch)
+        if self.normalize:
+            views, keys = unit(views), None if keys is None else unit(keys)
+        temperature = self.clamped_temperature() if temperature is None else temperature
+        return count, {
+            "queries": views.flatten(0, 1),
+            "keys": keys,
+            "weights": of_views(weights, count),
+            "temperature": temperature_of_views(temperature, batch, count),
+            "positives": self.positives,
+            "reduction": self.reduction,
+            "impl": self.impl,
+        }
+
+    def _warn(self, loss: Tensor) -> Tensor:
+        if not self._warned and is_zero(loss):
+            self._warned = True
+            warnings.warn(
+                f"{type(self).__name__}: no query of this batch had a positive key, so its loss is 0",
+                stacklevel=3,
+            )
+        return loss
+
+
+class HierarchicalInfoNCE(_OfViews):
+    """Clustered InfoNCE over several levels of clusters, of one or several views of each sample.
+
+    In plain PyTorch, for ``features [B, V, d]``::
+
+        x = F.normalize(features, dim=-1).flatten(0, 1)
+        loss = hierarchical_infonce(x, query_clusters=clusters.repeat_interleave(V, 0))
+
+    Args:
+        temperature: positive; the starting value where it is learnt.
+        learnable_temperature, min_temperature: as in :class:`wscl_fast.ClusteredInfoNCE`.
+        level_weights: a weight for each level, the coarsest first; by default 1 / levels each.
+        constraint: ``"none"``, ``"level"`` or ``"pair"``, see
+            :func:`wscl_fast.functional.hierarchical_infonce`.
+        positives, normalize, reduction, impl: as in :class:`wscl_fast.ClusteredInfoNCE`.
+        ignore_index: the cluster id that says "no cluster at this level".
+
+    Shape:
+        features ``[B, d]`` or ``[B, V, d]``; clusters ``[B, L]`` int64; keys ``[M, d]``; key_clusters
+        ``[M, L]`` int64; weights, temperature ``[B]``. The loss is 0-dim, or ``[B V, L]`` for
+        ``reduction="none"``.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+
+    Example:
+        >>> loss_fn = HierarchicalInfoNCE(0.1, level_weights=[0.5, 1.0])
+        >>> breeds = torch.arange(8) // 2
+        >>> loss = loss_fn(torch.randn(8, 2, 16), torch.stack([breeds // 2, breeds], 1))
+
+    Source: Zhang et al., *Use All The Labels*, CVPR 2022 (arXiv 2204.13207).
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        learnable_temperature: bool = False,
+        *,
+        min_temperature: float = 0.01,
+        level_weights: Sequence[float] | Tensor | None = None,
+        constraint: Constraint = "none",
+        positives: Positives = "out",
+        normalize: bool = True,
+        ignore_index: int = -1,
+        reduction: Reduction = "mean",
+        impl: Impl = "auto",
+    ) -> None:
+        super().__init__(
+            temperature, learnable_temperature, min_temperature, positives, normalize, reduction, impl
+        )
+        self.level_weights, self.constraint = level_weights, constraint
+        self.ignore_index = ignore_index
+
+    def forward(
+        self,
+        features: Tensor,
+        clusters: Tensor,
+        keys: Tensor | None = None,
+        key_clusters: Tensor | None = None,
+        *,
+        temperature: float | Tensor | None = None,
+        weights: Tensor | None = None,
+        exclude_self: bool | Tensor | None = None,
+    ) -> Tensor:
+        """The loss of ``features [B, d]`` or ``[B, V, d]`` with cluster ids ``clusters [B, L]``."""
+        views, arguments = self._arguments(features, keys, weights, temperature)
+        check_rows("clusters", clusters, len(features), dimensions=(2,))
+        loss = hierarchical_infonce(
+            query_clusters=clusters.repeat_interleave(views, 0),
+            key_clusters=key_clusters,
+            level_weights=self.level_weights,
+            constraint=self.constraint,
+            ignore_index=self.ignore_index,
+            exclude_self=exclude_self,
+            **arguments,
+        )
+        return self._warn(loss)
+
+    def extra_repr(self) -> str:
+        """The settings, for ``print(module)``."""
+        return f"{self.describe_temperature()}, constraint={self.constraint!r}, positives={self.positives!r}"
+
+
+class SoftInfoNCE(_OfViews):
+    """InfoNCE whose positives are weighed by common tags or by a kernel of auxiliary vectors.
+
+    In plain PyTorch, for ``features [B, V, d]``::
+
+        x = F.normalize(features, dim=-1).flatten(0, 1)
+        loss = soft_infonce(x, query_auxiliary=auxiliary.repeat_interleave(V, 0), affinity=affinity)
+
+    A view's positives are the other views of its own sample too, with the affinity that the sample has with
+    itself.
+
+    Args:
+        affinity: ``"shared"``, ``"count"``, ``"jaccard"`` or ``"cosine"`` of tag sets, or ``"kernel"`` of
+            vectors, see :func:`wscl_fast.functional.soft_infonce`.
+        temperature: positive; the starting value where it is learnt.
+        learnable_temperature, min_temperature: as in :class:`wscl_fast.ClusteredInfoNCE`.
+        positives, normalize, reduction, impl: as in :class:`wscl_fast.ClusteredInfoNCE`.
+
+    Shape:
+        features ``[B, d]`` or ``[B, V, d]``; auxiliary ``[B]`` or ``[B, words]`` int64 bit masks, or
+        ``[B, r]`` floating point for a kernel; keys ``[M, d]``; key_auxiliary the same of the keys;
+        key_valid ``[M]`` bool; weights, temperature ``[B]``. The loss is 0-dim, or ``[B]`` or ``[B, V]`` for
+        ``reduction="none"``.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+
+    Example:
+        >>> loss_fn = SoftInfoNCE("jaccard", temperature=0.1)
+        >>> tags = torch.tensor([0b0011, 0b0110, 0b1000, 0b1100])
+        >>> loss = loss_fn(torch.randn(4, 2, 16), tags)
+
+    Source: Dufumier et al., MICCAI 2021 (arXiv 2106.08808); Tsai et al., ICLR 2022 (arXiv 2202.05458).
+    """
+
+    def __init__(
+        self,
+        affinity: Affinity,
+        temperature: float = 0.1,
+        learnable_temperature: bool = False,
+        *,
+        min_temperature: float = 0.01,
+        positives: Positives = "out",
+        normalize: bool = True,
+        reduction: Reduction = "mean",
+        impl: Impl = "auto",
+    ) -> None:
+        super().__init__(
+            temperature, learnable_temperature, min_temperature, positives, normalize, reduction, impl
+        )
+        self.affinity: Affinity = affinity
+
+    def forward(
+        self,
+        features: Tensor,
+        auxiliary: Tensor,
+        keys: Tensor | None = None,
+        key_auxiliary: Tensor | None = None,
+        *,
+        key_valid: Tensor | None = None,
+        temperature: float | Tensor | None = None,
+        weights: Tensor | None = None,
+        exclude_self: bool | Tensor | None = None,
+    ) -> Tensor:
+        """The loss of ``features [B, d]`` or ``[B, V, d]`` whose samples are known by ``auxiliary``."""
+        views, arguments = self._arguments(features, keys, weights, temperature)
+        check_rows("auxiliary", auxiliary, len(features), dimensions=(1, 2))
+        if keys is None and key_valid is not None:
+            raise ValueError("key_valid: expected None where keys is None, got a tensor")
+        loss = soft_infonce(
+            query_auxiliary=auxiliary.repeat_interleave(views, 0),
+            key_auxiliary=key_auxiliary,
+            affinity=self.affinity,
+            key_valid=key_valid,
+            exclude_self=exclude_self,
+            **arguments,
+        )
+        loss = self._warn(loss)
+        return loss.reshape(features.shape[:-1]) if self.reduction == "none" else loss
+
+    def extra_repr(self) -> str:
+        """The settings, for ``print(module)``."""
+        return f"affinity={self.affinity!r}, {self.describe_temperature()}, positives={self.positives!r}"
