@@ -107,8 +107,8 @@ __device__ __forceinline__ void scan_tiles(const ScanParams& p, const Rows& rows
   for (int tile = first; tile < last; ++tile) {
     for (int piece = 0; piece < p.pieces; ++piece) {
       copy_wait<T::kStages - 2>();
-      WSCL_TILE_BARRIER();  // everyone's copies of this piece are here, and everyone is done with the one
-                            // before
+      __syncthreads();  // everyone's copies of this piece are here, and everyone is done with the one
+                        // before
       stream.ask((buffer + T::kStages - 1) % T::kStages);
       const uint32_t stage = stream.stages + buffer * T::kStageBytes;
       if (piece == 0)

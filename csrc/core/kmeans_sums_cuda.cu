@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(kChunk) add_chunk(const SumsParams p) {
     weight_of[threadIdx.x] = weight;
     factor_of[threadIdx.x] = problem.cosine ? weight * p.block.inverse[row] : weight;
   }
-  __syncthreads();
+  __syncthreads();  // the chunk's rows are known to every thread
   const int64_t column = int64_t(blockIdx.y) * kChunk + threadIdx.x;
   if (column >= p.to.width) return;
   const bool coordinate = column < problem.d;

@@ -40,13 +40,37 @@ class KMeansProblem(ctypes.Structure):
     )
 
 
+# The schemas of the binding's simulated build, for as long as this lives.
+SIMULATED = torch.library.Library("wscl_fast_simulated", "FRAGMENT")
+
+
+def library(arch: str = "90", csrc: Path = CSRC) -> ctypes.CDLL:
+    """The k-means kernels for one architecture, linked with the simulator's runtime.
+
+    The default build has the binding too: its operators are ``torch.ops.wscl_fast_simulated``.
+    """
+    return _library(arch, csrc)
+
+
 @functools.cache
-def library(arch: str = "90", *defines: str) -> ctypes.CDLL:
-    """The k-means kernels for one architecture, linked with the simulator's runtime."""
+def _library(arch: str, csrc: Path) -> ctypes.CDLL:
     sim = ptxsim()
-    sources = [Path(__file__).parent / "kmeans_entry.cu", *sorted((CSRC / "core").glob("kmeans*.cu"))]
-    built = sim.compile_kernels(sources, include_dirs=[CSRC], arch=arch, defines=defines, flags=["-t2"])
-    loaded: ctypes.CDLL = sim.load(built)
+    sim.set_option("GLOBAL_RACE", True)  # the one check that is off by default: between CTAs
+    sources = [Path(__file__).parent / "kmeans_entry.cu", *sorted((csrc / "core").glob("kmeans*.cu"))]
+    headers, defines = [csrc], []
+    if arch == "90" and csrc == CSRC:
+        for name in ("kmeans_assign", "kmeans_update"):
+            schema = str(getattr(torch.ops.wscl_fast, name).default._schema)
+            SIMULATED.define(schema.removeprefix("wscl_fast::"))
+        sources.append(csrc / "binding" / "kmeans_cuda.cpp")
+        torch_headers = Path(torch.__file__).parent / "include"
+        # Python loads torch's symbols for itself; the binding needs them.
+        ctypes.CDLL(str(torch_headers.parent / "lib" / "libtorch_cpu.so"), mode=ctypes.RTLD_GLOBAL)
+        headers += [torch_headers, torch_headers / "torch" / "csrc" / "api" / "include"]
+        defines = ["WSCL_SIMULATED", "TORCH_TARGET_VERSION=0x020d000000000000"]
+    loaded: ctypes.CDLL = sim.load(
+        sim.compile_kernels(sources, include_dirs=headers, arch=arch, defines=defines)
+    )
     assert loaded.wscl_kmeans_size() == ctypes.sizeof(KMeansProblem)
     return loaded
 
@@ -76,13 +100,13 @@ def run(
     block_rows: int = 0,
     spare_columns: int = 0,
     arch: str = "90",
-    defines: tuple[str, ...] = (),
+    csrc: Path = CSRC,
 ) -> Results:
     """The nearest centroids of the rows of x, and with ``update`` the clusters' sums.
 
     ``spare_columns`` lie between the rows of x in memory, and are not to be looked at.
     """
-    lib = library(arch, *defines)
+    lib = library(arch, csrc)
     (n, d), k = x.shape, len(centroids)
     with Device() as device:
         wide = torch.full((n, d + spare_columns), torch.nan, dtype=x.dtype)

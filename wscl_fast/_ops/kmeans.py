@@ -25,7 +25,7 @@ def kmeans_assign(
     candidates: Candidates = "auto",
 ) -> tuple[Tensor, Tensor]:
     """The `top` nearest centroids and their distances ``[N, top]`` of every row, by the fused kernels."""
-    _check(x)
+    _check(x, centroids)
     assignment, distance, bad_row = torch.ops.wscl_fast.kmeans_assign(
         x, centroids, cosine, top, _NUMBERS[candidates]
     )
@@ -42,16 +42,35 @@ def kmeans_update(
     candidates: Candidates = "auto",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Assignment, distance, sums ``[K, d]``, counts ``[K]`` and inertia, by the fused kernels."""
-    _check(x)
+    _check(x, centroids)
     *results, bad_row = torch.ops.wscl_fast.kmeans_update(x, centroids, weights, cosine, _NUMBERS[candidates])
     _refuse(bad_row)
     assignment, distance, sums, counts, inertia = results
     return assignment, distance, sums, counts, inertia
 
 
-def _check(x: Tensor) -> None:
-    if not serves(x.device):
-        reason = load_error if extension is None else f"there are no kernels for device {x.device}"
+def kmeans_serves(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the fused kernels run on this device, for centroids of this dtype."""
+    return not _obstacle(device, dtype)
+
+
+def _obstacle(device: torch.device, dtype: torch.dtype) -> str:
+    """Why they do not; empty where they do."""
+    if extension is None:
+        return load_error
+    if serves(device):
+        return ""
+    if device.type == "cuda" and _has_cuda_kernels():
+        return "" if dtype == torch.float32 else f"there are no kernels for {dtype} on CUDA"
+    return f"there are no kernels for device {device}"
+
+
+def _has_cuda_kernels() -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key("wscl_fast::kmeans_update", "CUDA")
+
+
+def _check(x: Tensor, centroids: Tensor) -> None:
+    if reason := _obstacle(x.device, centroids.dtype):
         raise RuntimeError(f"impl='fused' is not available: {reason}; impl='chunked' works everywhere")
 
 

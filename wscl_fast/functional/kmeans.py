@@ -58,8 +58,8 @@ def kmeans_assign(
         metric: ``"euclidean"`` for the squared distance ``‖x − c‖²``; ``"cosine"`` for ``1 − cos(x, c)``,
             where the cosine of a zero vector, which has no direction, is 0.
         top: how many centroids to return, nearest first. At 1 the results are vectors.
-        impl: ``"fused"`` (C++ kernels), ``"chunked"`` (plain PyTorch, memory linear in N + K),
-            ``"reference"`` (the definition, N × K), or ``"auto"``, the best that works.
+        impl: ``"fused"`` (C++ kernels; on CUDA not for float64), ``"chunked"`` (plain PyTorch, memory linear
+            in N + K), ``"reference"`` (the definition, N × K), or ``"auto"``, the best that works.
 
     Returns:
         ``assignment``, int64 ``[N]`` or ``[N, top]``, and ``distance`` of the same shape: float64 where an
@@ -82,7 +82,7 @@ def kmeans_assign(
         raise RuntimeError(
             f"impl='fused' serves top up to {_ops.MOST_TOP}, got {top}; impl='chunked' serves any"
         )
-    if impl == "fused" or (impl == "auto" and _ops.serves(x.device) and top <= _ops.MOST_TOP):
+    if impl == "fused" or (impl == "auto" and _ops.kmeans_serves(x.device, dtype) and top <= _ops.MOST_TOP):
         assignment, distance = _ops.kmeans_assign(x, centroids, cosine=cosine, top=top)
     else:
         _check_finite("x", x)
@@ -142,7 +142,7 @@ def kmeans_update(
             raise ValueError("weights: expected finite numbers of at least 0")
         weights = weights.double()
     cosine = metric == "cosine"
-    if impl == "fused" or (impl == "auto" and _ops.serves(x.device)):
+    if impl == "fused" or (impl == "auto" and _ops.kmeans_serves(x.device, dtype)):
         return Update(*_ops.kmeans_update(x, centroids, weights=weights, cosine=cosine))
     _check_finite("x", x)
     module = reference if impl == "reference" else chunked
