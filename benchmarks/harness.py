@@ -48,7 +48,12 @@ class Timing:
         return statistics.median(theirs / ours for ours, theirs in pairs)
 
 
-def interleave(sides: dict[str, Callable[[], object]], *, turns: int = 7) -> dict[str, Timing]:
+def interleave(
+    sides: dict[str, Callable[[], object]],
+    *,
+    turns: int = 7,
+    peak: Callable[[int], float] = _C.multiply_add_peak,
+) -> dict[str, Timing]:
     """Times every side once a turn, after a warm-up of each; the peak is measured before each of them."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     peaks: dict[str, list[float]] = {name: [] for name in sides}
@@ -56,7 +61,7 @@ def interleave(sides: dict[str, Callable[[], object]], *, turns: int = 7) -> dic
         side()
     for _ in range(turns):
         for name, side in sides.items():
-            peaks[name].append(_C.multiply_add_peak(torch.get_num_threads()))
+            peaks[name].append(peak(torch.get_num_threads()))
             start = time.perf_counter()
             side()
             seconds[name].append(time.perf_counter() - start)
@@ -104,6 +109,18 @@ def write_csv(name: str, rows: Sequence[dict[str, object]]) -> Path:
         writer.writerows(rows)
     part.replace(path)
     return path
+
+
+def keep(table: str, rows: list[dict[str, object]], order: Sequence[str]) -> list[dict[str, object]]:
+    """The new rows with those of the table's other cases, in the order of the cases."""
+    path = RESULTS / f"{table}.csv"
+    new = {row["case"] for row in rows}
+    if path.exists():
+        with path.open(newline="") as file:
+            old = [row for row in csv.DictReader(file) if row.get("case") not in new]
+        rows = [{name: row.get(name, "") for name in rows[0]} for row in old] + rows
+    rows = [row for row in rows if row["case"] in order]
+    return sorted(rows, key=lambda row: order.index(str(row["case"])))
 
 
 def show(rows: Sequence[dict[str, object]]) -> None:

@@ -10,7 +10,6 @@ torch.compile, pytorch-metric-learning's SupConLoss and NTXentLoss, lightly's NT
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from benchmarks import peers
-from benchmarks.harness import RESULTS, interleave, machine, peak_memory, show, write_csv
+from benchmarks.harness import RESULTS, interleave, keep, machine, peak_memory, show, write_csv
 from wscl_fast.functional import clustered_infonce
 
 CLUSTERS = 150
@@ -237,23 +236,12 @@ def main() -> None:
     chosen = [i for i, case in enumerate(CASES) if options.only in case.name]
     rows = [row for i in chosen for row in bench_case(CASES[i], options.turns)]
     memory = [row for i in chosen for row in bench_memory(i, options.threads)]
-    rows = keep("peers_infonce", [{**row, "machine": machine()} for row in rows])
-    memory = keep("peers_infonce_memory", memory)
+    order = [case.name for case in CASES]
+    rows = keep("peers_infonce", [{**row, "machine": machine()} for row in rows], order)
+    memory = keep("peers_infonce_memory", memory, order)
     write_csv("peers_infonce", rows)
     write_csv("peers_infonce_memory", memory)
     draw(rows, memory)
-
-
-def keep(table: str, rows: list[dict[str, object]]) -> list[dict[str, object]]:
-    """The new rows with those of the table's other cases, in the order of the cases."""
-    path = RESULTS / f"{table}.csv"
-    new = {row["case"] for row in rows}
-    if path.exists():
-        with path.open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if row["case"] not in new] + rows
-    order = [case.name for case in CASES]
-    rows = [row for row in rows if row["case"] in order]
-    return sorted(rows, key=lambda row: order.index(str(row["case"])))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ constexpr int64_t kRowGrain = 16;          // a vector's lanes, at most
 constexpr int64_t kLeastColumns = 1024;    // fewer columns do not pay for a merge
 constexpr int64_t kLeastOwnColumns = 128;  // nor for a thread where columns get results
 constexpr int64_t kMergeGrain = 64;
-constexpr int64_t kChunkBytes = 1 << 20;  // a chunk's rows, packed
+constexpr int64_t kChunkBytes = 1 << 19;  // a chunk's rows, packed: they and their output stay in L2
 constexpr int64_t kSumBytes = 8 << 20;    // a thread's accumulators in segment_sums
 constexpr int64_t kLeastSumColumns = 16;  // a cache line of floats
 

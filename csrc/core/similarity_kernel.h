@@ -52,9 +52,15 @@ struct Pass : Epilogues<In, kEpilogue, kGather, kBoth> {
     finish();
   }
 
+  // Whole vectors but for the last panel: 3, but 4 as 2 and 2, since one alone would wait for its sums.
+  int64_t rows_of_panel(int64_t row) const {
+    const int64_t left = rows - row;
+    return left > 3 * kWidth && left <= 4 * kWidth ? 2 * kWidth : smaller(left, kPanel<T>);
+  }
+
   void prepare_rows() {
-    for (int64_t r = 0; r < rows; r += kPanel<T>) {
-      const int64_t live = smaller(kPanel<T>, rows - r);
+    for (int64_t r = 0, live; r < rows; r += live) {
+      live = rows_of_panel(r);
       const int vectors = static_cast<int>((live + kWidth - 1) / kWidth);
       pack_panel(params.x, part.row0 + r, live, vectors, params.d, this->scratch,
                  this->x_packed + r * this->depth, this->norms + r);
@@ -117,8 +123,8 @@ struct Pass : Epilogues<In, kEpilogue, kGather, kBoth> {
       for (int64_t i = 0; i < count * d_padded; ++i) this->column_output[i] = 0;
 
     int64_t excluded = this->first_excluded;
-    for (int64_t r = 0; r < rows; r += kPanel<T>) {
-      const int64_t live = smaller(kPanel<T>, rows - r);
+    for (int64_t r = 0, live; r < rows; r += live) {
+      live = rows_of_panel(r);
       const int64_t excluded_before = excluded;
       while (excluded < params.excluded_count && params.excluded[excluded].row < part.row0 + r + live)
         ++excluded;

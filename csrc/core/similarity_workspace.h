@@ -12,11 +12,46 @@
 namespace wscl {
 namespace WSCL_ISA {
 
-// A chunk's memory: one allocation, cut into aligned pieces.
+constexpr int64_t kKeptBytes = 4 << 20;  // a larger workspace is given back at once
+
+// A thread's last workspace, for its next part: fresh pages cost more than the work of a small part.
+class Kept {
+ public:
+  ~Kept() {
+    std::free(memory_);
+  }
+  char* take(int64_t size) {
+    if (size > size_) {
+      std::free(memory_);
+      memory_ = nullptr;
+    }
+    char* const taken = memory_ ? memory_ : static_cast<char*>(std::aligned_alloc(64, larger(size, 64)));
+    size_ = memory_ ? size_ : larger(size, 64);
+    memory_ = nullptr;
+    return taken;
+  }
+  void give_back(char* memory) {
+    if (size_ <= kKeptBytes)
+      memory_ = memory;
+    else
+      std::free(memory);
+    if (!memory_) size_ = 0;
+  }
+  static Kept& of_this_thread() {
+    static thread_local Kept kept;
+    return kept;
+  }
+
+ private:
+  char* memory_ = nullptr;
+  int64_t size_ = 0;  // of `memory_`, or of what was taken
+};
+
+// A part's memory: one allocation, cut into aligned pieces.
 class Workspace {
  public:
   ~Workspace() {
-    std::free(memory_);
+    if (memory_) Kept::of_this_thread().give_back(memory_);
   }
   // Called once for every piece to measure, and after `allocate` once more to cut.
   template <class T>
@@ -25,7 +60,7 @@ class Workspace {
     used_ += round_up(count * int64_t(sizeof(T)), 64);
   }
   void allocate() {
-    memory_ = static_cast<char*>(std::aligned_alloc(64, larger(used_, 64)));
+    memory_ = Kept::of_this_thread().take(used_);
     used_ = 0;
   }
 

@@ -100,8 +100,10 @@ def reduce_rows(loss: Tensor, count: Tensor, weights: Tensor | None, reduction: 
     total = loss.sum()
     if reduction == "sum":
         return total
-    anchors = (count > 0).to(loss.dtype)
-    share = anchors.sum() if weights is None else (anchors * weights.to(loss.dtype)).sum()
+    anchors = count > 0
+    if weights is None:
+        return total / anchors.sum().clamp(min=1)
+    share = torch.where(anchors, weights.to(loss.dtype), 0.0).sum()
     return total / torch.where(share == 0, torch.ones_like(share), share)
 
 
