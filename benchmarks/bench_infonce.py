@@ -157,7 +157,8 @@ def bench_case(case: Case, turns: int) -> list[Row]:
     if case.m <= 65536:
         sides["torch.mm"] = lambda: queries @ keys.T
         sides["oneDNN"] = lambda: onednn_mm(queries, keys)
-    if case.kind in ("keys", "in-batch") and case.n * case.m <= MOST_LOGITS and case.dtype == torch.float32:
+    comparable = case.kind in ("keys", "in-batch") and case.dtype == torch.float32 and case.d == 128
+    if comparable and case.n * case.m <= MOST_LOGITS:
         for p in case.passes:
             if p.name != "forward + backward, keys detached":
                 sides[f"naive {p.name}"] = step(naive, arguments, p.gradients)

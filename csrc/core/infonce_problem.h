@@ -11,7 +11,7 @@
 
 namespace wscl {
 
-inline constexpr int64_t kRowGrain = 256;
+inline constexpr int64_t kRowGrain = 64;
 
 // The problem with its clusters found.
 template <class In>
@@ -69,10 +69,18 @@ SimilarityParams<In> base_pass(const InfoNCEProblem<In>& p) {
   return pass;
 }
 
-template <class In>
-double dot(const In* a, const Compute<In>* b, int64_t d) {
+// In double, in several sums: one alone would wait for every addition.
+template <class A, class B>
+double dot(const A* a, const B* b, int64_t d) {
+  constexpr int64_t kSums = 8;
+  double sums[kSums] = {};
+  int64_t c = 0;
+  for (; c + kSums <= d; c += kSums)
+    for (int64_t s = 0; s < kSums; ++s)
+      sums[s] += static_cast<double>(to_compute(a[c + s])) * to_compute(b[c + s]);
+  for (; c < d; ++c) sums[0] += static_cast<double>(to_compute(a[c])) * to_compute(b[c]);
   double sum = 0;
-  for (int64_t c = 0; c < d; ++c) sum += static_cast<double>(to_compute(a[c])) * b[c];
+  for (double s : sums) sum += s;
   return sum;
 }
 
@@ -80,9 +88,7 @@ double dot(const In* a, const Compute<In>* b, int64_t d) {
 template <class In>
 double own_logit(const InfoNCEProblem<In>& p, int64_t i) {
   const In* x = p.queries + i * p.query_stride;
-  double sum = 0;
-  for (int64_t c = 0; c < p.d; ++c) sum += static_cast<double>(to_compute(x[c])) * to_compute(x[c]);
-  return p.scale * kLog2E * sum;
+  return p.scale * kLog2E * dot(x, x, p.d);
 }
 
 }  // namespace wscl

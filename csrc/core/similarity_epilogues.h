@@ -49,8 +49,10 @@ struct Epilogues : PartState<In, kEpilogue, kGather, kBoth> {
       for (int64_t k = 0; k < p.count; ++k)
         for (int64_t i = p.live; i < lanes; ++i) logits[k * lanes + i] = hidden;
     if (!params.begin) return;
+    const int64_t first = part.row0 + p.row, last = first + p.live - 1;
+    if (!params.outside && params.begin[last] <= p.c0 && params.end[first] >= p.c0 + p.count) return;
     for (int64_t i = 0; i < p.live; ++i) {
-      const int64_t row = part.row0 + p.row + i;
+      const int64_t row = first + i;
       const int64_t begin = params.begin[row] - p.c0, end = params.end[row] - p.c0;
       const auto hide = [&](int64_t from, int64_t to) {
         for (int64_t k = larger(from, 0); k < smaller(to, p.count); ++k) logits[k * lanes + i] = hidden;
@@ -270,7 +272,8 @@ struct Epilogues : PartState<In, kEpilogue, kGather, kBoth> {
       if (sum == 0) continue;  // no one met it
       double &known_max = params.column_max[c0 + k], &known_sum = params.column_sum[c0 + k];
       const double now = known_max > top ? known_max : top;
-      known_sum = known_sum * __builtin_exp2(known_max - now) + sum * __builtin_exp2(top - now);
+      known_sum = known_max == now ? known_sum : known_sum * __builtin_exp2(known_max - now);
+      known_sum += top == now ? sum : sum * __builtin_exp2(top - now);
       known_max = now;
     }
   }
