@@ -25,6 +25,10 @@ from wscl_fast import _C
 RESULTS = Path(__file__).parent / "results"
 
 
+class Seconds(float):
+    """What a side returns that took its own time, in another process perhaps."""
+
+
 @dataclass(frozen=True)
 class Timing:
     """One side of a comparison: seconds of every turn, and the multiply-add peak measured beside it."""
@@ -53,18 +57,20 @@ def interleave(
     *,
     turns: int = 7,
     peak: Callable[[int], float] = _C.multiply_add_peak,
+    warm: bool = True,
 ) -> dict[str, Timing]:
     """Times every side once a turn, after a warm-up of each; the peak is measured before each of them."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     peaks: dict[str, list[float]] = {name: [] for name in sides}
-    for side in sides.values():
+    for side in sides.values() if warm else ():
         side()
     for _ in range(turns):
         for name, side in sides.items():
             peaks[name].append(peak(torch.get_num_threads()))
             start = time.perf_counter()
-            side()
-            seconds[name].append(time.perf_counter() - start)
+            took = side()
+            elapsed = time.perf_counter() - start
+            seconds[name].append(float(took) if isinstance(took, Seconds) else elapsed)
     return {name: Timing(tuple(seconds[name]), tuple(peaks[name])) for name in sides}
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from wscl_fast import _ops, reference
 from wscl_fast.chunked import kmeans as chunked
-from wscl_fast.functional import Nearest, kmeans_assign, kmeans_update
+from wscl_fast.functional import Nearest, kmeans_assign, kmeans_potentials, kmeans_update
 
 IMPLS = ["fused", "chunked", "reference"]
 METRICS = ["euclidean", "cosine"]
@@ -31,9 +31,14 @@ def check_assignment(x, centroids, metric, nearest):
     reached = truth.gather(1, got[:, None])[:, 0]
     assert (reached <= distance[:, 0] + resolution).all()
     runner_up = distance[:, 1] if len(centroids) > 1 else torch.full_like(reached, torch.inf)
-    # clear calls, and exact ties between equals, which the lowest index wins
-    sure = (runner_up > distance[:, 0] + resolution) | (reached == distance[:, 0])
+    # clear calls, and exact ties between equals, which the lowest index wins (in the cosine float64 itself
+    # rounds: there only centroids that are the same are known to be equally near)
+    sure = runner_up > distance[:, 0] + resolution
+    if metric == "euclidean":
+        sure |= reached == distance[:, 0]
     assert torch.equal(got[sure], assignment[sure, 0])
+    _, kind = torch.unique(centroids, dim=0, return_inverse=True)
+    assert not ((kind[:, None] == kind).tril(-1).any(dim=1))[got].any()
     dtype = nearest.distance.dtype
     wanted = reached.clamp(max=torch.finfo(dtype).max).to(dtype)
     torch.testing.assert_close(
@@ -329,6 +334,81 @@ def test_sums_of_many_clusters_take_a_second_pass(candidates):
     assert torch.equal(got[3], torch.bincount(got[0], minlength=9000))
 
 
+def test_more_vectors_of_columns_than_a_group_numbers(candidates):
+    """The nearest of 9000 centroids: their numbers do not fit into the bits that a score spares at once."""
+    x, centroids = problem(200, 12, 9000, dtype=torch.float32)
+    centroids[8192 : 8192 + 60] = centroids[:60]  # equals, groups apart
+    x[:60] = centroids[:60]
+    for metric in METRICS:
+        check_assignment(x, centroids, metric, assign_with(candidates, x, centroids, metric))
+
+
+def test_many_close_calls(candidates):
+    """More centroids at one distance than are told apart at once, and some that differ in the last digit."""
+    x = torch.randn(40, 33)
+    centroids = x[:1] + 1e-3 * torch.randn(300, 33).sign()  # all at one distance of the first point
+    centroids[150:] = centroids[:150]
+    centroids[77] = torch.nextafter(centroids[76], x[0])
+    check_assignment(x, centroids, "euclidean", assign_with(candidates, x, centroids, "euclidean"))
+
+
+def test_flushed_subnormals_lose_no_column(candidates):
+    """A score of zero whose low bits hold a column's number is subnormal."""
+    centroids = torch.randn(200, 16).round()
+    centroids = torch.cat([centroids, -centroids, torch.zeros(1, 16)])  # their mean is zero, and one of them
+    x = torch.zeros(3, 16)
+    torch.set_flush_denormal(True)
+    try:
+        got = assign_with(candidates, x, centroids, "euclidean")
+    finally:
+        torch.set_flush_denormal(False)
+    assert (centroids[got.assignment] == 0).all()
+    check_assignment(x, centroids, "euclidean", got)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("n", "d", "m"), [(1, 1, 1), (700, 64, 8), (333, 37, 3), (0, 3, 2)])
+def test_potentials_equal_the_definition(candidates, dtype, scaled, weighted, n, d, m):
+    x, _ = problem(n, d, 5, dtype=dtype)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    x = x + 100  # where ‖x‖² − 2 x·c + ‖c‖² would lose its digits
+    some = 100 + torch.randn(m, d, dtype=wide)
+    nearest = torch.full((n,), float(d), dtype=wide)
+    nearest[: n // 2] = torch.inf
+    scale = 0.5 + torch.rand(n, dtype=wide) if scaled else None
+    weights = torch.rand(n, dtype=torch.float64) if weighted else None
+    points = x.double() if scale is None else x.to(wide).double() * scale.double()[:, None]
+    square = (points - some.double()[:, None]).square().sum(dim=2)
+    want = torch.minimum(square, nearest.double())
+    for impl in ("fused", "chunked"):
+        got = kmeans_potentials(x, some, nearest, scale=scale, weights=weights, impl=impl)
+        tolerance = {"rtol": 1e-4 if scaled and wide == torch.float32 else 3e-6, "atol": 1e-30}
+        torch.testing.assert_close(got.distance, want.to(wide), **tolerance)
+        assert got.potential.dtype == torch.float64
+        total = want.sum(dim=1) if weights is None else want @ weights
+        torch.testing.assert_close(got.potential, total, **tolerance)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"x": torch.ones(3)}, ValueError, "x: expected a matrix"),
+        ({"candidates": torch.ones(2, 3)}, ValueError, "candidates: expected 4 columns"),
+        ({"nearest": torch.ones(2)}, ValueError, "nearest: expected"),
+        ({"nearest": torch.ones(3).double()}, TypeError, "nearest: expected torch.float32"),
+        ({"scale": torch.ones(3).double()}, TypeError, "scale: expected torch.float32"),
+        ({"weights": torch.ones(3)}, TypeError, "weights: expected torch.float64"),
+        ({"impl": "fast"}, ValueError, "impl: expected one of"),
+    ],
+)
+def test_bad_arguments_of_potentials(change, error, message):
+    arguments = {"x": torch.ones(3, 4), "candidates": torch.ones(2, 4), "nearest": torch.ones(3)} | change
+    with pytest.raises(error, match=message):
+        kmeans_potentials(**arguments)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_opcheck(extension, dtype):
     x, centroids = problem(30, 5, 4, dtype=dtype)
@@ -336,3 +416,6 @@ def test_opcheck(extension, dtype):
     torch.library.opcheck(torch.ops.wscl_fast.kmeans_assign.default, (x, centroids, False, 2, 0))
     for w in (None, weights):
         torch.library.opcheck(torch.ops.wscl_fast.kmeans_update.default, (x, centroids, w, True, 0))
+        for scale in (None, x[:, 0].abs()):
+            arguments = (x, centroids, x[:, 0].abs(), scale, w)
+            torch.library.opcheck(torch.ops.wscl_fast.kmeans_potentials.default, arguments)

@@ -1,4 +1,4 @@
-// kmeans_assign and kmeans_update on CPU tensors: checks, allocation, dispatch on dtype.
+// kmeans_assign, kmeans_update and kmeans_potentials on CPU tensors: checks, allocation, dispatch on dtype.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -8,6 +8,7 @@
 #include <tuple>
 
 #include "../core/kmeans.h"
+#include "../core/kmeans_potentials.h"
 #include "tensors.h"
 
 namespace {
@@ -116,9 +117,39 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> kmeans_update(const T
   return {assignment, distance, sums, counts, inertia, bad_row};
 }
 
+std::tuple<Tensor, Tensor> kmeans_potentials(const Tensor& x, const Tensor& candidates_, const Tensor& nearest_,
+                                             const std::optional<Tensor>& scale_,
+                                             const std::optional<Tensor>& weights_) {
+  const Tensor candidates = check_centroids(candidates_, x);
+  const int64_t n = x.size(0), m = candidates.size(0);
+  const ScalarType dtype = candidates.scalar_type();
+  const Tensor nearest = check_vector("nearest", nearest_, n, dtype);
+  std::optional<Tensor> scale, weights;
+  if (scale_) scale = check_vector("scale", *scale_, n, dtype);
+  if (weights_) weights = check_vector("weights", *weights_, n, ScalarType::Double);
+  Tensor distance = torch::stable::new_empty(candidates, {m, n});
+  Tensor potential = torch::stable::new_empty(candidates, {m}, ScalarType::Double);
+  dispatch(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    wscl::PotentialsProblem<T> problem;
+    problem.x = points_of(x);
+    problem.candidates = data<T>(candidates);
+    problem.m = m;
+    problem.d = candidates.size(1);
+    problem.nearest = data<T>(nearest);
+    if (scale) problem.scale = data<T>(*scale);
+    if (weights) problem.weights = data<double>(*weights);
+    problem.distance = data<T>(distance);
+    problem.potential = data<double>(potential);
+    wscl::kmeans_potentials<T>(problem, torch_threads());
+  });
+  return {distance, potential};
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(wscl_fast, CPU, m) {
   m.impl("kmeans_assign", TORCH_BOX(&kmeans_assign));
   m.impl("kmeans_update", TORCH_BOX(&kmeans_update));
+  m.impl("kmeans_potentials", TORCH_BOX(&kmeans_potentials));
 }

@@ -40,4 +40,7 @@ STABLE_TORCH_LIBRARY(wscl_fast, m) {
   m.def(
       "kmeans_update(Tensor x, Tensor centroids, Tensor? weights, bool cosine, int candidates)"
       " -> (Tensor assignment, Tensor distance, Tensor sums, Tensor counts, Tensor inertia, Tensor bad_row)");
+  m.def(
+      "kmeans_potentials(Tensor x, Tensor candidates, Tensor nearest, Tensor? scale, Tensor? weights)"
+      " -> (Tensor distance, Tensor potential)");
 }

@@ -134,6 +134,7 @@ struct Prepared {
     T* offsets = static_cast<T*>(offset.get());
     table.panels = panels.get();
     table.offset = offsets;
+    while (int64_t(1) << table.index_bits < std::min(vectors, kGroupVectors)) ++table.index_bits;
     struct Norms {
       double full = 0, kept = 0, lost = 0, offset = 0;
     };
@@ -146,7 +147,7 @@ struct Prepared {
         const int64_t count = std::min(p.k - first, wide * typed.width);
         for (int64_t j = 0; j < wide * typed.width; ++j) {
           if (j >= count) {
-            offsets[first + j] = std::numeric_limits<T>::infinity();
+            offsets[first + j] = std::numeric_limits<T>::max() / 4;
             continue;
           }
           double norm = 0, lost = 0, shift = 0;
@@ -195,11 +196,14 @@ struct Prepared {
     origin_norm = std::sqrt(origin_norm);
     // A bfloat16 instruction rounds twice for every pair, and takes what is below the normal range for zero.
     const double sum = (lost > 0 ? 2 : 1) * unit * (p_depth() + 12);
-    table.per_norm = 1.001 * (sum * (longest + lost) + lost);
-    table.per_loss = 1.001 * (sum * (longest + lost) + lost + longest);
-    table.constant = 1.001 * (sum * offset_bound + tiny * 4 * (p_depth() + 12));
+    // What the low bits of a score were; |score| ≤ ‖p̃‖ · ‖q̃‖ + offset.
+    const double index = unit * 2 * (int64_t(1) << table.index_bits);
+    table.per_norm = 1.001 * ((sum + index) * (longest + lost) + lost);
+    table.per_loss = 1.001 * ((sum + index) * (longest + lost) + lost + longest);
+    table.constant = 1.001 * ((sum + index) * offset_bound + tiny * 4 * (p_depth() + 12));
     // Unit vectors are rounded before they are moved, and the offset is a product with the origin.
-    if (table.cosine) table.constant += 1.001 * longest * (4 * unit * table.scale + sum * origin_norm);
+    if (table.cosine)
+      table.constant += 1.001 * longest * (4 * unit * table.scale + (sum + index) * origin_norm);
   }
 
   double p_depth() const {
@@ -283,6 +287,27 @@ int64_t kmeans_pass(const KMeansProblem<T>& p, const Threads& threads) {
   return -1;
 }
 
+template <class T>
+void kmeans_potentials(const PotentialsProblem<T>& p, const Threads& threads) {
+  bool rounded;
+  KMeansProblem<T> any;
+  any.candidates = Candidates::kFull;
+  const KMeansTyped<T>& typed = choose(any, &rounded);
+  const int64_t n_parts = std::clamp<int64_t>(p.x.count / kLeastRows, 1, threads.count);
+  std::vector<double> sums(n_parts * p.m);
+  threads.each(n_parts, [&](int64_t i) {
+    std::vector<double> own(p.m);  // apart from the others' cache lines
+    typed.potentials(p, p.x.count * i / n_parts, p.x.count * (i + 1) / n_parts, own.data());
+    std::copy(own.begin(), own.end(), sums.begin() + i * p.m);
+  });
+  for (int64_t j = 0; j < p.m; ++j) {
+    p.potential[j] = 0;
+    for (int64_t i = 0; i < n_parts; ++i) p.potential[j] += sums[i * p.m + j];
+  }
+}
+
+template void kmeans_potentials<float>(const PotentialsProblem<float>&, const Threads&);
+template void kmeans_potentials<double>(const PotentialsProblem<double>&, const Threads&);
 template int64_t kmeans_pass<float>(const KMeansProblem<float>&, const Threads&);
 template int64_t kmeans_pass<double>(const KMeansProblem<double>&, const Threads&);
 

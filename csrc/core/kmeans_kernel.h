@@ -8,23 +8,25 @@
 //   write the block, moved and scaled, as [rows][depth]         L2; rows are broadcast operands where they lie
 //   for each panel of centroids [depth][2 · kWidth]:            L1, from the L2 or L3 that all threads share
 //     for each kRows rows: score_tile                           24 sums in registers, best two of each lane in
-//     L1
+//                                                               L1, their columns in the scores' low bits
 //   for each row of the block:                                  still in L2
 //     decide, take the distance from the difference, add the row to its cluster's sum
 //
 // Memory traffic: x once, the centroids once a block, from cache where they fit; no score is ever stored. The
-// cost beside the product is the tile's epilogue (5 operations a vector against d multiply-adds), about d /
+// cost beside the product is the tile's epilogue (4 operations a vector against d multiply-adds), about d /
 // kWidth · 3 operations a row for moving it, as many for its distance, and twice as many for its sum in
 // float64.
 //
 // Deciding: where only one centroid's score is within twice the error bound of the best, that is the nearest.
-// Else those that are have their distances taken in float64; a lane whose second best is among them is gone
-// through as a whole, since it keeps only one column's number.
+// Else those that are have their distances taken from the differences in T, and where these leave more than
+// one, in float64; a lane whose second best is among them is gone through as a whole, since it keeps only one
+// column's number.
 #pragma once
 
 #include <cmath>
 #include <cstdlib>
 
+#include "kmeans_potentials_kernel.h"
 #include "kmeans_rows.h"
 #include "kmeans_tile.h"
 
@@ -58,6 +60,7 @@ struct KMeansPass {
   Memory memory;
   Element* block;       // [block_rows][stride]
   RowState<T>* states;  // [block_rows]
+  RowKeys<T>* keys;     // [block_rows]
   T* margin;            // [block_rows] twice the bound of a row's scores' error
   double* length;       // [block_rows] of the points, for the cosine
   T* scratch;           // [d] a row that had to be converted
@@ -74,6 +77,7 @@ struct KMeansPass {
         vectors(round_up(table.k, kWidth) / kWidth) {
     memory.reserve(&block, block_rows * stride + kWidth);
     memory.reserve(&states, block_rows);
+    memory.reserve(&keys, block_rows);
     memory.reserve(&margin, block_rows);
     memory.reserve(&length, block_rows);
     memory.reserve(&scratch, table.d + kWidth);
@@ -134,38 +138,73 @@ struct KMeansPass {
     const Vector<T> scale = broadcast(table.scale);
     const double factor = table.cosine ? to_unit(own_length) : 1;
     const bool in_range = factor > 1e-30 && factor < 1e30;
-    for (int64_t c = 0; c < table.d; c += kWidth) {
+    *norms = *losses = Vector<T>{};
+    const int64_t whole = table.d / kWidth * kWidth;
+    int64_t c = 0;
+    if (!table.cosine) {
+      for (; c < whole; c += kWidth) write(load(x + c), load(table.origin + c), scale, out + c, norms, losses);
+    } else if (in_range) {
+      const Vector<T> factors = broadcast(static_cast<T>(factor));
+      for (; c < whole; c += kWidth)
+        write(load(x + c) * factors, load(table.origin + c), scale, out + c, norms, losses);
+    }
+    for (; c < table.d; c += kWidth) {
       const int64_t count = smaller(kWidth, table.d - c);
       Vector<T> point = load_part(x + c, count);
-      if (table.cosine) {
-        if (in_range)
-          point *= broadcast(static_cast<T>(factor));
-        else
-          for (int64_t e = 0; e < count; ++e) point[e] = static_cast<T>(point[e] * factor);
-      }
-      const Vector<T> moved = (point - load_part(table.origin + c, count)) * scale;
-      *norms += moved * moved;
-      const Vector<T> kept = Op::write(out + c, moved);
-      if (Op::kRounds) *losses += (moved - kept) * (moved - kept);
+      if (table.cosine)
+        for (int64_t e = 0; e < count; ++e) point[e] = static_cast<T>(point[e] * factor);
+      write(point, load_part(table.origin + c, count), scale, out + c, norms, losses);
     }
   }
 
+  static WSCL_INLINE void write(Vector<T> point, Vector<T> origin, Vector<T> scale, Element* out,
+                                Vector<T>* norms, Vector<T>* losses) {
+    const Vector<T> moved = (point - origin) * scale;
+    *norms += moved * moved;
+    const Vector<T> kept = Op::write(out, moved);
+    if (Op::kRounds) *losses += (moved - kept) * (moved - kept);
+  }
+
   void score(int64_t row0, int64_t count) {
-    for (int64_t i = 0; i < round_up(count, kRows); ++i)
-      states[i] = {broadcast(-kInfinity), broadcast(-kInfinity), typename Simd<T>::Bits{}};
+    using Bits = typename Simd<T>::Bits;
+    const Bits index_mask = Bits{} + ((decltype(Bits{}[0] + 0)(1) << table.index_bits) - 1);
     const Element* panel = static_cast<const Element*>(table.panels);
-    for (int64_t v = 0; v < vectors; v += kVectors) {
-      const bool whole = v + kVectors <= vectors;
-      for (int64_t i = 0; i < count; i += kRows) {
-        const Element* rows[kRows];
-        for (int64_t r = 0; r < kRows; ++r) rows[r] = block + smaller(i + r, count - 1) * stride;
-        if (v == 0) prefetch(row0 + block_rows + i);
-        if (whole)
-          score_tile<Op, kVectors>(rows, panel, table.depth, table.offset + v * kWidth, v, states + i);
-        else
-          score_tile<Op, 1>(rows, panel, table.depth, table.offset + v * kWidth, v, states + i);
+    for (int64_t first = 0; first < vectors; first += kGroupVectors) {
+      const int64_t last = smaller(vectors, first + kGroupVectors);
+      for (int64_t i = 0; i < round_up(count, kRows); ++i)
+        keys[i] = {broadcast(-kInfinity), broadcast(-kInfinity)};
+      for (int64_t v = first; v < last; v += kVectors) {
+        const T* offset = table.offset + v * kWidth;
+        for (int64_t i = 0; i < count; i += kRows) {
+          const Element* rows[kRows];
+          for (int64_t r = 0; r < kRows; ++r) rows[r] = block + smaller(i + r, count - 1) * stride;
+          if (v == 0) prefetch(row0 + block_rows + i);
+          if (v + kVectors <= last)
+            score_tile<Op, kVectors>(rows, panel, table.depth, offset, v - first, index_mask, keys + i);
+          else
+            score_tile<Op, 1>(rows, panel, table.depth, offset, v - first, index_mask, keys + i);
+        }
+        panel += kVectors * kWidth * table.depth;
       }
-      panel += kVectors * kWidth * table.depth;
+      merge_group(first, index_mask, count);
+    }
+  }
+
+  // The keys of a group of vectors from `first` on, into the rows' states.
+  WSCL_INLINE void merge_group(int64_t first, typename Simd<T>::Bits index_mask, int64_t count) {
+    using Bits = typename Simd<T>::Bits;
+    for (int64_t i = 0; i < count; ++i) {
+      const Vector<T> best = keys[i].best, second = keys[i].second;
+      const Bits where = ((Bits)best & index_mask) + static_cast<decltype(index_mask[0] + 0)>(first);
+      if (first == 0) {
+        states[i] = {best, second, where};
+        continue;
+      }
+      RowState<T>& state = states[i];
+      const Vector<T> lower = minimum<T>(best, state.best);
+      state.second = larger_of<T>(larger_of<T>(state.second, second), lower);
+      state.vector = best > state.best ? where : state.vector;
+      state.best = larger_of<T>(best, state.best);
     }
   }
 
@@ -193,11 +232,9 @@ struct KMeansPass {
     for (int64_t i = 0; i < kWidth; ++i) squares[i] = Vector<T>{};
     int64_t nearest[kWidth];
     for (int64_t i = 0; i < count; ++i) {
+      if (!(least[i] > -kInfinity)) least[i] = -kInfinity;  // ∞ − ∞ too
       nearest[i] = decided(state[i], least[i]);
-      if (nearest[i] < 0) {
-        double distance;
-        decide(point(row + i), length[first + i], state[i], least[i], 1, &nearest[i], &distance);
-      }
+      if (nearest[i] < 0) nearest[i] = closer_look(point(row + i), length[first + i], state[i], least[i]);
       problem.assignment[row + i] = nearest[i];
       if (kSquares && !table.cosine) __builtin_prefetch(table.centroids + nearest[i] * table.d);
     }
@@ -210,14 +247,16 @@ struct KMeansPass {
               part);
     }
     const Vector<T> squared = sums_of<T>(squares);
+    double inertia = 0;
     for (int64_t i = 0; i < count; ++i) {
       // ‖x − c‖² in T where its range allows: no digits cancel there.
-      const bool exact = !kSquares || !(squared[i] > T(1e-25) && squared[i] < T(1e37));
+      const bool exact = !kSquares || !in_range_of_squares(squared[i]);
       const double distance =
           exact ? exact_distance(table, point(row + i), length[first + i], nearest[i]) : double(squared[i]);
       problem.distance[row + i] = saturate(distance);
-      part.inertia += (problem.weights ? problem.weights[row + i] : 1) * distance;
+      inertia += (problem.weights ? problem.weights[row + i] : 1) * distance;
     }
+    part.inertia += inertia;
   }
 
   static T saturate(double distance) {
@@ -241,8 +280,9 @@ struct KMeansPass {
         }
     }
     double distance[kMostTop];
-    decide(point(row), length[i], state, kept[problem.top - 1] - margin[i], problem.top,
-           problem.assignment + row * problem.top, distance);
+    T least = kept[problem.top - 1] - margin[i];
+    if (!(least > -kInfinity)) least = -kInfinity;  // ∞ − ∞ too
+    decide(point(row), length[i], state, least, problem.top, problem.assignment + row * problem.top, distance);
     for (int64_t e = 0; e < problem.top; ++e) problem.distance[row * problem.top + e] = saturate(distance[e]);
   }
 
@@ -255,6 +295,76 @@ struct KMeansPass {
 
   static WSCL_INLINE int64_t column_of(const RowState<T>& state, int lane) {
     return static_cast<int64_t>(state.vector[lane]) * kWidth + lane;
+  }
+
+  // The nearest of the centroids whose score is at least `least`.
+  int64_t closer_look(const T* x, double own_length, const RowState<T>& state, T least) const {
+    if (kSquares && !table.cosine) {
+      const int64_t found = nearest_by_squares(x, state, least);
+      if (found >= 0) return found;
+    }
+    int64_t nearest;
+    double distance;
+    decide(x, own_length, state, least, 1, &nearest, &distance);
+    return nearest;
+  }
+
+  // The same by ‖x − c‖² in T. Nothing cancels there: a difference is off by u of itself, its square by 3 u,
+  // their sum in any order by (d + 3) u of the sum. Those within twice that of the least are told apart in
+  // float64; −1 where they are many, or out of T's range.
+  int64_t nearest_by_squares(const T* x, const RowState<T>& state, T least) const {
+    constexpr int kMost = 16;
+    const T grow = 1 + T(2.01) * T(table.d + 8) * (sizeof(T) == sizeof(float) ? T(0x1p-23) : T(0x1p-52));
+    int64_t kept[kMost];
+    T square[kMost], lowest = kInfinity;
+    int count = 0;
+    const auto prune = [&] {
+      int left = 0;
+      for (int i = 0; i < count; ++i)
+        if (square[i] <= lowest * grow) {
+          kept[left] = kept[i];
+          square[left++] = square[i];
+        }
+      count = left;
+    };
+    const auto consider = [&](int64_t j) {
+      const T s = horizontal_sum<T>(squares_of(x, table.centroids + j * table.d));
+      if (!(s <= lowest * grow)) return true;
+      lowest = s < lowest ? s : lowest;
+      if (count == kMost) prune();
+      if (count == kMost) return false;
+      kept[count] = j;
+      square[count++] = s;
+      return true;
+    };
+    const uint32_t one = at_least<T>(state.best, broadcast(least));
+    const uint32_t many = at_least<T>(state.second, broadcast(least));
+    for (uint32_t lanes = one; lanes; lanes &= lanes - 1) {
+      const int lane = __builtin_ctz(lanes);
+      if (many >> lane & 1) {
+        for (int64_t j = lane; j < table.k; j += kWidth)
+          if (!consider(j)) return -1;
+      } else if (!consider(column_of(state, lane))) {
+        return -1;
+      }
+    }
+    if (!in_range_of_squares(lowest)) return -1;
+    prune();
+    int64_t nearest = kept[0];
+    double distance = count > 1 ? exact_distance(table, x, 0, nearest) : 0;
+    for (int i = 1; i < count; ++i) {
+      const double other = exact_distance(table, x, 0, kept[i]);
+      if (other < distance || (other == distance && kept[i] < nearest)) {
+        nearest = kept[i];
+        distance = other;
+      }
+    }
+    return nearest;
+  }
+
+  // Whether a sum of squares in T neither overflowed nor lost terms below the normal range.
+  static WSCL_INLINE bool in_range_of_squares(T square) {
+    return square > T(1e-25) && square < T(1e37);
   }
 
   // The `top` nearest of the centroids whose score is at least `least`, and their distances, in float64.
@@ -310,6 +420,7 @@ struct KMeansPass {
 template <class Op>
 void kmeans_run(const KMeansProblem<typename Op::Number>& problem,
                 const CentroidTable<typename Op::Number>& table, KMeansPart& part) {
+  const KeepsSubnormals keeps;
   KMeansPass<Op>(problem, table, part).run();
 }
 
@@ -349,6 +460,7 @@ constexpr KMeansTyped<typename Op::Number> kmeans_typed() {
   return {kmeans_pack<Op>,
           kmeans_run<Op>,
           kmeans_sum<typename Op::Number>,
+          kmeans_potentials_part<typename Op::Number>,
           kVectors,
           Simd<typename Op::Number>::kWidth,
           Op::kStep,

@@ -2,8 +2,12 @@
 #pragma once
 
 #include "kmeans.h"
+#include "kmeans_potentials.h"
 
 namespace wscl {
+
+// Vectors of columns whose numbers go into the low bits of scores at a time.
+constexpr int64_t kGroupVectors = 256;
 
 // The centroids as the product sees them, prepared once and shared by all threads:
 //
@@ -21,7 +25,8 @@ struct CentroidTable {
   const T* origin = nullptr;  // [d]
   T scale = 1;
   const void* panels = nullptr;    // the q_j in panels of columns, in the product's precision
-  const T* offset = nullptr;       // [columns], infinite beyond k
+  const T* offset = nullptr;       // [columns], beyond k so large that they are never the nearest
+  int index_bits = 0;              // of a score, that give way to the number of its vector in a group
   const double* length = nullptr;  // [k] ‖c‖, for the cosine
   // |score − its exact value| ≤ per_norm · ‖p‖ + per_loss · ‖p − p̃‖ + constant, p̃ being p as rounded
   double per_norm = 0, per_loss = 0, constant = 0;
@@ -45,6 +50,8 @@ struct KMeansTyped {
   void (*run)(const KMeansProblem<T>&, const CentroidTable<T>&, KMeansPart&);
   // Adds the rows of clusters [cluster0, cluster1) to the problem's sums and counts.
   void (*sum)(const KMeansProblem<T>&, int64_t cluster0, int64_t cluster1);
+  // Rows [row0, row1) of kmeans_potentials, added to potential [m].
+  void (*potentials)(const PotentialsProblem<T>&, int64_t row0, int64_t row1, double* potential);
   int64_t vectors;       // of a panel; the last may have one
   int64_t width;         // columns of a vector
   int64_t step;          // depth is a multiple of this

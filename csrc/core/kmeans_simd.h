@@ -6,10 +6,92 @@
 namespace wscl {
 namespace WSCL_ISA {
 
+// Numbers below the normal range are numbers while this lives, whatever the caller's thread makes of them
+// (torch.set_flush_denormal): a column's number in a score of zero must not be flushed.
+class KeepsSubnormals {
+ public:
+  KeepsSubnormals() : before_(read()) {
+    write(before_ & ~kFlush);
+  }
+  ~KeepsSubnormals() {
+    write(before_);
+  }
+  KeepsSubnormals(const KeepsSubnormals&) = delete;
+  KeepsSubnormals& operator=(const KeepsSubnormals&) = delete;
+
+ private:
+#if defined(__x86_64__)
+  static constexpr uint64_t kFlush = 0x8040;  // FTZ and DAZ
+  static WSCL_INLINE uint64_t read() {
+    return _mm_getcsr();
+  }
+  static WSCL_INLINE void write(uint64_t control) {
+    _mm_setcsr(static_cast<uint32_t>(control));
+  }
+#elif defined(__aarch64__)
+  static constexpr uint64_t kFlush = 1u << 24;  // FZ
+  static WSCL_INLINE uint64_t read() {
+    uint64_t control;
+    asm volatile("mrs %0, fpcr" : "=r"(control));
+    return control;
+  }
+  static WSCL_INLINE void write(uint64_t control) {
+    asm volatile("msr fpcr, %0" : : "r"(control));
+  }
+#else
+  static constexpr uint64_t kFlush = 0;
+  static WSCL_INLINE uint64_t read() {
+    return 0;
+  }
+  static WSCL_INLINE void write(uint64_t) {}
+#endif
+  uint64_t before_;
+};
+
 // The smaller of the two; b where either is NaN.
 template <class T>
 WSCL_INLINE Vector<T> minimum(Vector<T> a, Vector<T> b) {
+#if WSCL_X86_BYTES == 64
+  if constexpr (sizeof(T) == sizeof(float))
+    return (Vector<T>)_mm512_min_ps((__m512)a, (__m512)b);
+  else
+    return (Vector<T>)_mm512_min_pd((__m512d)a, (__m512d)b);
+#elif WSCL_X86_BYTES == 32
+  if constexpr (sizeof(T) == sizeof(float))
+    return (Vector<T>)_mm256_min_ps((__m256)a, (__m256)b);
+  else
+    return (Vector<T>)_mm256_min_pd((__m256d)a, (__m256d)b);
+#else
   return a < b ? a : b;
+#endif
+}
+
+// maximum() of simd.h, whose test for the instruction set a target pragma does not answer.
+template <class T>
+WSCL_INLINE Vector<T> larger_of(Vector<T> a, Vector<T> b) {
+#if WSCL_X86_BYTES == 64
+  if constexpr (sizeof(T) == sizeof(float))
+    return (Vector<T>)_mm512_max_ps((__m512)a, (__m512)b);
+  else
+    return (Vector<T>)_mm512_max_pd((__m512d)a, (__m512d)b);
+#elif WSCL_X86_BYTES == 32
+  if constexpr (sizeof(T) == sizeof(float))
+    return (Vector<T>)_mm256_max_ps((__m256)a, (__m256)b);
+  else
+    return (Vector<T>)_mm256_max_pd((__m256d)a, (__m256d)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+// `value` with the bits of `mask` replaced by those of `bits`, which has no others.
+template <class T>
+WSCL_INLINE Vector<T> with_bits(Vector<T> value, typename Simd<T>::Bits mask, typename Simd<T>::Bits bits) {
+#if WSCL_X86_BYTES == 64
+  return (Vector<T>)_mm512_ternarylogic_epi32((__m512i)value, (__m512i)mask, (__m512i)bits, 0xba);
+#else
+  return (Vector<T>)(((typename Simd<T>::Bits)value & ~mask) | bits);
+#endif
 }
 
 // Lanes in which a ≥ b, as bits.
@@ -48,24 +130,46 @@ WSCL_INLINE Vector<T> load_part(const T* p, int64_t count) {
 #endif
 }
 
+template <class T>
+struct Sum {
+  static WSCL_INLINE Vector<T> of(Vector<T> a, Vector<T> b) {
+    return a + b;
+  }
+};
+template <class T>
+struct Largest {
+  static WSCL_INLINE Vector<T> of(Vector<T> a, Vector<T> b) {
+    return larger_of<T>(a, b);
+  }
+};
+
+// Lane i of the result is what Combine makes of all lanes of rows[i], which are used up.
+template <class T, class Combine, int kCount = Simd<T>::kWidth>
+WSCL_INLINE Vector<T> fold(Vector<T>* rows) {
+  if constexpr (kCount == 1) {
+    return rows[0];
+  } else {
+    constexpr int kWidth = Simd<T>::kWidth;
+#pragma GCC unroll 16
+    for (int i = 0; i < kCount / 2; ++i) {
+      const Vector<T> a = rows[i], b = rows[i + kCount / 2];
+      rows[i] =
+          Combine::of(shuffle<T>(a, b, Interleave<kWidth, 0>()), shuffle<T>(a, b, Interleave<kWidth, 1>()));
+    }
+    return fold<T, Combine, kCount / 2>(rows);
+  }
+}
+
 // Lane i of the result is the sum of rows[i]'s lanes.
 template <class T>
 WSCL_INLINE Vector<T> sums_of(Vector<T>* rows) {
-  transpose<T>(rows);
-  Vector<T> sum = rows[0];
-#pragma GCC unroll 16
-  for (int i = 1; i < Simd<T>::kWidth; ++i) sum += rows[i];
-  return sum;
+  return fold<T, Sum<T>>(rows);
 }
 
 // Lane i of the result is the largest of rows[i]'s lanes.
 template <class T>
 WSCL_INLINE Vector<T> largest_of(Vector<T>* rows) {
-  transpose<T>(rows);
-  Vector<T> largest = rows[0];
-#pragma GCC unroll 16
-  for (int i = 1; i < Simd<T>::kWidth; ++i) largest = maximum<T>(largest, rows[i]);
-  return largest;
+  return fold<T, Largest<T>>(rows);
 }
 
 // A vector of doubles from as many numbers of T.

@@ -41,11 +41,19 @@ struct RowState {
   typename Simd<T>::Bits vector;  // of the best: its column is vector · kWidth + lane
 };
 
-// Scores of rows[0 … kRows) against kCount vectors of columns from `vector` on, into their states.
+// The same within a group of at most kGroupVectors vectors of columns. The low bits of a score give way to its
+// vector's number in the group, so that the largest score brings its column along.
+template <class T>
+struct RowKeys {
+  Vector<T> best, second;
+};
+
+// Scores of rows[0 … kRows) against kCount vectors of columns, of which the first is the group's `vector`.
 template <class Op, int kCount>
 WSCL_INLINE void score_tile(const typename Op::Element* const* rows, const typename Op::Element* panel,
                             int64_t depth, const typename Op::Number* offset, int64_t vector,
-                            RowState<typename Op::Number>* states) {
+                            typename Simd<typename Op::Number>::Bits index_mask,
+                            RowKeys<typename Op::Number>* keys) {
   using T = typename Op::Number;
   using Bits = typename Simd<T>::Bits;
   constexpr int kWidth = Simd<T>::kWidth;
@@ -67,18 +75,18 @@ WSCL_INLINE void score_tile(const typename Op::Element* const* rows, const typen
       for (int v = 0; v < kCount; ++v) sum[r][v] = Op::multiply_add(sum[r][v], rows[r] + p, columns[v]);
     panel += kCount * Op::kStep * kWidth;
   }
+  Bits index[kCount];
+  for (int v = 0; v < kCount; ++v) index[v] = Bits{} + static_cast<decltype(index_mask[0] + 0)>(vector + v);
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
-    Vector<T> best = states[r].best, second = states[r].second;
-    Bits where = states[r].vector;
+    Vector<T> best = keys[r].best, second = keys[r].second;
 #pragma GCC unroll 2
     for (int v = 0; v < kCount; ++v) {
-      const Vector<T> score = sum[r][v];
-      second = maximum<T>(second, minimum<T>(score, best));
-      where = score > best ? Bits{} + static_cast<decltype(where[0] + 0)>(vector + v) : where;
-      best = maximum<T>(score, best);
+      const Vector<T> key = with_bits<T>(sum[r][v], index_mask, index[v]);
+      second = larger_of<T>(second, minimum<T>(key, best));  // of a key that is NaN nothing stays
+      best = larger_of<T>(key, best);
     }
-    states[r] = {best, second, where};
+    keys[r] = {best, second};
   }
 }
 

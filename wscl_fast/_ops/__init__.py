@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from wscl_fast._ops.extension import extension, load_error, serves
 from wscl_fast._ops.infonce import clustered_infonce
-from wscl_fast._ops.kmeans import MOST_TOP, kmeans_assign, kmeans_serves, kmeans_update
+from wscl_fast._ops.kmeans import (
+    MOST_TOP,
+    kmeans_assign,
+    kmeans_potentials,
+    kmeans_serves,
+    kmeans_update,
+)
 from wscl_fast._ops.logsumexp import (
     Block,
     Meets,
@@ -24,6 +30,7 @@ __all__ = [
     "clustered_infonce",
     "extension",
     "kmeans_assign",
+    "kmeans_potentials",
     "kmeans_serves",
     "kmeans_update",
     "load_error",

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from wscl_fast._ops.extension import extension, load_error, serves
+from wscl_fast._ops.extension import extension, load_error, require, serves
 
 # The precision of the product that proposes candidates; the results do not depend on it.
 Candidates = Literal["auto", "full", "bfloat16"]
@@ -47,6 +47,20 @@ def kmeans_update(
     _refuse(bad_row)
     assignment, distance, sums, counts, inertia = results
     return assignment, distance, sums, counts, inertia
+
+
+def kmeans_potentials(
+    x: Tensor,  # [N, d]
+    candidates: Tensor,  # [m, d] float32 or float64
+    nearest: Tensor,  # [N], the dtype of the candidates
+    *,
+    scale: Tensor | None,  # [N], the dtype of the candidates
+    weights: Tensor | None,  # [N] float64
+) -> tuple[Tensor, Tensor]:
+    """What :func:`wscl_fast.functional.kmeans_potentials` says, by the fused kernels."""
+    require(x.device)
+    distance, potential = torch.ops.wscl_fast.kmeans_potentials(x, candidates, nearest, scale, weights)
+    return distance, potential
 
 
 def kmeans_serves(device: torch.device, dtype: torch.dtype) -> bool:
@@ -107,6 +121,14 @@ def _fake_update(
     )
 
 
+def _fake_potentials(
+    x: Tensor, candidates: Tensor, nearest: Tensor, scale: Tensor | None, weights: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    m = len(candidates)
+    return candidates.new_empty(m, len(x)), candidates.new_empty(m, dtype=torch.float64)
+
+
 if extension is not None:
+    torch.library.register_fake("wscl_fast::kmeans_potentials", _fake_potentials)
     torch.library.register_fake("wscl_fast::kmeans_assign", _fake_assign)
     torch.library.register_fake("wscl_fast::kmeans_update", _fake_update)

@@ -100,6 +100,23 @@ def cluster_counts(assignment: Tensor, weights: Tensor | None, n_clusters: int) 
     return counts.index_put_((assignment,), weights.double(), accumulate=True)
 
 
+def kmeans_potentials(
+    x: Tensor, candidates: Tensor, nearest: Tensor, *, scale: Tensor | None, weights: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The squared distance of each point from the nearer of each candidate and what was nearest so far."""
+    distance = nearest.new_empty(len(candidates), len(x))
+    potential = torch.zeros(len(candidates), dtype=torch.float64, device=x.device)
+    for rows in _blocks(x, width=x.shape[1] * len(candidates)):
+        points = x[rows].to(candidates.dtype)
+        if scale is not None:
+            points = points * scale[rows, None]
+        square = (points - candidates[:, None]).square_().sum(dim=2)  # from the differences: nothing cancels
+        distance[:, rows] = torch.minimum(square, nearest[rows])
+        near = distance[:, rows].double()
+        potential += near.sum(dim=1) if weights is None else near @ weights[rows]
+    return distance, potential
+
+
 def _table(centroids: Tensor, cosine: bool) -> Table:
     exact = unit(centroids) if cosine else centroids.double()
     origin = (exact / len(exact)).sum(dim=0).to(centroids.dtype)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from wscl_fast.clustering.points import Points
+from wscl_fast.functional.kmeans import kmeans_assign, kmeans_potentials
 
 INITS = ("k-means++", "k-means||", "random")
 _ROUNDS = 5  # of k-means||: Bahmani et al. find 5 enough
@@ -129,22 +130,18 @@ class _Field:
     points: Points
     nearest: Tensor  # [n], infinity before the first
     owner: Tensor  # int64 [n], which candidate is the nearest
-    norms: Tensor  # [n], squared lengths of the rows
-    lengths: Tensor | None  # [n], what scales a row to length 1 when cosine
+    scale: Tensor | None  # [n], what scales a row to length 1 when cosine
 
     @classmethod
     def of(cls, points: Points) -> _Field:
-        norms = torch.empty(points.n, dtype=points.dtype, device=points.device)
-        for rows, block in points.parts():
-            norms[rows] = block.square().sum(dim=1) if points.dim > 1 else block[:, 0].square()
-        lengths = None
+        scale = None
         if points.metric == "cosine":
-            lengths = norms.rsqrt().where(norms > 0, 0)
-            norms = (norms > 0).to(points.dtype)
-        nearest = torch.full_like(norms, math.inf)
-        return cls(
-            points, nearest, torch.zeros(points.n, dtype=torch.int64, device=points.device), norms, lengths
-        )
+            scale = torch.empty(points.n, dtype=points.dtype, device=points.device)
+            for rows, block in points.parts():
+                length = block.norm(dim=1)
+                scale[rows] = (1 / length).where(length > 0, 0)
+        nearest = torch.full((points.n,), math.inf, dtype=points.dtype, device=points.device)
+        return cls(points, nearest, torch.zeros(points.n, dtype=torch.int64, device=points.device), scale)
 
     def potential(self) -> Tensor:
         """Weight times squared distance of each sample, float64 [n]; the weight alone before the first."""
@@ -181,33 +178,35 @@ class _Field:
 
     def take(self, candidates: Tensor) -> Tensor:
         """Choose the candidate that lowers the sum of squared distances most; returns its number."""
-        rows = self.points.directions(self.points.rows_of_all(candidates))  # [trials, d]
-        square = rows.square().sum(dim=1)
-        distance = torch.empty(len(candidates), self.points.n, dtype=self.points.dtype, device=rows.device)
+        points = self.points
+        rows = points.directions(points.rows_of_all(candidates))  # [trials, d]
+        distance = torch.empty(len(candidates), points.n, dtype=points.dtype, device=rows.device)
         sums = torch.zeros(len(candidates), dtype=torch.float64, device=rows.device)
-        for part, block in self.points.parts():
-            near = distance[:, part]
-            torch.mm(rows, block.T, out=near) if near.is_contiguous() else near.copy_(rows @ block.T)
-            if self.lengths is not None:
-                near *= self.lengths[part]
-            near.mul_(-2).add_(square[:, None]).add_(self.norms[part]).clamp_(min=0)
-            torch.minimum(near, self.nearest[part], out=near)
-            weights = None if self.points.weights is None else self.points.weights[part]
-            sums += near.sum(dim=1, dtype=torch.float64) if weights is None else near.double() @ weights
-        best = int(self.points.ranks.sum(sums).argmin())
+        for part, block in points.blocks():
+            found = kmeans_potentials(
+                block,
+                rows,
+                self.nearest[part],
+                scale=None if self.scale is None else self.scale[part],
+                weights=None if points.weights is None else points.weights[part],
+            )
+            if len(block) == points.n:
+                distance = found.distance
+            else:
+                distance[:, part] = found.distance
+            sums += found.potential
+        best = int(points.ranks.sum(sums).argmin())
         self.nearest.copy_(distance[best])
         self._forget(candidates[best : best + 1])
         return candidates[best]
 
     def approach(self, rows: Tensor, first: int = 0) -> None:
         """Let all of `rows` [m, d] be chosen, numbered from `first` on."""
-        square = rows.square().sum(dim=1)
-        for part, block in self.points.parts(width=len(rows)):
-            near = torch.addmm(square, block, rows.T, alpha=-2) if self.lengths is None else None
-            if near is None:
-                near = (block @ rows.T).mul_(-2 * self.lengths[part, None]).add_(square)  # type: ignore[index]
-            least, owner = near.min(dim=1)
-            least = least.add_(self.norms[part]).clamp_(min=0)
+        points = self.points
+        for part, block in points.blocks():
+            owner, least = kmeans_assign(block, rows, metric=points.metric)
+            if points.metric == "cosine":  # 1 − cos is half the squared distance of the directions
+                least = 2 * least
             closer = least < self.nearest[part]
             self.nearest[part] = least.where(closer, self.nearest[part])
             self.owner[part] = (owner + first).where(closer, self.owner[part])

@@ -6,7 +6,15 @@ from wscl_fast.affinity import Affinity
 from wscl_fast.functional._inputs import Impl, Reduction
 from wscl_fast.functional.hierarchical import Constraint, hierarchical_infonce
 from wscl_fast.functional.infonce import Denominator, Positives, clustered_infonce
-from wscl_fast.functional.kmeans import Metric, Nearest, Update, kmeans_assign, kmeans_update
+from wscl_fast.functional.kmeans import (
+    Metric,
+    Nearest,
+    Potentials,
+    Update,
+    kmeans_assign,
+    kmeans_potentials,
+    kmeans_update,
+)
 from wscl_fast.functional.soft import conditional_factors, soft_infonce
 from wscl_fast.functional.statistics import InfoNCEStats
 from wscl_fast.functional.two_way import clip_loss, siglip_loss
@@ -20,6 +28,7 @@ __all__ = [
     "Metric",
     "Nearest",
     "Positives",
+    "Potentials",
     "Reduction",
     "Update",
     "clip_loss",
@@ -27,6 +36,7 @@ __all__ = [
     "conditional_factors",
     "hierarchical_infonce",
     "kmeans_assign",
+    "kmeans_potentials",
     "kmeans_update",
     "siglip_loss",
     "soft_infonce",

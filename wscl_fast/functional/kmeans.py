@@ -11,7 +11,7 @@ from wscl_fast import _ops, chunked, reference
 from wscl_fast.functional._checks import check_choice, check_matrix, check_vector, is_fake
 from wscl_fast.functional._inputs import Impl
 
-__all__ = ["Metric", "Nearest", "Update", "kmeans_assign", "kmeans_update"]
+__all__ = ["Metric", "Nearest", "Potentials", "Update", "kmeans_assign", "kmeans_potentials", "kmeans_update"]
 
 Metric = Literal["euclidean", "cosine"]
 
@@ -31,6 +31,13 @@ class Update(NamedTuple):
     sums: Tensor  # float64 [K, d]
     counts: Tensor  # int64 [K], or float64 with weights
     inertia: Tensor  # float64, 0-dim
+
+
+class Potentials(NamedTuple):
+    """What :func:`kmeans_potentials` returns."""
+
+    distance: Tensor  # [m, N]
+    potential: Tensor  # float64 [m]
 
 
 @torch.no_grad()
@@ -148,6 +155,68 @@ def kmeans_update(
     module = reference if impl == "reference" else chunked
     assignment, distance, *rest = module.kmeans_update(x, centroids, weights=weights, cosine=cosine)
     return Update(assignment, _narrow(distance, dtype), *rest)
+
+
+@torch.no_grad()
+def kmeans_potentials(
+    x: Tensor,
+    candidates: Tensor,
+    nearest: Tensor,
+    *,
+    scale: Tensor | None = None,
+    weights: Tensor | None = None,
+    impl: Impl = "auto",
+) -> Potentials:
+    """The potential of k-means++ if each of a few candidates became a centroid: one pass over the points.
+
+    Equals
+
+        distance = torch.minimum(nearest, torch.cdist(candidates, scale[:, None] * x).square())
+        potential = distance.double() @ weights
+
+    with every distance taken from the differences, so that data far from the origin keep their digits.
+    Deterministic on a given number of threads. Squares are not rescaled: values beyond 1e18 overflow.
+
+    Args:
+        x: points ``[N, d]``, any floating-point dtype and strides.
+        candidates: ``[m, d]``, float64 where ``x`` is, else float32 or float64.
+        nearest: the squared distance of each point from its nearest centroid so far, ``[N]``, infinity before
+            the first; of the candidates' dtype.
+        scale: of each row of ``x``, ``[N]``, of the candidates' dtype; ``None`` for 1 (cosine: ``1 / ‖x‖``).
+        weights: of the points, float64 ``[N]``; ``None`` for 1 each.
+        impl: as in :func:`kmeans_assign`; there is no other reference than ``"chunked"``.
+
+    Returns:
+        ``distance`` ``[m, N]`` of the candidates' dtype, and ``potential``, float64 ``[m]``.
+
+    Raises:
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: shapes or devices do not fit together.
+        RuntimeError: ``impl="fused"`` where the extension was not built or does not serve the device.
+
+    Source: Arthur & Vassilvitskii, *k-means++: The Advantages of Careful Seeding*, SODA 2007 (with
+    several candidates a step).
+    """
+    check_choice("impl", impl, Impl)
+    check_matrix("x", x)
+    check_matrix("candidates", candidates)
+    if candidates.shape[1] != x.shape[1]:
+        raise ValueError(
+            f"candidates: expected {x.shape[1]} columns as in x, got shape {tuple(candidates.shape)}"
+        )
+    for name, vector, dtype in (
+        ("nearest", nearest, candidates.dtype),
+        ("scale", scale, candidates.dtype),
+        ("weights", weights, torch.float64),
+    ):
+        if vector is None:
+            continue
+        check_vector(name, vector, len(x), x, integer=False)
+        if vector.dtype != dtype:
+            raise TypeError(f"{name}: expected {dtype}, got {vector.dtype}")
+    if impl == "fused" or (impl == "auto" and x.device.type == "cpu" and _ops.serves(x.device)):
+        return Potentials(*_ops.kmeans_potentials(x, candidates, nearest, scale=scale, weights=weights))
+    return Potentials(*chunked.kmeans_potentials(x, candidates, nearest, scale=scale, weights=weights))
 
 
 def _checked(x: Tensor, centroids: Tensor, metric: str, impl: str) -> tuple[Tensor, Tensor, torch.dtype]:
