@@ -10,11 +10,25 @@
 #include "tensors.h"
 
 #ifdef WSCL_SIMULATED
+#include <vector>
+
 extern "C" void ptxsim_register_ex(void* memory, size_t bytes, const char* name, unsigned flags);
 extern "C" void ptxsim_unregister(void* memory);
 #endif
 
 namespace wscl::binding {
+
+#ifdef WSCL_SIMULATED
+// What the simulator was told of; a test has it forgotten before others use the same memory.
+inline std::vector<void*>& simulated_memory() {
+  static std::vector<void*> memory;
+  return memory;
+}
+extern "C" __attribute__((weak, visibility("default"))) void wscl_forget_tensors() {
+  for (void* memory : simulated_memory()) ptxsim_unregister(memory);
+  simulated_memory().clear();
+}
+#endif
 
 // The tensor's device is the current one while this lives.
 struct DeviceScope {
@@ -41,6 +55,7 @@ T* device_data(const Tensor& tensor, int64_t element_size = sizeof(T)) {
         tensor.dim() == 2 ? (tensor.size(0) - 1) * tensor.stride(0) + tensor.size(1) : tensor.numel();
     ptxsim_unregister(memory);
     ptxsim_register_ex(memory, static_cast<size_t>(last * element_size), "tensor", 0);
+    simulated_memory().push_back(memory);
   }
 #else
   (void)element_size;

@@ -15,6 +15,8 @@ from simulated_kmeans import Results, run
 from simulator import ptxsim
 from torch import Tensor
 
+import wscl_fast  # noqa: F401 - the operators' schemas
+
 # Of the pass in its order; `second`: over undecided rows.
 PARTS = {
     "centroids": (

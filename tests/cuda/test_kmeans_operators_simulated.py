@@ -16,9 +16,10 @@ pytestmark = pytest.mark.simulated
 @pytest.fixture
 def ops(extension: object) -> object:
     """``torch.ops`` of the simulated binding; a fault raises."""
-    library()
+    binding = library()
     ptxsim().reset()
     yield torch.ops.wscl_fast_simulated
+    binding.wscl_forget_tensors()
     ptxsim().check()
 
 
