@@ -101,7 +101,7 @@ __device__ __forceinline__ void scan_tiles(const ScanParams& p, const Rows& rows
                           p.pieces, last};
   for (int i = 0; i < T::kStages - 1; ++i) stream.ask(i);
 
-  const RowFragments<T> none[1] = {};
+  const MmaSync<T> mma{};
   Logits<T> s;
   int buffer = 0;
   for (int tile = first; tile < last; ++tile) {
@@ -122,9 +122,9 @@ __device__ __forceinline__ void scan_tiles(const ScanParams& p, const Rows& rows
           }
         }
       if constexpr (T::kResident)
-        similarities<T>(memory + piece * T::kRowPlane, none, stage, s);
+        mma.similarities(memory + piece * T::kRowPlane, stage, s);
       else
-        similarities<T>(stage, none, stage + T::kRowPlane, s);
+        mma.similarities(stage, stage + T::kRowPlane, s);
       buffer = (buffer + 1) % T::kStages;
     }
     if ((tile + 1) * T::kColumns > p.table.k)
