@@ -13,18 +13,18 @@ cudaError_t run_float32_fast(const SimilarityParams&, cudaStream_t);
 
 // 2-byte numbers. Two row tiles a warp where O leaves room: every fragment of columns then feeds two products,
 // which keeps shared memory (128 bytes a clock) below the tensor cores' rate. Epilogues that need many
-// registers beside O (kHeavy) take narrower tiles, or their rows' fragments from shared memory each time: none
-// spills.
-template <class Mma, int kDim, bool kHeavy = false>
+// registers beside O (kGathers) take narrower tiles, or their rows' fragments from shared memory each time:
+// none spills.
+template <class Mma, int kDim, bool kGathers = false>
 struct HalfTiling;
-template <class Mma, bool kHeavy>
-struct HalfTiling<Mma, 64, kHeavy>
-    : Tiling<Mma, typename Mma::type, 1, 64, 2, 4, kHeavy ? 32 : 64, kHeavy ? 4 : 3, true, 2> {};
-template <class Mma, bool kHeavy>
-struct HalfTiling<Mma, 128, kHeavy>
-    : Tiling<Mma, typename Mma::type, 1, 128, 2, 4, kHeavy ? 32 : 64, kHeavy ? 4 : 2, false, 2> {};
-template <class Mma, bool kHeavy>
-struct HalfTiling<Mma, 256, kHeavy> : Tiling<Mma, typename Mma::type, 1, 256, 1, 8, 32, 2, !kHeavy, 1> {};
+template <class Mma, bool kGathers>
+struct HalfTiling<Mma, 64, kGathers>
+    : Tiling<Mma, typename Mma::type, 1, 64, 2, 4, kGathers ? 32 : 64, kGathers ? 4 : 3, true, 2> {};
+template <class Mma, bool kGathers>
+struct HalfTiling<Mma, 128, kGathers>
+    : Tiling<Mma, typename Mma::type, 1, 128, 2, 4, kGathers ? 32 : 64, kGathers ? 4 : 2, false, 2> {};
+template <class Mma, bool kGathers>
+struct HalfTiling<Mma, 256, kGathers> : Tiling<Mma, typename Mma::type, 1, 256, 1, 8, 32, 2, !kGathers, 1> {};
 
 // float32: a fragment of columns feeds six (three) products already.
 template <int kTerms, int kDim>
@@ -42,23 +42,23 @@ cudaError_t launch(const SimilarityParams& p, cudaStream_t stream) {
   return cudaGetLastError();
 }
 
-template <class T, class Heavy = T>
+template <class T, class Gathering = T>
 cudaError_t launch_epilogue(const SimilarityParams& p, cudaStream_t stream) {
   switch (p.epilogue) {
     case Epilogue::kSoftmax:
-      return p.output ? launch<Heavy, Epilogue::kSoftmax, true>(p, stream)
+      return p.output ? launch<Gathering, Epilogue::kSoftmax, true>(p, stream)
                       : launch<T, Epilogue::kSoftmax, false>(p, stream);
     case Epilogue::kColumns:
-      return launch<T, Epilogue::kColumns, true>(p, stream);
+      return launch<Gathering, Epilogue::kColumns, true>(p, stream);
     case Epilogue::kSymmetric:
-      return launch<Heavy, Epilogue::kSymmetric, true>(p, stream);
+      return launch<Gathering, Epilogue::kSymmetric, true>(p, stream);
     case Epilogue::kBoth:
       return launch<T, Epilogue::kBoth, false>(p, stream);
     case Epilogue::kSigmoid:
-      return p.output ? launch<Heavy, Epilogue::kSigmoid, true>(p, stream)
+      return p.output ? launch<Gathering, Epilogue::kSigmoid, true>(p, stream)
                       : launch<T, Epilogue::kSigmoid, false>(p, stream);
     case Epilogue::kSigmoidColumns:
-      return launch<T, Epilogue::kSigmoidColumns, true>(p, stream);
+      return launch<Gathering, Epilogue::kSigmoidColumns, true>(p, stream);
   }
   return cudaErrorInvalidValue;
 }

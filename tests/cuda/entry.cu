@@ -1,5 +1,6 @@
 // What the tests call through ctypes.
 #include "core/infonce_cuda.h"
+#include "core/pairs_cuda.h"
 #include "core/similarity_cuda.h"
 
 using namespace wscl::cuda;
@@ -20,5 +21,23 @@ extern "C" int wscl_infonce_backward(const InfoNCEProblem* problem, InfoNCEBackw
 extern "C" int wscl_size(int which) {
   const int sizes[] = {sizeof(SimilarityParams), sizeof(InfoNCEProblem), sizeof(InfoNCEForward),
                        sizeof(InfoNCEBackward)};
+  return sizes[which];
+}
+
+#define WSCL_PAIRS_ENTRY(name, Outputs, function)                                    \
+  extern "C" int name(const PairsProblem* problem, Outputs* outputs, void* stream) { \
+    return function(*problem, *outputs, static_cast<cudaStream_t>(stream));          \
+  }
+WSCL_PAIRS_ENTRY(wscl_logsumexp, LogSumExpForward, logsumexp_forward)
+WSCL_PAIRS_ENTRY(wscl_logsumexp_key_gradient, LogSumExpKeyGradient, logsumexp_key_gradient)
+WSCL_PAIRS_ENTRY(wscl_two_way, TwoWayForward, two_way_forward)
+WSCL_PAIRS_ENTRY(wscl_two_way_backward, TwoWayBackward, two_way_backward)
+WSCL_PAIRS_ENTRY(wscl_softplus, SoftplusForward, softplus_forward)
+WSCL_PAIRS_ENTRY(wscl_softplus_key_gradient, SoftplusKeyGradient, softplus_key_gradient)
+
+extern "C" int wscl_pairs_size(int which) {
+  const int sizes[] = {sizeof(PairsProblem),       sizeof(LogSumExpForward), sizeof(LogSumExpKeyGradient),
+                       sizeof(TwoWayForward),      sizeof(TwoWayBackward),   sizeof(SoftplusForward),
+                       sizeof(SoftplusKeyGradient)};
   return sizes[which];
 }

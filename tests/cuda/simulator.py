@@ -102,6 +102,7 @@ class SimilarityParams(ctypes.Structure):
         ("excluded_weight", ctypes.c_void_p),
         ("begin", ctypes.c_void_p),
         ("end", ctypes.c_void_p),
+        ("outside", ctypes.c_bool),
         ("gate", ctypes.c_void_p),
         ("gate_value", ctypes.c_int32),
         ("row_shift", ctypes.c_void_p),
@@ -118,6 +119,7 @@ class SimilarityParams(ctypes.Structure):
         ("splits", ctypes.c_int),
         ("shift", ctypes.c_void_p),
         ("sum", ctypes.c_void_p),
+        ("slope", ctypes.c_void_p),
         ("output", ctypes.c_void_p),
         ("output_stride", ctypes.c_int64),
     )
