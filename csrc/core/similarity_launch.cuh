@@ -26,6 +26,11 @@ struct HalfTiling<Mma, 128, kGathers>
 template <class Mma, bool kGathers>
 struct HalfTiling<Mma, 256, kGathers> : Tiling<Mma, typename Mma::type, 1, 256, 1, 8, 32, 2, !kGathers, 1> {};
 
+// With more stages the compiler runs out of registers for some epilogues.
+template <class T>
+struct TwoStages : Tiling<typename T::Mma, typename T::In, T::kTerms, T::kDim, T::kRowTiles, T::kWarps,
+                          T::kColumns, 2, T::kRowsInRegisters, T::kBlocks> {};
+
 // float32: a fragment of columns feeds six (three) products already.
 template <int kTerms, int kDim>
 struct FloatTiling : Tiling<BFloat16, float, kTerms, kDim, 1, 4, 32, 2, false, 1> {};
@@ -58,7 +63,7 @@ cudaError_t launch_epilogue(const SimilarityParams& p, cudaStream_t stream) {
       return p.output ? launch<Gathering, Epilogue::kSigmoid, true>(p, stream)
                       : launch<T, Epilogue::kSigmoid, false>(p, stream);
     case Epilogue::kSigmoidColumns:
-      return launch<Gathering, Epilogue::kSigmoidColumns, true>(p, stream);
+      return launch<TwoStages<Gathering>, Epilogue::kSigmoidColumns, true>(p, stream);
   }
   return cudaErrorInvalidValue;
 }

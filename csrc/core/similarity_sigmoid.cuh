@@ -18,6 +18,12 @@ struct Sigmoid {
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(1.f + e));
     value = (t >= 0 ? 1.f : e) * inverse;
   }
+  // The value alone: 1 / (1 + 2^−t), which is 0 where 2^−t overflows.
+  static __device__ __forceinline__ float of(float t) {
+    float inverse;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(1.f + exp2_approx(-t)));
+    return inverse;
+  }
   __device__ __forceinline__ float log_one_plus() const {
     float p = 0.005253457929939032f;
     p = fmaf(p, e, -0.02958850748836994f);
@@ -109,7 +115,7 @@ __device__ __forceinline__ void weigh_by_sigmoid(Logits<T>& s, float scale, uint
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         float& x = s[i / 2][n][i % 2 * 2 + e];
-        x = (e ? weights.y : weights.x) * Sigmoid(fmaf(x, scale, e ? shifts.y : shifts.x)).value;
+        x = (e ? weights.y : weights.x) * Sigmoid::of(fmaf(x, scale, e ? shifts.y : shifts.x));
       }
   }
 }
