@@ -6,11 +6,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from torch.utils import cpp_extension
 
 import wscl_fast
+from wscl_fast._ops.extension import obstacle, require, runs_on, serves
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -109,3 +112,43 @@ def test_the_build_says_what_becomes_of_cuda(wish: str, code: int, said: str) ->
     done = set_up(wish)
     assert done.returncode == code, done.stderr
     assert f"wscl_fast: {said}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("capability", "architectures", "runs"),
+    [
+        ((8, 0), "8.0;8.6;9.0", True),
+        ((8, 9), "8.0;8.6", True),
+        ((8, 6), "8.9", False),
+        ((9, 0), "8.0;8.6", False),
+        ((10, 3), "8.0;9.0a+PTX", True),
+        ((7, 5), "8.0;12.0+PTX", False),
+        ((12, 1), "8.0 12.0+PTX", True),
+        ((8, 0), "", False),
+    ],
+)
+def test_which_devices_are_served(capability: tuple[int, int], architectures: str, runs: bool) -> None:
+    assert runs_on(capability, architectures) is runs
+
+
+def test_why_a_device_is_not_served() -> None:
+    """Where there are no kernels, the reason and the fallback are named."""
+    with pytest.raises(RuntimeError, match="no kernels for device meta.*impl='chunked' works everywhere"):
+        require(torch.device("meta"))
+    assert obstacle(torch.device("cpu"), torch.float64) == ""
+
+
+def test_float64_on_cuda_takes_the_chunked_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules["wscl_fast._ops.extension"]
+    monkeypatch.setattr(module, "_has_cuda_kernel", lambda operator: True)
+    monkeypatch.setattr(module, "extension", SimpleNamespace(cuda_architectures="8.0;9.0"))
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (9, 0))
+    device = torch.device("cuda", 0)
+    assert not serves(device, torch.float64)
+    assert serves(device, torch.float32)
+    assert serves(device, torch.bfloat16)
+    with pytest.raises(RuntimeError, match="no kernels for float64 on CUDA"):
+        require(device, torch.float64)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (7, 5))
+    with pytest.raises(RuntimeError, match="compute capability 7.5, the kernels are for 8.0;9.0"):
+        require(device, torch.float32)

@@ -3,8 +3,8 @@
 namespace wscl::cuda {
 namespace {
 
-constexpr int kChunk = 128;  // rows that one CTA adds up
-constexpr int kAtOnce = 8;   // loads in flight
+constexpr int kMostChunk = 128;  // rows that one CTA adds up
+constexpr int kAtOnce = 8;       // loads in flight
 
 __device__ int lower_bound(const int64_t* sorted, int64_t count, int64_t id) {
   int64_t low = 0, high = count;
@@ -83,19 +83,20 @@ struct SumsParams {
   SegmentSums to;
 };
 
-// A CTA adds up kChunk rows that follow each other in the order of ids, a thread one column of them.
+// A CTA adds up a chunk of rows that follow each other in the order of ids, a thread one column of them.
 template <class In>
 __global__ void add_chunk(const SumsParams p) {
-  __shared__ int64_t row_of[kChunk];
-  __shared__ int32_t segment_of[kChunk + 2];  // with those before and after
-  __shared__ float weight_of[kChunk];
-  const int64_t first = int64_t(blockIdx.x) * kChunk;
-  const int count = static_cast<int>(min(int64_t(kChunk), p.to.count - first));
-  for (int i = threadIdx.x; i < kChunk + 2; i += blockDim.x) {
+  __shared__ int64_t row_of[kMostChunk];
+  __shared__ int32_t segment_of[kMostChunk + 2];  // with those before and after
+  __shared__ float weight_of[kMostChunk];
+  const int chunk = p.to.chunk;
+  const int64_t first = int64_t(blockIdx.x) * chunk;
+  const int count = static_cast<int>(min(int64_t(chunk), p.to.count - first));
+  for (int i = threadIdx.x; i < chunk + 2; i += blockDim.x) {
     const int64_t at = first + i - 1;
     const int64_t row = at >= 0 && at < p.to.count ? p.order[at] : -1;
     segment_of[i] = row >= 0 ? p.segment[row] : -1;
-    if (i > 0 && i <= kChunk) {
+    if (i > 0 && i <= chunk) {
       row_of[i - 1] = row;
       weight_of[i - 1] = row >= 0 && p.weight ? p.weight[row] : 1.f;
     }
@@ -139,7 +140,7 @@ __global__ void add_parts(const SumsParams p) {
   const int64_t query = p.query_order[blockIdx.x];
   if (p.query_segment[query] != static_cast<int>(blockIdx.x)) return;  // not the first of a segment
   const int begin = p.begin[query], end = p.end[query];
-  const int first = begin / kChunk, last = (end - 1) / kChunk;
+  const int first = begin / p.to.chunk, last = (end - 1) / p.to.chunk;
   if (begin == end || first == last) return;
   for (int column = threadIdx.x; column < p.to.d; column += blockDim.x) {
     float sum = p.to.tails[first * p.to.width + column], lost = 0;
@@ -167,18 +168,20 @@ Clusters::Clusters(const InfoNCEProblem& p, Workspace& space)
       key_valid(space.take<uint64_t>((p.m + kValidBits - 1) / kValidBits)) {}
 
 cudaError_t Clusters::find(const InfoNCEProblem& p, cudaStream_t stream) const {
-  if (p.n) describe_queries<<<blocks_for(p.n), kBlock, 0, stream>>>(p, *this);
-  if (p.m) describe_keys<<<blocks_for(p.m), kBlock, 0, stream>>>(p, *this);
+  // Searches are long, and queries may be few: small CTAs, so that every multiprocessor has some.
+  if (p.n) describe_queries<<<blocks_for(p.n, 64), 64, 0, stream>>>(p, *this);
+  if (p.m) describe_keys<<<blocks_for(p.m, 64), 64, 0, stream>>>(p, *this);
   return cudaGetLastError();
 }
 
 SegmentSums::SegmentSums(int64_t rows, int64_t segments, int64_t d, Workspace& space)
     : count(rows),
       d(d),
+      chunk(rows <= 32768 ? 32 : kMostChunk),
       width(padded_width(d)),
       sums(space.take<float>(segments * width)),
-      heads(space.take<float>((rows + kChunk - 1) / kChunk * width)),
-      tails(space.take<float>((rows + kChunk - 1) / kChunk * width)) {}
+      heads(space.take<float>((rows + chunk - 1) / chunk * width)),
+      tails(space.take<float>((rows + chunk - 1) / chunk * width)) {}
 
 cudaError_t SegmentSums::run(const InfoNCEProblem& p, const Rows& rows, const int64_t* order,
                              const int32_t* segment, const float* weight, const Clusters& clusters,
@@ -186,7 +189,7 @@ cudaError_t SegmentSums::run(const InfoNCEProblem& p, const Rows& rows, const in
   if (count == 0 || p.n == 0 || d == 0) return cudaSuccess;
   const SumsParams params = {rows,  order, segment, weight, p.query_order, clusters.query_segment,
                              begin, end,   p.n,     *this};
-  const dim3 grid(blocks_for(count, kChunk), blocks_for(d, 128));
+  const dim3 grid(blocks_for(count, chunk), blocks_for(d, 128));
   with_element(p.precision, [&](auto* element) {
     add_chunk<std::remove_pointer_t<decltype(element)>><<<grid, 128, 0, stream>>>(params);
   });

@@ -38,7 +38,9 @@ struct Clusters {
 
 // sums[s] = Σ_{r of segment s} weight_r · row_r, compensated, in an order that does not depend on timing.
 struct SegmentSums {
-  int64_t count, d, width;
+  int64_t count, d;
+  int chunk;  // rows that one CTA adds up: few where there are few, so that every multiprocessor has some
+  int64_t width;
   float* sums;   // [n, width], of segments that have a member
   float* heads;  // [chunks, width] of a segment that began before the chunk
   float* tails;  // [chunks, width] of one that began in it and goes on

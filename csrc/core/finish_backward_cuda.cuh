@@ -19,10 +19,8 @@ struct FinishBackward {
   int64_t first;             // position of the first row
 };
 
-__device__ __forceinline__ float total(const SoftmaxParts& parts, int64_t row, int64_t width, int64_t column) {
-  float sum = 0;
-  for (int s = 0; s < parts.splits; ++s) sum += parts.output[(s * parts.rows + row) * width + column];
-  return sum;
+__device__ __forceinline__ float4 total(const SoftmaxParts& parts, int64_t row, int64_t width, int64_t column) {
+  return add_parts_of_row(parts, row, width, column, [](int) { return 1.f; });
 }
 
 // grad_keys_j = scale · (Σ_i g_i p_ij q_i − Σ_{i: j ∈ P(i)} share_i q_i), or − Σ_i g_i r_ij q_i for "in".
@@ -35,13 +33,16 @@ __global__ void finish_keys(const FinishBackward f) {
   const bool valid = !p.key_clusters || p.key_clusters[j] != p.ignore_index;
   const int32_t segment = f.up.clusters.key_segment[j];
   const float scale = *p.scale, alpha = scale / f.up.scalars->boost;
-  for (int64_t c = lane; c < p.d; c += 32) {
-    float x = alpha * total(f.all, row, f.width, c);
-    if (p.inner)
-      x -= alpha * total(f.positives, row, f.width, c);
-    else if (f.pull && segment >= 0)
-      x -= scale * f.pull[segment * f.width + c];
-    store_float(static_cast<In*>(f.up.given.grad_keys) + j * p.d + c, valid ? x : 0.f);
+  for (int64_t c0 = lane * 4; c0 < p.d; c0 += 128) {
+    const float4 all = total(f.all, row, f.width, c0), positives = total(f.positives, row, f.width, c0);
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const int64_t c = c0 + e;
+      if (c >= p.d) break;
+      float x = alpha * (at(all, e) - at(positives, e));
+      if (f.pull && segment >= 0) x -= scale * f.pull[segment * f.width + c];
+      store_float(static_cast<In*>(f.up.given.grad_keys) + j * p.d + c, valid ? x : 0.f);
+    }
   }
 }
 

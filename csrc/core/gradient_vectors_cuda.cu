@@ -11,7 +11,9 @@ __global__ void __launch_bounds__(kReduceThreads) scalars_kernel(const Upstream 
     ScalarsOf scalars;
     for (int64_t i = threadIdx.x; i < n; i += kReduceThreads) {
       const double sum = up.given.stats[(2 * s + 1) * n + i];
-      if (sum != 0) scalars.add(up.gradient(i), static_cast<float>(up.given.stats[2 * s * n + i] + log2(sum)));
+      if (sum != 0)
+        scalars.add(up.gradient(i),
+                    static_cast<float>(up.given.stats[2 * s * n + i]) + __log2f(static_cast<float>(sum)));
     }
     scalars.store(up.problem.precision, up.scalars, s);
   }

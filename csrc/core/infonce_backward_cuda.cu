@@ -35,18 +35,24 @@ __global__ void finish_self(const FinishBackward f) {
   const float scale = *p.scale, alpha = scale / f.up.scalars->boost, share = p.inner ? 0.f : f.up.share[i];
   const float less = p.exclude_self ? 2 * share : 0.f;
   double dot = 0;
-  for (int64_t c = lane; c < p.d; c += 32) {
-    const float x = to_float(static_cast<const In*>(p.queries)[i * p.query_stride + c]);
-    float y = 0;
-    if (segment >= 0) {
-      y = alpha * total(f.all, i, f.width, c);
-      if (p.inner)
-        y -= alpha * total(f.positives, position, f.width, c);
-      else
-        y -= scale * (share * f.sums[segment * f.width + c] + f.pull[segment * f.width + c] - less * x);
+  for (int64_t c0 = lane * 4; c0 < p.d; c0 += 128) {
+    const float4 all = total(f.all, i, f.width, c0), positives = total(f.positives, position, f.width, c0);
+    float product = 0;
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const int64_t c = c0 + e;
+      if (c >= p.d) break;
+      const float x = to_float(static_cast<const In*>(p.queries)[i * p.query_stride + c]);
+      float y = 0;
+      if (segment >= 0) {
+        y = alpha * (at(all, e) - at(positives, e));
+        if (!p.inner)
+          y -= scale * (share * f.sums[segment * f.width + c] + f.pull[segment * f.width + c] - less * x);
+      }
+      if (f.up.given.grad_queries) store_float(static_cast<In*>(f.up.given.grad_queries) + i * p.d + c, y);
+      product = fmaf(x, y, product);
     }
-    if (f.up.given.grad_queries) store_float(static_cast<In*>(f.up.given.grad_queries) + i * p.d + c, y);
-    dot += static_cast<double>(x) * y;
+    dot += product;
   }
   dot = warp_sum(dot);
   // Every logit has two rows of x in it.

@@ -40,16 +40,31 @@ __global__ void finish_forward(const FinishForward f) {
                         : nullptr;
     const float* sum = f.sums + int64_t(f.clusters.query_segment[i]) * f.width;
     double logit = 0;
-    for (int64_t c = lane; c < p.d; c += 32) {
-      const float mean = (sum[c] - (own ? to_float(own[c]) : 0.f)) / static_cast<float>(count);
-      logit += static_cast<double>(to_float(query[c])) * mean;
-      if (f.to.direction) f.to.direction[i * p.d + c] = all.mean(f.all, i, f.width, c) - mean;
+    const float share = 1.f / static_cast<float>(count);
+    for (int64_t c0 = lane * 4; c0 < p.d; c0 += 128) {
+      float4 pooled = {};
+      if (f.to.direction) pooled = all.mean(f.all, i, f.width, c0);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int64_t c = c0 + e;
+        if (c >= p.d) break;
+        const float mean = (sum[c] - (own ? to_float(own[c]) : 0.f)) * share;
+        logit += static_cast<double>(to_float(query[c]) * mean);
+        if (f.to.direction) f.to.direction[i * p.d + c] = at(pooled, e) - mean;
+      }
     }
     loss = all.log_sum_exp() - *p.scale * warp_sum(logit);
   } else if (f.to.direction) {
-    for (int64_t c = lane; c < p.d; c += 32)
-      f.to.direction[i * p.d + c] =
-          anchor ? all.mean(f.all, i, f.width, c) - positives.mean(f.positives, position, f.width, c) : 0.f;
+    for (int64_t c0 = lane * 4; c0 < p.d; c0 += 128) {
+      float4 x = {}, y = {};
+      if (anchor) {
+        x = all.mean(f.all, i, f.width, c0);
+        y = positives.mean(f.positives, position, f.width, c0);
+      }
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        if (c0 + e < p.d) f.to.direction[i * p.d + c0 + e] = at(x, e) - at(y, e);
+    }
   }
   if (lane) return;
   f.to.loss[i] = static_cast<float>(loss);

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "clusters_cuda.cuh"
+#include "mma.cuh"
 
 namespace wscl::cuda {
 
@@ -49,31 +50,57 @@ inline SoftmaxParts take_parts(SimilarityParams& pass, bool output, Workspace& s
   return {pass.splits, pass.x.count, pass.shift, pass.sum, pass.output};
 }
 
+// Four neighbouring numbers of a row: the sum over a pass's parts, each by its factor.
+template <class Factor>
+__device__ __forceinline__ float4 add_parts_of_row(const SoftmaxParts& parts, int64_t row, int64_t width,
+                                                   int64_t column, const Factor& factor) {
+  float4 total = {};
+  for (int s = 0; s < parts.splits; ++s) {
+    const float4 x = *reinterpret_cast<const float4*>(parts.output + (s * parts.rows + row) * width + column);
+    const float f = factor(s);
+    total.x = fmaf(f, x.x, total.x);
+    total.y = fmaf(f, x.y, total.y);
+    total.z = fmaf(f, x.z, total.z);
+    total.w = fmaf(f, x.w, total.w);
+  }
+  return total;
+}
+
 // A row's parts as one: shift, sum, and each part's factor.
 struct Merged {
   double shift = -INFINITY, sum = 0;
 
   __device__ Merged(const SoftmaxParts& parts, int64_t row) {
+    float largest = -INFINITY;
+    for (int s = 0; s < parts.splits; ++s) largest = fmaxf(largest, parts.shift[s * parts.rows + row]);
+    shift = largest;
     for (int s = 0; s < parts.splits; ++s)
-      shift = fmax(shift, static_cast<double>(parts.shift[s * parts.rows + row]));
-    for (int s = 0; s < parts.splits; ++s) sum += factor(parts, row, s) * parts.sum[s * parts.rows + row];
+      sum += static_cast<double>(factor(parts, row, s)) * parts.sum[s * parts.rows + row];
   }
-  // Exactly a power of two; NaN only where a shift is.
-  __device__ double factor(const SoftmaxParts& parts, int64_t row, int split) const {
-    const double part = parts.shift[split * parts.rows + row];
-    return part == -INFINITY ? 0 : exp2(part - shift);
+  // Shifts are integers: exactly a power of two, and 0 below the normal range.
+  __device__ __forceinline__ float factor(const SoftmaxParts& parts, int64_t row, int split) const {
+    const float part = parts.shift[split * parts.rows + row];
+    return part == -INFINITY ? 0.f : power_of_two(part - static_cast<float>(shift));
   }
   __device__ double log_sum_exp() const {
     return (shift + log2(sum)) * 0.6931471805599453;
   }
-  __device__ float mean(const SoftmaxParts& parts, int64_t row, int64_t width, int64_t column) const {
-    float total = 0;
-    for (int s = 0; s < parts.splits; ++s)
-      total +=
-          static_cast<float>(factor(parts, row, s)) * parts.output[(s * parts.rows + row) * width + column];
-    return sum == 0 ? 0.f : static_cast<float>(total / sum);
+  // Four neighbouring numbers of the softmax-weighted mean.
+  __device__ __forceinline__ float4 mean(const SoftmaxParts& parts, int64_t row, int64_t width,
+                                         int64_t column) const {
+    float4 x = add_parts_of_row(parts, row, width, column, [&](int s) { return factor(parts, row, s); });
+    const float inverse = sum == 0 ? 0.f : static_cast<float>(1 / sum);
+    x.x *= inverse;
+    x.y *= inverse;
+    x.z *= inverse;
+    x.w *= inverse;
+    return x;
   }
 };
+
+__device__ __forceinline__ float at(const float4& x, int i) {
+  return i == 0 ? x.x : i == 1 ? x.y : i == 2 ? x.z : x.w;
+}
 
 // Queries and keys in the order of their ids, so that a row's positives are one range of columns.
 struct MatchedRanges {

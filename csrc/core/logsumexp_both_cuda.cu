@@ -61,23 +61,21 @@ __global__ void __launch_bounds__(kMerging) decide(const LogSumExpBoth both) {
   if (threadIdx.x == 0) *both.small = !ranges && fabsf(*p.scale) * 1.4427f * sqrtf(x) * sqrtf(y) <= kMostLogit;
 }
 
-// How many column blocks a block of rows meets: as triangle_of says.
-__device__ __forceinline__ int64_t met_by(int64_t block, int64_t blocks) {
-  return blocks / 2 + (blocks % 2 || block < blocks / 2);
-}
-
-// column_total_j += what this band's blocks of rows say of column j, in their order.
+// column_total_j += what this band's blocks of rows say of column j, in their order. Triangular: those that
+// triangle_of sends to the column's block.
 __global__ void add_columns(const LogSumExpBoth both) {
   const SimilarityParams& p = both.pass;
   const int64_t j = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (!*both.small || j >= p.y.count) return;
   double total = p.first_block ? both.column_total[j] : 0;
   if (is_set(p.y_valid, j)) {
-    const int64_t own = j / both.rows_of_block;
-    for (int64_t b = 0; b < p.blocks; ++b) {
-      const int64_t block = p.first_block + b, distance = (own - block + both.blocks) % both.blocks;
-      if (!p.triangular || (distance > 0 && distance < met_by(block, both.blocks)))
-        total += p.column_sum[b * p.column_stride + j];
+    const int own = static_cast<int>(j / both.rows_of_block), blocks = static_cast<int>(both.blocks);
+    const int first = static_cast<int>(p.first_block), count = static_cast<int>(p.blocks);
+    const float* sum = p.column_sum + j;
+    for (int b = 0; b < count; ++b, sum += p.column_stride) {
+      const int block = first + b, distance = own - block + (own < block ? blocks : 0);
+      const int met = blocks / 2 + (blocks % 2 || block < blocks / 2);
+      if (!p.triangular || (distance > 0 && distance < met)) total += *sum;
     }
   }
   both.column_total[j] = total;

@@ -22,8 +22,13 @@ __global__ void finish_logsumexp(const FinishLogSumExp f) {
   const Merged merged(f.parts, position);
   const bool meets = f.clusters.query_segment[i] >= 0 && merged.sum != 0;
   if (f.to.mean)
-    for (int64_t c = lane; c < p.d; c += 32)
-      f.to.mean[i * p.d + c] = meets ? merged.mean(f.parts, position, f.width, c) : 0.f;
+    for (int64_t c0 = lane * 4; c0 < p.d; c0 += 128) {
+      float4 x = {};
+      if (meets) x = merged.mean(f.parts, position, f.width, c0);
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        if (c0 + e < p.d) f.to.mean[i * p.d + c0 + e] = at(x, e);
+    }
   if (lane) return;
   f.to.lse[i] = meets ? static_cast<float>(merged.log_sum_exp()) : -INFINITY;
   f.to.stats[i] = meets ? merged.shift : -INFINITY;

@@ -205,7 +205,7 @@ __device__ __forceinline__ void store_output(const SimilarityParams& p, const Wa
       float* row = p.output + (split * p.x.count + r) * p.output_stride + column0 + threadIdx.x % 4 * 2;
 #pragma unroll
       for (int n = 0; n < T::kDim / 8; ++n)
-        if (column0 + n * 8 + static_cast<int>(threadIdx.x) % 4 * 2 < p.d)
+        if (column0 + n * 8 + static_cast<int>(threadIdx.x) % 4 * 2 < p.output_stride)
           *reinterpret_cast<float2*>(row + n * 8) = make_float2(o[rt][n][2 * h], o[rt][n][2 * h + 1]);
     }
 }

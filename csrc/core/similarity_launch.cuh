@@ -19,21 +19,23 @@ template <class Mma, int kDim, bool kGathers = false>
 struct HalfTiling;
 template <class Mma, bool kGathers>
 struct HalfTiling<Mma, 64, kGathers>
-    : Tiling<Mma, typename Mma::type, 1, 64, 2, 4, kGathers ? 32 : 64, kGathers ? 4 : 3, true, 2> {};
+    : Tiling<Mma, typename Mma::type, 1, 64, 2, 4, kGathers ? 32 : 64, kGathers ? 4 : 3, 4, 2> {};
 template <class Mma, bool kGathers>
 struct HalfTiling<Mma, 128, kGathers>
-    : Tiling<Mma, typename Mma::type, 1, 128, 2, 4, kGathers ? 32 : 64, kGathers ? 4 : 2, false, 2> {};
+    : Tiling<Mma, typename Mma::type, 1, 128, 2, 4, kGathers ? 32 : 64, kGathers ? 4 : 2, kGathers ? 1 : 0, 2> {
+};
 template <class Mma, bool kGathers>
-struct HalfTiling<Mma, 256, kGathers> : Tiling<Mma, typename Mma::type, 1, 256, 1, 8, 32, 2, !kGathers, 1> {};
+struct HalfTiling<Mma, 256, kGathers>
+    : Tiling<Mma, typename Mma::type, 1, 256, 1, 8, 32, 2, kGathers ? 4 : 16, 1> {};
 
 // With more stages the compiler runs out of registers for some epilogues.
 template <class T>
 struct TwoStages : Tiling<typename T::Mma, typename T::In, T::kTerms, T::kDim, T::kRowTiles, T::kWarps,
-                          T::kColumns, 2, T::kRowsInRegisters, T::kBlocks> {};
+                          T::kColumns, 2, T::kKeptSteps, T::kBlocks> {};
 
 // float32: a fragment of columns feeds six (three) products already.
 template <int kTerms, int kDim>
-struct FloatTiling : Tiling<BFloat16, float, kTerms, kDim, 1, 4, 32, 2, false, 1> {};
+struct FloatTiling : Tiling<BFloat16, float, kTerms, kDim, 1, 4, 32, 2, 0, 1> {};
 
 template <class T, Epilogue kEpilogue, bool kOutput>
 cudaError_t launch(const SimilarityParams& p, cudaStream_t stream) {
@@ -78,8 +80,8 @@ inline bool fits(int bytes) {
 // 2-byte numbers of any d.
 template <class Mma>
 cudaError_t run_half(const SimilarityParams& p, cudaStream_t stream) {
-  using Wide = Tiling<Mma, typename Mma::type, 1, 256, 1, 8, 32, 2, false, 1>;
-  using Narrow = Tiling<Mma, typename Mma::type, 1, 128, 1, 8, 32, 2, false, 1>;
+  using Wide = Tiling<Mma, typename Mma::type, 1, 256, 1, 8, 32, 2, 0, 1>;
+  using Narrow = Tiling<Mma, typename Mma::type, 1, 128, 1, 8, 32, 2, 0, 1>;
   if (p.d <= 64) return launch_epilogue<HalfTiling<Mma, 64>, HalfTiling<Mma, 64, true>>(p, stream);
   if (p.d <= 128) return launch_epilogue<HalfTiling<Mma, 128>, HalfTiling<Mma, 128, true>>(p, stream);
   if (p.d <= 256) return launch_epilogue<HalfTiling<Mma, 256>, HalfTiling<Mma, 256, true>>(p, stream);

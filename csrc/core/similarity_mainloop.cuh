@@ -42,7 +42,8 @@ __device__ __forceinline__ void clear(Logits<T>& s) {
 template <class T>
 struct MmaSync {
   static constexpr int kSteps = T::kDim / 16;
-  RowFragments<T> kept[T::kRowsInRegisters ? kSteps : 1];
+  static constexpr int kKept = T::kKeptSteps;
+  RowFragments<T> kept[kKept ? kKept : 1];
 
   static __device__ __forceinline__ uint32_t rows_address(uint32_t x_tile) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -58,20 +59,20 @@ struct MmaSync {
   }
 
   __device__ __forceinline__ void take_rows(uint32_t x_tile) {
-    if constexpr (T::kRowsInRegisters)
+    if constexpr (kKept > 0)
 #pragma unroll
-      for (int k = 0; k < kSteps; ++k) load_rows(rows_address(x_tile), k, kept[k]);
+      for (int k = 0; k < kKept; ++k) load_rows(rows_address(x_tile), k, kept[k]);
   }
 
   // s += x · yᵀ
   __device__ __forceinline__ void similarities(uint32_t x_tile, uint32_t y_tile, Logits<T>& s) const {
     const int lane = threadIdx.x % 32;
-    const uint32_t x_address = T::kRowsInRegisters ? 0 : rows_address(x_tile);
+    const uint32_t x_address = kKept == kSteps ? 0 : rows_address(x_tile);
     const uint32_t y_address = lane_address<T>(y_tile, lane % 8 + lane / 16 * 8, lane / 8 % 2);
 #pragma unroll
     for (int k = 0; k < kSteps; ++k) {
       RowFragments<T> a;
-      if constexpr (T::kRowsInRegisters) {
+      if (k < kKept) {
 #pragma unroll
         for (int i = 0; i < T::kRowTiles * T::kTerms * 4; ++i) (&a[0][0][0])[i] = (&kept[k][0][0][0])[i];
       } else {

@@ -16,7 +16,7 @@
 namespace wscl::cuda {
 
 template <class Mma_, class In_, int kTerms_, int kDim_, int kRowTiles_, int kWarps_, int kColumns_,
-          int kStages_, bool kRowsInRegisters_, int kBlocks_>
+          int kStages_, int kKeptSteps_, int kBlocks_>
 struct Tiling {
   using Mma = Mma_;
   using In = In_;
@@ -26,7 +26,8 @@ struct Tiling {
   static constexpr int kWarps = kWarps_;
   static constexpr int kColumns = kColumns_;  // of a tile: 32 or 64
   static constexpr int kStages = kStages_;    // tiles of columns in flight or in use
-  static constexpr bool kRowsInRegisters = kRowsInRegisters_;
+  // Rows' fragments that stay in registers: so many steps of 16 of d; the others are read for every tile.
+  static constexpr int kKeptSteps = kKeptSteps_;
   static constexpr int kBlocks = kBlocks_;  // CTAs of a multiprocessor that registers should allow
 
   static constexpr int kThreads = 32 * kWarps;
@@ -49,7 +50,7 @@ struct Tiling {
   static constexpr int kSharedBytes = kRowVectors + kRowVectorBytes;
 
   static_assert(kDim % 64 == 0 && (kColumns == 32 || kColumns == 64));
-  static_assert(!kSplit || !kRowsInRegisters);
+  static_assert(!kSplit || !kKeptSteps);
 };
 
 template <int kPitch>

@@ -45,10 +45,12 @@ __global__ void finish_softplus(const FinishSoftplus f, const float boost) {
   const int64_t i = p.inner ? p.query_order[position] : position;
   const int splits = f.clusters.query_segment[i] >= 0 ? f.splits : 0;
   if (f.to.direction)
-    for (int64_t c = lane; c < p.d; c += 32) {
-      float total = 0;
-      for (int s = 0; s < splits; ++s) total += f.output[(s * p.n + position) * f.width + c];
-      f.to.direction[i * p.d + c] = total / boost;
+    for (int64_t c0 = lane * 4; c0 < p.d; c0 += 128) {
+      const SoftmaxParts parts = {splits, p.n, nullptr, nullptr, const_cast<float*>(f.output)};
+      const float4 x = total(parts, position, f.width, c0);
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        if (c0 + e < p.d) f.to.direction[i * p.d + c0 + e] = at(x, e) / boost;
     }
   if (lane) return;
   double sum = 0, slope = 0;

@@ -79,7 +79,8 @@ __global__ void __launch_bounds__(kReduceThreads) find_two_way_scalars(const Two
   ScalarsOf scalars;
   for (const Side& side : {both.rows, both.columns})
     for (int64_t i = threadIdx.x; i < side.count; i += kReduceThreads)
-      if (side.sum(i) != 0) scalars.add(side.grad[i], static_cast<float>(side.stats[i] + log2(side.sum(i))));
+      if (side.sum(i) != 0)
+        scalars.add(side.grad[i], static_cast<float>(side.stats[i]) + __log2f(static_cast<float>(side.sum(i))));
   scalars.store(both.meeting.problem.pairs.precision, both.scalars);
 }
 
@@ -99,8 +100,13 @@ __global__ void finish_gradient(const FinishGradient f) {
   if (row >= f.parts.rows) return;
   const int64_t i = f.order ? f.order[f.first + row] : f.first + row;
   const float alpha = *f.scale / f.scalars->boost;
-  for (int64_t c = lane; c < f.d; c += 32)
-    f.to[i * f.d + c] = f.sum[i] != 0 ? alpha * total(f.parts, row, f.width, c) : 0.f;
+  const bool meets = f.sum[i] != 0;
+  for (int64_t c0 = lane * 4; c0 < f.d; c0 += 128) {
+    const float4 x = total(f.parts, row, f.width, c0);
+#pragma unroll
+    for (int e = 0; e < 4; ++e)
+      if (c0 + e < f.d) f.to[i * f.d + c0 + e] = meets ? alpha * at(x, e) : 0.f;
+  }
 }
 
 cudaError_t side_gradient(SimilarityParams pass, SoftmaxParts parts, int64_t rows, FinishGradient finish,

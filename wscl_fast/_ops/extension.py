@@ -27,17 +27,51 @@ if extension is None:
     )
 
 
-def serves(device: torch.device) -> bool:
-    """Whether the fused kernels run on this device."""
-    return extension is not None and device.type == "cpu"
+def serves(device: torch.device, dtype: torch.dtype = torch.float32) -> bool:
+    """Whether the fused kernels run on this device, computing in this dtype (or float32 for halves)."""
+    return not obstacle(device, dtype)
 
 
-def require(device: torch.device) -> None:
-    """Raises where the fused kernels do not run on this device."""
-    if serves(device):
-        return
-    reason = load_error if extension is None else f"there are no kernels for device {device}"
-    raise RuntimeError(f"impl='fused' is not available: {reason}; impl='chunked' works everywhere")
+def obstacle(device: torch.device, dtype: torch.dtype, operator: str = "infonce_forward") -> str:
+    """Why an operator's kernels do not run on this device for this dtype; empty where they do."""
+    if extension is None:
+        return load_error
+    if device.type == "cpu":
+        return ""
+    if device.type != "cuda" or not _has_cuda_kernel(operator):
+        return f"there are no kernels for device {device}"
+    if dtype == torch.float64:
+        return "there are no kernels for float64 on CUDA"
+    capability, built = torch.cuda.get_device_capability(device), extension.cuda_architectures
+    if not runs_on(capability, built):
+        return f"{device} has compute capability {capability[0]}.{capability[1]}, the kernels are for {built}"
+    return ""
+
+
+def runs_on(capability: tuple[int, int], architectures: str) -> bool:
+    """Whether code for these architectures (as in ``TORCH_CUDA_ARCH_LIST``) runs on a device.
+
+    Machine code runs on devices of its own major version and at least its minor one, PTX on all later ones.
+    """
+    for architecture in architectures.replace(" ", ";").split(";"):
+        number, _, kind = architecture.partition("+")
+        major, _, minor = number.rstrip("af").partition(".")
+        built = (int(major), int(minor)) if major.isdigit() and minor.isdigit() else None
+        if built and built <= capability and (kind == "PTX" or built[0] == capability[0]):
+            return True
+    return False
+
+
+def _has_cuda_kernel(operator: str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"wscl_fast::{operator}", "CUDA")
+
+
+def require(
+    device: torch.device, dtype: torch.dtype = torch.float32, operator: str = "infonce_forward"
+) -> None:
+    """Raises where an operator's kernels do not run."""
+    if reason := obstacle(device, dtype, operator):
+        raise RuntimeError(f"impl='fused' is not available: {reason}; impl='chunked' works everywhere")
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

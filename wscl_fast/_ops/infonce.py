@@ -27,7 +27,7 @@ def clustered_infonce(
     Rows are float32, float64, bfloat16 or float16. Halves are computed with in float32, in which the loss is
     returned; their gradients have their own dtype.
     """
-    require(queries.device)
+    require(queries.device, queries.dtype)
     # The softmax-weighted mean key is carried along only where a gradient will be read off it.
     need_direction = torch.is_grad_enabled() and (queries.requires_grad or scale.requires_grad)
     loss, count, _, _ = torch.ops.wscl_fast.infonce_forward(

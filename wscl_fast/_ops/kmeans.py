@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from wscl_fast._ops.extension import extension, load_error, require, serves
+from wscl_fast._ops.extension import extension, obstacle, require
 
 # The precision of the product that proposes candidates; the results do not depend on it.
 Candidates = Literal["auto", "full", "bfloat16"]
@@ -25,7 +25,7 @@ def kmeans_assign(
     candidates: Candidates = "auto",
 ) -> tuple[Tensor, Tensor]:
     """The `top` nearest centroids and their distances ``[N, top]`` of every row, by the fused kernels."""
-    _check(x, centroids)
+    require(x.device, centroids.dtype, "kmeans_update")
     assignment, distance, bad_row = torch.ops.wscl_fast.kmeans_assign(
         x, centroids, cosine, top, _NUMBERS[candidates]
     )
@@ -42,7 +42,7 @@ def kmeans_update(
     candidates: Candidates = "auto",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Assignment, distance, sums ``[K, d]``, counts ``[K]`` and inertia, by the fused kernels."""
-    _check(x, centroids)
+    require(x.device, centroids.dtype, "kmeans_update")
     *results, bad_row = torch.ops.wscl_fast.kmeans_update(x, centroids, weights, cosine, _NUMBERS[candidates])
     _refuse(bad_row)
     assignment, distance, sums, counts, inertia = results
@@ -58,34 +58,14 @@ def kmeans_potentials(
     weights: Tensor | None,  # [N] float64
 ) -> tuple[Tensor, Tensor]:
     """What :func:`wscl_fast.functional.kmeans_potentials` says, by the fused kernels."""
-    require(x.device)
+    require(x.device, candidates.dtype, "kmeans_potentials")
     distance, potential = torch.ops.wscl_fast.kmeans_potentials(x, candidates, nearest, scale, weights)
     return distance, potential
 
 
 def kmeans_serves(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the fused kernels run on this device, for centroids of this dtype."""
-    return not _obstacle(device, dtype)
-
-
-def _obstacle(device: torch.device, dtype: torch.dtype) -> str:
-    """Why they do not; empty where they do."""
-    if extension is None:
-        return load_error
-    if serves(device):
-        return ""
-    if device.type == "cuda" and _has_cuda_kernels():
-        return "" if dtype == torch.float32 else f"there are no kernels for {dtype} on CUDA"
-    return f"there are no kernels for device {device}"
-
-
-def _has_cuda_kernels() -> bool:
-    return torch._C._dispatch_has_kernel_for_dispatch_key("wscl_fast::kmeans_update", "CUDA")
-
-
-def _check(x: Tensor, centroids: Tensor) -> None:
-    if reason := _obstacle(x.device, centroids.dtype):
-        raise RuntimeError(f"impl='fused' is not available: {reason}; impl='chunked' works everywhere")
+    return not obstacle(device, dtype, "kmeans_update")
 
 
 def _refuse(bad_row: Tensor) -> None:

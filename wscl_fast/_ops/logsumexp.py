@@ -52,7 +52,7 @@ def logsumexp(
     is returned and ``scale`` expected. Gradients of queries, keys and scale: 1 GEMM under ``no_grad``, 2
     where keys need no gradient, 4 else.
     """
-    require(queries.device)
+    require(queries.device, queries.dtype)
     need_mean = torch.is_grad_enabled() and (queries.requires_grad or scale.requires_grad)
     lse: Tensor = torch.ops.wscl_fast.logsumexp(
         queries, keys, query_ids, key_ids, own, scale, MEETS[meets], ignore_index, need_mean
@@ -75,7 +75,7 @@ def softmax(
 
     The mean logit is read off the mean key, which the pass carries along for the queries' gradient anyway.
     """
-    require(queries.device)
+    require(queries.device, queries.dtype)
     lse, _, mean = torch.ops.wscl_fast.logsumexp(
         queries, keys, query_ids, key_ids, own, scale, MEETS[meets], ignore_index, True
     )
@@ -106,7 +106,7 @@ def logsumexp_block(
 
     ``own`` counts within the block's keys. One GEMM, two with ``need_mean``.
     """
-    require(queries.device)
+    require(queries.device, queries.dtype)
     with torch.no_grad():
         _, stats, mean = torch.ops.wscl_fast.logsumexp(
             queries, keys, query_ids, key_ids, own, scale, MEETS[meets], ignore_index, need_mean
@@ -140,7 +140,7 @@ def logsumexp_block_backward(
     ignore_index: int = -1,
 ) -> Tensor:
     """``[M, d]``: the gradient of one block's keys, exact for the log-sum-exp over all blocks. Two GEMMs."""
-    require(queries.device)
+    require(queries.device, queries.dtype)
     with torch.no_grad():
         grad_keys: Tensor = torch.ops.wscl_fast.logsumexp_key_gradient(
             grad, queries, keys, query_ids, key_ids, own, scale, MEETS[meets], ignore_index, stats

@@ -39,7 +39,7 @@ def softplus_sum(
     is returned and ``scale`` and ``offset`` expected. Gradients of queries, keys, scale and offset: 1 GEMM
     without the first three, 2 where keys need no gradient, 4 else.
     """
-    require(queries.device)
+    require(queries.device, queries.dtype)
     need_direction = torch.is_grad_enabled() and (queries.requires_grad or scale.requires_grad)
     total: Tensor = torch.ops.wscl_fast.softplus_sum(
         queries,

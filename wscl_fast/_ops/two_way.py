@@ -37,7 +37,7 @@ def two_way_logsumexp(
     One similarity matrix serves both directions: 1 GEMM forward; with the gradients of queries, keys and
     scale 4 in all, with those of one side 3.
     """
-    require(queries.device)
+    require(queries.device, queries.dtype)
     rows, columns, _, _ = torch.ops.wscl_fast.two_way_logsumexp(
         queries, keys, query_ids, key_ids, own, scale, MEETS[meets], ignore_index
     )

@@ -190,7 +190,7 @@ def _ring(
             scale_of(temperature, queries, dtype),
             inner=positives == "in",
             ignore_index=ignore_index,
-            fused=impl == "fused" or (impl == "auto" and _ops.serves(queries.device)),
+            fused=impl == "fused" or (impl == "auto" and _ops.serves(queries.device, dtype)),
             group=group,
         )
 

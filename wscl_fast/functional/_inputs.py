@@ -84,11 +84,11 @@ def check_inputs(
     )
 
 
-def choose(impl: Impl, device: torch.device) -> Impl:
-    """What ``"auto"`` stands for on this device; the rest as it is."""
+def choose(impl: Impl, rows: Tensor) -> Impl:
+    """What ``"auto"`` stands for, for rows of this device and dtype; the rest as it is."""
     if impl != "auto":
         return impl
-    return "fused" if _ops.serves(device) else "chunked"
+    return "fused" if _ops.serves(rows.device, rows.dtype) else "chunked"
 
 
 def reduce_rows(loss: Tensor, count: Tensor, weights: Tensor | None, reduction: Reduction) -> Tensor:

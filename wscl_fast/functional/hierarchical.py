@@ -107,7 +107,7 @@ def hierarchical_infonce(
     if weights is not None:
         check_vector("weights", weights, len(queries), queries, integer=False)
     key_levels = query_clusters if key_clusters is None else key_clusters
-    impl = choose(impl, queries.device)
+    impl = choose(impl, inputs.pairs.queries)
     with torch.autocast(queries.device.type, enabled=False):
         pairs = [
             inputs.with_ids(ids, key_ids)

@@ -211,9 +211,9 @@ def infonce_rows(
         temperature,
         ignore_index,
         exclude_self,
-        halves=halves and choose(impl, queries.device) == "fused",
+        halves=halves and choose(impl, queries) == "fused",
     )
-    impl = choose(impl, queries.device)
+    impl = choose(impl, inputs.pairs.queries)
     positive = _check_samples(inputs, query_samples, key_samples)
     negative = positive if denominator == "all" else inputs.pairs
     scale, inner = -inputs.lowest, positives == "in"

@@ -116,7 +116,7 @@ def soft_infonce(
         pairs = pairs._replace(key_ids=_valid_ids(key_valid, of_keys))
     if weights is not None:
         check_vector("weights", weights, len(queries), queries, integer=False)
-    impl, inner = choose(impl, queries.device), positives == "in"
+    impl, inner = choose(impl, pairs.queries), positives == "in"
     with torch.autocast(queries.device.type, enabled=False):
         if impl == "reference":
             matrix = affinities.weights(affinity, query_auxiliary, of_keys, pairs.queries.dtype)

@@ -142,7 +142,7 @@ def siglip_loss(
     if weights is not None:
         check_vector("weights", weights, len(x), x, integer=False)
     offset = _bias(bias, inputs)
-    impl = choose(impl, x.device)
+    impl = choose(impl, inputs.pairs.queries)
     with torch.autocast(x.device.type, enabled=False):
         pairs = inputs.pairs
         turned = pairs._replace(queries=-pairs.queries)
