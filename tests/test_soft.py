@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from wscl_fast import _ops
+from wscl_fast import affinity as affinities
 from wscl_fast.functional import clustered_infonce, conditional_factors, soft_infonce
 
 IMPLS = ["chunked"] + (["fused"] if _ops.serves(torch.device("cpu")) else [])
@@ -228,6 +229,61 @@ def test_compiles_without_a_graph_break(affinity: str, impl: str) -> None:
     got, want = torch.compile(loss, fullgraph=True, backend="aot_eager")(*leaves), loss(*leaves)
     torch.testing.assert_close(got, want)
     torch.testing.assert_close(torch.autograd.grad(got, leaves), torch.autograd.grad(want, leaves))
+
+
+@pytest.mark.usefixtures("extension")
+@pytest.mark.parametrize("jaccard", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_operator(dtype: torch.dtype, jaccard: bool) -> None:
+    """PyTorch's checks, derivatives of any order, and the definition at widths around the vectors' own."""
+    g = torch.Generator().manual_seed(0)
+    affinity = "jaccard" if jaccard else "shared"
+    for n, m, d, words in (
+        (1, 1, 1, 1),
+        (5, 300, 33, 2),
+        (19, 700, 64, 1),
+        (40, 9, 130, 3),
+        (0, 4, 3, 1),
+        (4, 0, 3, 1),
+    ):
+        rows, columns = (auxiliary(affinity, count, g, words) for count in (n, m))
+        values = torch.randn(m, 2 * d, generator=g, dtype=torch.float64).to(dtype)[:, :d]
+        sums, totals = _ops.tag_weighted_sum(rows, columns, values, jaccard=jaccard)
+        w = affinities.weights(affinity, rows, columns, torch.float64)
+        tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {}
+        torch.testing.assert_close(sums.double(), w @ values.double(), **tolerance)
+        torch.testing.assert_close(totals, w.sum(1))
+        torch.library.opcheck(torch.ops.wscl_fast.tag_weighted_sum.default, (rows, columns, values, jaccard))
+    if dtype == torch.float64:
+        rows, columns = auxiliary(affinity, 6, g), auxiliary(affinity, 9, g)
+        v = torch.randn(9, 4, dtype=dtype, requires_grad=True)
+
+        def sums_of(v: Tensor) -> Tensor:
+            return _ops.tag_weighted_sum(rows, columns, v, jaccard=jaccard)[0]
+
+        assert torch.autograd.gradcheck(sums_of, v)
+        assert torch.autograd.gradgradcheck(sums_of, v)
+
+
+def test_every_instruction_set_and_number_of_threads(extension) -> None:  # type: ignore[no-untyped-def]
+    g = torch.Generator().manual_seed(0)
+    rows, columns = auxiliary("jaccard", 90, g), auxiliary("jaccard", 1000, g)
+    values = torch.randn(1000, 50, generator=g)
+    want = affinities.weights("jaccard", rows, columns, torch.float64) @ values.double()
+    before, threads = extension.instruction_set(), torch.get_num_threads()
+    try:
+        for name in extension.supported_instruction_sets():
+            extension.use_instruction_set(name)
+            results = []
+            for count in (1, 2, 3):
+                torch.set_num_threads(count)
+                results.append(_ops.tag_weighted_sum(rows, columns, values, jaccard=True)[0])
+            assert results[0].equal(results[1])
+            assert results[0].equal(results[2])
+            torch.testing.assert_close(results[0].double(), want, rtol=1e-5, atol=1e-5)
+    finally:
+        extension.use_instruction_set(before)
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("affinity", AFFINITIES)

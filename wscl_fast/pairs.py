@@ -30,6 +30,13 @@ class Pairs(NamedTuple):
         """The scale folded into the queries, so that the passes' gradients meet before one is taken of it."""
         return self._replace(queries=self.scale * self.queries, scale=torch.ones_like(self.scale))
 
+    def swapped(self) -> Pairs:
+        """The keys as queries of the queries, where no one has an own key."""
+        assert self.own is None
+        return self._replace(
+            queries=self.keys, keys=self.queries, query_ids=self.key_ids, key_ids=self.query_ids
+        )
+
     def tile(self, meets: Meets, rows: slice = slice(None), columns: slice = slice(None)) -> Tensor:
         """The mask of one tile, ``[rows, columns]``: which pairs meet."""
         ids = self.key_ids[columns]

@@ -152,7 +152,7 @@ def soft_infonce(pairs: Pairs, weights: Tensor, *, inner: bool) -> tuple[Tensor,
         valid = valid & (mass > -torch.inf)
         numerator = mass.masked_fill(~valid, 0) - torch.where(valid, total, 1.0).log()
     else:
-        numerator = (weights * s).sum(1) / torch.where(valid, total, 1.0)
+        numerator = (weights * s.masked_fill(~allowed, 0)).sum(1) / torch.where(valid, total, 1.0)
     return torch.where(valid, lse - numerator, 0.0), valid
 
 

@@ -43,4 +43,7 @@ STABLE_TORCH_LIBRARY(wscl_fast, m) {
   m.def(
       "kmeans_potentials(Tensor x, Tensor candidates, Tensor nearest, Tensor? scale, Tensor? weights)"
       " -> (Tensor distance, Tensor potential)");
+  m.def(
+      "tag_weighted_sum(Tensor row_tags, Tensor column_tags, Tensor values, bool jaccard)"
+      " -> (Tensor sums, Tensor totals)");
 }

@@ -21,6 +21,7 @@ from wscl_fast._ops.logsumexp import (
     softmax,
 )
 from wscl_fast._ops.softplus import softplus_sum
+from wscl_fast._ops.tags import tag_weighted_sum
 from wscl_fast._ops.two_way import two_way_logsumexp
 
 __all__ = [
@@ -41,5 +42,6 @@ __all__ = [
     "serves",
     "softmax",
     "softplus_sum",
+    "tag_weighted_sum",
     "two_way_logsumexp",
 ]

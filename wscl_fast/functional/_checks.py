@@ -27,12 +27,27 @@ def check_choice(name: str, value: object, choices: object) -> None:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
+def refuse_vmap(name: str, value: Tensor) -> None:
+    """Refuse a tensor that ``torch.vmap`` maps over: the passes look at ids, and sort them."""
+    if torch.compiler.is_compiling():
+        return
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(value):
+        if functorch.is_batchedtensor(value):
+            raise NotImplementedError(
+                f"{name}: torch.vmap is not supported; call the function for each batch, or once for all of"
+                " them with cluster ids and keys of their own"
+            )
+        value = functorch.get_unwrapped(value)
+
+
 def check_matrix(name: str, value: object) -> None:
     """Refuse what is not a floating-point matrix."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
     if not value.is_floating_point():
         raise TypeError(f"{name}: expected a floating-point dtype, got {value.dtype}")
+    refuse_vmap(name, value)
     if value.ndim != 2:
         raise ValueError(f"{name}: expected a matrix [rows, d], got shape {tuple(value.shape)}")
 
@@ -45,6 +60,7 @@ def check_vector(name: str, value: object, length: int, queries: Tensor, *, inte
         raise TypeError(f"{name}: expected int64, got {value.dtype}")
     if not integer and not value.is_floating_point():
         raise TypeError(f"{name}: expected a floating-point dtype, got {value.dtype}")
+    refuse_vmap(name, value)
     if value.shape != (length,):
         raise ValueError(f"{name}: expected shape ({length},), got {tuple(value.shape)}")
     check_device(name, value, queries)

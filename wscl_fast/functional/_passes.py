@@ -28,7 +28,16 @@ def softmax(pairs: Pairs, meets: Meets, *, fused: bool) -> tuple[Tensor, Tensor]
 
 def softplus_sum(pairs: Pairs, meets: Meets, offset: Tensor, *, fused: bool) -> Tensor:
     """``Σ log(1 + e^{S_ij + offset_i})`` over the keys that query i meets, ``[N]``."""
-    return chunked.softplus_sum(pairs, meets, offset)
+    if not fused:
+        return chunked.softplus_sum(pairs, meets, offset)
+    return _ops.softplus_sum(*pairs[:6], offset, meets=meets, ignore_index=pairs.ignore_index)
+
+
+def two_way_logsumexp(pairs: Pairs, meets: Meets, *, fused: bool) -> tuple[Tensor, Tensor]:
+    """:func:`logsumexp` of the queries over the keys, and of the keys over the queries; without own keys."""
+    if not fused:
+        return chunked.logsumexp(pairs, meets), chunked.logsumexp(pairs.swapped(), meets)
+    return _ops.two_way_logsumexp(*pairs[:6], meets=meets, ignore_index=pairs.ignore_index)
 
 
 def weighted_sum(
@@ -37,4 +46,6 @@ def weighted_sum(
     """``W @ values`` ``[N, width]`` and ``W.sum(1)`` ``[N]`` float64, W the weights of all pairs."""
     if has_factors(affinity):
         return chunked.factor_product(affinity, query_auxiliary, key_auxiliary, values)
+    if fused:
+        return _ops.tag_weighted_sum(query_auxiliary, key_auxiliary, values, jaccard=affinity == "jaccard")
     return chunked.weighted_sum(affinity, query_auxiliary, key_auxiliary, values)

@@ -10,7 +10,13 @@ from torch import Tensor
 from wscl_fast import affinity as affinities
 from wscl_fast import chunked, reference
 from wscl_fast.affinity import Affinity
-from wscl_fast.functional._checks import check_choice, check_device, check_matrix, check_vector
+from wscl_fast.functional._checks import (
+    check_choice,
+    check_device,
+    check_matrix,
+    check_vector,
+    refuse_vmap,
+)
 from wscl_fast.functional._inputs import Impl, Reduction, check_inputs, choose, reduce_rows
 from wscl_fast.functional._passes import logsumexp, weighted_sum
 from wscl_fast.functional.infonce import Positives
@@ -209,6 +215,7 @@ def _check_auxiliary(name: str, value: object, affinity: Affinity) -> Tensor:
     """Tag masks as ``[rows, words]``, or vectors as they are, without their graph."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+    refuse_vmap(name, value)
     if affinity == "kernel":
         if not value.is_floating_point():
             raise TypeError(f"{name}: expected a floating-point dtype for a kernel, got {value.dtype}")

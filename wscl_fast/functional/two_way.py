@@ -8,9 +8,9 @@ from torch import Tensor
 from wscl_fast import reference
 from wscl_fast.functional._checks import check_choice, check_device, check_matrix, check_vector
 from wscl_fast.functional._inputs import Impl, Inputs, Reduction, check_inputs, choose, reduce_rows
-from wscl_fast.functional._passes import softplus_sum
-from wscl_fast.functional.infonce import Positives, infonce_rows
-from wscl_fast.pairs import Meets, Pairs
+from wscl_fast.functional._passes import softplus_sum, two_way_logsumexp
+from wscl_fast.functional.infonce import Positives
+from wscl_fast.pairs import Meets, Pairs, matching_count, matching_mean
 
 __all__ = ["clip_loss", "siglip_loss"]
 
@@ -70,25 +70,39 @@ def clip_loss(
     x_clusters, y_clusters = _check_sides(x, y, x_clusters, y_clusters)
     if isinstance(temperature, Tensor) and temperature.ndim:
         raise TypeError(f"temperature: expected a number or a 0-dim tensor, got shape {temperature.shape}")
-    losses = []
-    for name, rows, others, row_ids, other_ids, weights in (
-        ("x_weights", x, y, x_clusters, y_clusters, x_weights),
-        ("y_weights", y, x, y_clusters, x_clusters, y_weights),
-    ):
+    check_choice("positives", positives, Positives)
+    check_choice("impl", impl, Impl)
+    pairs = check_inputs(x, y, x_clusters, y_clusters, temperature, ignore_index, None).pairs
+    for name, side, weights in (("x_weights", x, x_weights), ("y_weights", y, y_weights)):
         if weights is not None:
-            check_vector(name, weights, len(rows), x, integer=False)
-        result = infonce_rows(
-            rows,
-            others,
-            query_clusters=row_ids,
-            key_clusters=other_ids,
-            temperature=temperature,
-            positives=positives,
-            ignore_index=ignore_index,
-            impl=impl,
-        )
-        losses.append(reduce_rows(result.loss, result.positives, weights, reduction))
-    return torch.cat(losses) if reduction == "none" else (losses[0] + losses[1]) / 2
+            check_vector(name, weights, len(side), x, integer=False)
+    impl = choose(impl, x.device)
+    with torch.autocast(x.device.type, enabled=False):
+        one, two = _clip_rows(pairs, positives == "in", impl)
+        losses = [reduce_rows(*one, x_weights, reduction), reduce_rows(*two, y_weights, reduction)]
+        return torch.cat(losses) if reduction == "none" else (losses[0] + losses[1]) / 2
+
+
+def _clip_rows(pairs: Pairs, inner: bool, impl: Impl) -> list[tuple[Tensor, Tensor]]:
+    """Loss and positives' count of the rows of both sides: one similarity matrix serves both."""
+    if impl == "reference":
+        both = (pairs, pairs.swapped())
+        return [reference.clustered_infonce(side, side, inner=inner) for side in both]
+    fused = impl == "fused"
+    pairs = pairs.folded()
+    everyone = two_way_logsumexp(pairs, "all", fused=fused)
+    own_kind = two_way_logsumexp(pairs, "same", fused=fused) if inner else None
+    rows = []
+    for direction, side in enumerate((pairs, pairs.swapped())):
+        if own_kind is None:
+            numerator, count = matching_mean(side)
+        else:
+            count = matching_count(side)
+            numerator = own_kind[direction].masked_fill(count == 0, 0)
+            numerator = numerator - count.clamp(min=1).to(numerator.dtype).log()
+        loss = everyone[direction].masked_fill(count == 0, 0) - numerator
+        rows.append((torch.where(count > 0, loss, 0.0), count))
+    return rows
 
 
 def siglip_loss(

@@ -19,6 +19,7 @@ from wscl_fast.functional import (
     InfoNCEStats,
     Positives,
     Reduction,
+    clip_loss,
     clustered_infonce,
 )
 from wscl_fast.losses._temperature import WithTemperature, check_number
@@ -238,6 +239,21 @@ class ClusteredInfoNCE(WithTemperature):
         if count < 2:
             raise ValueError(f"features: expected at least two views with contrast='cross', got {count}")
         compute = self._compute(options)
+        plain = rows.samples is None and set(options) == {"positives", "ignore_index", "reduction", "impl"}
+        of_each = isinstance(rows.temperature, Tensor) and rows.temperature.ndim > 0
+        if count == 2 and plain and self.gather == "none" and not of_each:
+            loss = clip_loss(  # one similarity matrix for both views
+                views[:, 0],
+                views[:, 1],
+                x_clusters=rows.clusters,
+                x_weights=rows.weights,
+                y_weights=rows.weights,
+                temperature=rows.temperature,
+                **options,
+            )
+            if self.reduction == "none":
+                return loss.view(2, -1).T
+            return loss if self.reduction == "mean" else 2 * loss
         losses = []
         for view in range(count):
             others = [other for other in range(count) if other != view]

@@ -1,0 +1,14 @@
+#include <immintrin.h>
+#include <cstdint>
+#include <cstring>
+
+#include "similarity.h"
+#include "tags.h"
+#pragma GCC target("avx2,fma,popcnt")
+#define WSCL_ISA avx2
+#define WSCL_VECTOR_BYTES 32
+#include "tags_kernel.h"
+
+namespace wscl {
+const TagKernels kTagsAvx2 = avx2::tag_kernels();
+}  // namespace wscl
