@@ -78,6 +78,7 @@ reproduce: setup
 test: lint build/release/.built
 	@build/release/test_infonce
 	@build/release/test_pairs
+	@build/release/test_tags
 	@$(BIN)/python -m pytest
 
 lint: setup
@@ -104,6 +105,7 @@ build/%/.built: $(VENV)/.installed CMakeLists.txt CMakePresets.json $(CORE_SOURC
 sanitize: build/sanitize/.built
 	@build/sanitize/test_infonce
 	@build/sanitize/test_pairs
+	@build/sanitize/test_tags
 
 simulate: setup
 	@WSCL_SIMULATE=all $(BIN)/python -m pytest tests/cuda -m simulated
