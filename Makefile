@@ -90,6 +90,7 @@ lint: setup
 bench: setup $(PEERS)/.installed
 	@$(BIN)/python -m benchmarks.bench_infonce
 	@$(PEERS)/bin/python -m benchmarks.peers_infonce
+	@$(PEERS)/bin/python -m benchmarks.bench_kmeans
 	@$(BIN)/python -m benchmarks.bench_ring
 
 # cmake comes from the system where it is there, else into .venv.

@@ -1,8 +1,8 @@
 """Sides of a comparison that live in a process of their own.
 
-Libraries read some settings (OPENBLAS_CORETYPE, OMP_NUM_THREADS) once, when they are loaded, and the best setting
-of one library is the worst of another. A child process has its own, waits between its turns, and tells how long its
-side took, so that the turns of a comparison still alternate.
+Libraries read some settings (OPENBLAS_CORETYPE, OMP_NUM_THREADS) once, when they are loaded, and the best
+setting of one library is the worst of another. A child process has its own, waits between its turns, and
+tells how long its side took, so that the turns of a comparison still alternate.
 """
 
 from __future__ import annotations

@@ -75,7 +75,10 @@ def interleave(
 
 
 def peak_memory(script: str) -> float:
-    """MiB by which a child process grows at most while it runs ``measured()`` of a script (Linux)."""
+    """MiB by which a child process grows at most while it runs ``measured()`` of a script (Linux).
+
+    What the script prints goes to the terminal.
+    """
     wrapped = f"""
 {script}
 def resident(name):
@@ -86,8 +89,11 @@ before = resident("VmRSS")
 measured()
 print((resident("VmHWM") - before) / 1024)
 """
-    done = subprocess.run([sys.executable, "-c", wrapped], capture_output=True, text=True, check=True)
-    return float(done.stdout)
+    done = subprocess.run([sys.executable, "-c", wrapped], stdout=subprocess.PIPE, text=True, check=True)
+    *said, mib = done.stdout.splitlines()
+    for line in said:
+        print(line, flush=True)
+    return float(mib)
 
 
 def machine() -> str:

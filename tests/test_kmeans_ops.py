@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from wscl_fast import _ops, reference
 from wscl_fast.chunked import kmeans as chunked
-from wscl_fast.functional import Nearest, kmeans_assign, kmeans_potentials, kmeans_update
+from wscl_fast.functional import Nearest, kmeans_assign, kmeans_distances, kmeans_potentials, kmeans_update
 
 IMPLS = ["fused", "chunked", "reference"]
 METRICS = ["euclidean", "cosine"]
@@ -366,6 +366,39 @@ def test_flushed_subnormals_lose_no_column(candidates):
     check_assignment(x, centroids, "euclidean", got)
 
 
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("n", "d", "k"), [(1, 1, 1), (701, 64, 100), (333, 37, 30), (0, 3, 2)])
+@pytest.mark.parametrize("exponent", [-70, 0, 60])
+def test_distances_equal_the_definition(candidates, metric, dtype, weighted, n, d, k, exponent):
+    if dtype == torch.float16 and exponent:
+        return
+    x, centroids = problem(n, d, k, dtype=dtype)
+    x, centroids = (x + 10) * 2.0**exponent, (centroids.to(x) + 10) * 2.0**exponent
+    if dtype == torch.float16:
+        centroids = centroids.float()
+    if n > 1:
+        x[1] = 0
+    assignment = torch.randint(k, (n,))
+    weights = torch.rand(n, dtype=torch.float64) if weighted else None
+    truth = reference.distances(x, centroids, cosine=metric == "cosine").gather(1, assignment[:, None])[:, 0]
+    total = truth.sum() if weights is None else truth @ weights
+    for impl in ("fused", "chunked"):
+        got = kmeans_distances(x, centroids, assignment, weights=weights, metric=metric, impl=impl)
+        wanted = truth.clamp(max=torch.finfo(got.distance.dtype).max).to(got.distance.dtype)
+        torch.testing.assert_close(got.distance, wanted, rtol=3e-6, atol=1e-14 * (metric == "cosine"))
+        torch.testing.assert_close(got.inertia, total, rtol=3e-6, atol=1e-14)
+
+
+def test_distances_refuse_no_centroid():
+    for number in (-1, 2):
+        with pytest.raises(RuntimeError, match=f"assignment: expected 0 to 1, got {number}"):
+            kmeans_distances(torch.ones(3, 4), torch.ones(2, 4), torch.tensor([0, number, 1]), impl="fused")
+    with pytest.raises(TypeError, match="assignment: expected int64"):
+        kmeans_distances(torch.ones(3, 4), torch.ones(2, 4), torch.zeros(3))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("weighted", [False, True])
@@ -416,6 +449,8 @@ def test_opcheck(extension, dtype):
     torch.library.opcheck(torch.ops.wscl_fast.kmeans_assign.default, (x, centroids, False, 2, 0))
     for w in (None, weights):
         torch.library.opcheck(torch.ops.wscl_fast.kmeans_update.default, (x, centroids, w, True, 0))
+        some = torch.arange(30) % 4
+        torch.library.opcheck(torch.ops.wscl_fast.kmeans_distances.default, (x, centroids, some, w, True))
         for scale in (None, x[:, 0].abs()):
             arguments = (x, centroids, x[:, 0].abs(), scale, w)
             torch.library.opcheck(torch.ops.wscl_fast.kmeans_potentials.default, arguments)

@@ -1,4 +1,5 @@
-// kmeans_assign, kmeans_update and kmeans_potentials on CPU tensors: checks, allocation, dispatch on dtype.
+// kmeans_assign, kmeans_update, kmeans_distances and kmeans_potentials on CPU tensors: checks, allocation,
+// dispatch on dtype.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -117,6 +118,36 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> kmeans_update(const T
   return {assignment, distance, sums, counts, inertia, bad_row};
 }
 
+std::tuple<Tensor, Tensor> kmeans_distances(const Tensor& x, const Tensor& centroids_,
+                                            const Tensor& assignment_, const std::optional<Tensor>& weights_,
+                                            bool cosine) {
+  const Tensor centroids = check_centroids(centroids_, x);
+  const int64_t n = x.size(0), k = centroids.size(0);
+  const Tensor assignment = check_vector("assignment", assignment_, n, ScalarType::Long);
+  for (int64_t i = 0; i < n; ++i)
+    STD_TORCH_CHECK(data<int64_t>(assignment)[i] >= 0 && data<int64_t>(assignment)[i] < k,
+                    "assignment: expected 0 to ", k - 1, ", got ", data<int64_t>(assignment)[i]);
+  std::optional<Tensor> weights;
+  if (weights_) weights = check_vector("weights", *weights_, n, ScalarType::Double);
+  Tensor distance = torch::stable::new_empty(centroids, {n});
+  Tensor inertia = torch::stable::new_empty(x, {}, ScalarType::Double);
+  dispatch(centroids.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    wscl::KMeansProblem<T> problem;
+    problem.x = points_of(x);
+    problem.centroids = data<T>(centroids);
+    problem.k = k;
+    problem.d = centroids.size(1);
+    problem.cosine = cosine;
+    problem.assignment = const_cast<int64_t*>(data<int64_t>(assignment));  // only read
+    problem.distance = data<T>(distance);
+    if (weights) problem.weights = data<double>(*weights);
+    problem.inertia = data<double>(inertia);
+    wscl::kmeans_distances<T>(problem, torch_threads());
+  });
+  return {distance, inertia};
+}
+
 std::tuple<Tensor, Tensor> kmeans_potentials(const Tensor& x, const Tensor& candidates_, const Tensor& nearest_,
                                              const std::optional<Tensor>& scale_,
                                              const std::optional<Tensor>& weights_) {
@@ -151,5 +182,6 @@ std::tuple<Tensor, Tensor> kmeans_potentials(const Tensor& x, const Tensor& cand
 STABLE_TORCH_LIBRARY_IMPL(wscl_fast, CPU, m) {
   m.impl("kmeans_assign", TORCH_BOX(&kmeans_assign));
   m.impl("kmeans_update", TORCH_BOX(&kmeans_update));
+  m.impl("kmeans_distances", TORCH_BOX(&kmeans_distances));
   m.impl("kmeans_potentials", TORCH_BOX(&kmeans_potentials));
 }

@@ -41,6 +41,9 @@ STABLE_TORCH_LIBRARY(wscl_fast, m) {
       "kmeans_update(Tensor x, Tensor centroids, Tensor? weights, bool cosine, int candidates)"
       " -> (Tensor assignment, Tensor distance, Tensor sums, Tensor counts, Tensor inertia, Tensor bad_row)");
   m.def(
+      "kmeans_distances(Tensor x, Tensor centroids, Tensor assignment, Tensor? weights, bool cosine)"
+      " -> (Tensor distance, Tensor inertia)");
+  m.def(
       "kmeans_potentials(Tensor x, Tensor candidates, Tensor nearest, Tensor? scale, Tensor? weights)"
       " -> (Tensor distance, Tensor potential)");
   m.def(

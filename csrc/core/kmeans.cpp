@@ -74,7 +74,8 @@ struct Prepared {
   std::vector<double> length;
   Buffer panels, offset;
 
-  Prepared(const KMeansProblem<T>& p, const KMeansTyped<T>& typed, bool rounded, const Threads& threads)
+  Prepared(const KMeansProblem<T>& p, const KMeansTyped<T>& typed, bool rounded, const Threads& threads,
+           bool product = true)
       : origin(p.d) {
     table.centroids = p.centroids;
     table.k = p.k;
@@ -89,7 +90,7 @@ struct Prepared {
     table.scale = std::ldexp(T(1), -std::clamp(exponent, -kMost, kMost));
     table.origin = origin.data();
     table.length = length.data();
-    pack(p, typed, rounded, threads);
+    if (product) pack(p, typed, rounded, threads);
   }
 
  private:
@@ -286,6 +287,24 @@ int64_t kmeans_pass(const KMeansProblem<T>& p, const Threads& threads) {
   }
   return -1;
 }
+
+template <class T>
+void kmeans_distances(const KMeansProblem<T>& p, const Threads& threads) {
+  bool rounded;
+  const KMeansTyped<T>& typed = choose(p, &rounded);
+  const Prepared<T> prepared(p, typed, rounded, threads, false);
+  const int64_t n = p.x.count, n_parts = std::clamp<int64_t>(n / kLeastRows, 1, threads.count);
+  std::vector<double> inertia(n_parts);
+  threads.each(n_parts, [&](int64_t i) {
+    inertia[i] = typed.distances(p, prepared.table, n * i / n_parts, n * (i + 1) / n_parts);
+  });
+  if (!p.inertia) return;
+  *p.inertia = 0;
+  for (double part : inertia) *p.inertia += part;
+}
+
+template void kmeans_distances<float>(const KMeansProblem<float>&, const Threads&);
+template void kmeans_distances<double>(const KMeansProblem<double>&, const Threads&);
 
 template <class T>
 void kmeans_potentials(const PotentialsProblem<T>& p, const Threads& threads) {

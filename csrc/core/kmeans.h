@@ -58,6 +58,10 @@ struct KMeansProblem {
 template <class T>
 int64_t kmeans_pass(const KMeansProblem<T>& problem, const Threads& threads);
 
+// The distance of each point from the centroid that `assignment` names: `distance`, and `inertia` where wanted.
+template <class T>
+void kmeans_distances(const KMeansProblem<T>& problem, const Threads& threads);
+
 // Whether this processor, with the instruction set in use, has products of bfloat16.
 bool has_bfloat16_candidates();
 

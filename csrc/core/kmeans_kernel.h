@@ -240,7 +240,8 @@ struct KMeansPass {
     }
     for (int64_t i = 0; i < count; ++i) {
       const T* x = point(row + i);
-      if (kSquares && !table.cosine) squares[i] = squares_of(x, table.centroids + nearest[i] * table.d);
+      if (kSquares && !table.cosine)
+        squares[i] = squares_of(x, table.centroids + nearest[i] * table.d, table.d);
       if (!part.sums) continue;
       const double weight = problem.weights ? problem.weights[row + i] : 1;
       add_row(problem, x, nearest[i], weight, table.cosine ? weight * to_unit(length[first + i]) : weight,
@@ -250,18 +251,13 @@ struct KMeansPass {
     double inertia = 0;
     for (int64_t i = 0; i < count; ++i) {
       // ‖x − c‖² in T where its range allows: no digits cancel there.
-      const bool exact = !kSquares || !in_range_of_squares(squared[i]);
+      const bool exact = !kSquares || !in_range_of_squares<T>(squared[i]);
       const double distance =
           exact ? exact_distance(table, point(row + i), length[first + i], nearest[i]) : double(squared[i]);
-      problem.distance[row + i] = saturate(distance);
+      problem.distance[row + i] = saturate<T>(distance);
       inertia += (problem.weights ? problem.weights[row + i] : 1) * distance;
     }
     part.inertia += inertia;
-  }
-
-  static T saturate(double distance) {
-    constexpr double kLargest = sizeof(T) == sizeof(float) ? __FLT_MAX__ : __DBL_MAX__;
-    return static_cast<T>(distance < kLargest ? distance : kLargest);
   }
 
   // The nearest few of row `row`, the block's i-th, in order.
@@ -283,7 +279,8 @@ struct KMeansPass {
     T least = kept[problem.top - 1] - margin[i];
     if (!(least > -kInfinity)) least = -kInfinity;  // ∞ − ∞ too
     decide(point(row), length[i], state, least, problem.top, problem.assignment + row * problem.top, distance);
-    for (int64_t e = 0; e < problem.top; ++e) problem.distance[row * problem.top + e] = saturate(distance[e]);
+    for (int64_t e = 0; e < problem.top; ++e)
+      problem.distance[row * problem.top + e] = saturate<T>(distance[e]);
   }
 
   // The nearest centroid, or −1 where it takes a closer look.
@@ -328,7 +325,7 @@ struct KMeansPass {
       count = left;
     };
     const auto consider = [&](int64_t j) {
-      const T s = horizontal_sum<T>(squares_of(x, table.centroids + j * table.d));
+      const T s = horizontal_sum<T>(squares_of(x, table.centroids + j * table.d, table.d));
       if (!(s <= lowest * grow)) return true;
       lowest = s < lowest ? s : lowest;
       if (count == kMost) prune();
@@ -348,7 +345,7 @@ struct KMeansPass {
         return -1;
       }
     }
-    if (!in_range_of_squares(lowest)) return -1;
+    if (!in_range_of_squares<T>(lowest)) return -1;
     prune();
     int64_t nearest = kept[0];
     double distance = count > 1 ? exact_distance(table, x, 0, nearest) : 0;
@@ -360,11 +357,6 @@ struct KMeansPass {
       }
     }
     return nearest;
-  }
-
-  // Whether a sum of squares in T neither overflowed nor lost terms below the normal range.
-  static WSCL_INLINE bool in_range_of_squares(T square) {
-    return square > T(1e-25) && square < T(1e37);
   }
 
   // The `top` nearest of the centroids whose score is at least `least`, and their distances, in float64.
@@ -396,26 +388,44 @@ struct KMeansPass {
     }
   }
 
-  // ‖x − c‖², lane by lane.
-  WSCL_INLINE Vector<T> squares_of(const T* x, const T* centroid) const {
-    Vector<T> sum = {}, other = {};
-    int64_t c = 0;
-    for (; c + 2 * kWidth <= table.d; c += 2 * kWidth) {
-      const Vector<T> first = load(x + c) - load(centroid + c);
-      const Vector<T> next = load(x + c + kWidth) - load(centroid + c + kWidth);
-      sum += first * first;
-      other += next * next;
-    }
-    for (; c < table.d; c += kWidth) {
-      const int64_t count = smaller(kWidth, table.d - c);
-      const Vector<T> rest = load_part(x + c, count) - load_part(centroid + c, count);
-      sum += rest * rest;
-    }
-    return sum + other;
-  }
-
   static constexpr bool kSquares = sizeof(T) == sizeof(float);  // float64 takes the exact distance anyway
 };
+
+// Rows [row0, row1) of kmeans_distances; returns their inertia.
+template <class T>
+double kmeans_distances_part(const KMeansProblem<T>& problem, const CentroidTable<T>& table, int64_t row0,
+                             int64_t row1) {
+  constexpr int kWidth = Simd<T>::kWidth;
+  const bool squares = sizeof(T) == sizeof(float) && !table.cosine;  // float64 takes the exact distance anyway
+  const T* const direct = rows_of<T>(problem.x);
+  Memory memory;
+  T* scratch;
+  memory.reserve(&scratch, table.d + kWidth);
+  memory.allocate();
+  double inertia = 0;
+  for (int64_t row = row0; row < row1; row += kWidth) {
+    const int64_t count = smaller(kWidth, row1 - row);
+    Vector<T> sums[kWidth];
+    for (int64_t i = 0; i < kWidth; ++i) sums[i] = Vector<T>{};
+    for (int64_t i = 0; squares && i < count; ++i) {
+      const T* x =
+          direct ? direct + (row + i) * problem.x.row_stride : fetch(problem.x, row + i, table.d, scratch);
+      sums[i] = squares_of(x, table.centroids + problem.assignment[row + i] * table.d, table.d);
+    }
+    const Vector<T> squared = sums_of<T>(sums);
+    for (int64_t i = 0; i < count; ++i) {
+      double distance = squared[i];
+      if (!squares || !in_range_of_squares<T>(squared[i])) {
+        const T* x = fetch(problem.x, row + i, table.d, scratch);
+        distance =
+            exact_distance(table, x, table.cosine ? length_of(x, table.d) : 0, problem.assignment[row + i]);
+      }
+      problem.distance[row + i] = saturate<T>(distance);
+      inertia += (problem.weights ? problem.weights[row + i] : 1) * distance;
+    }
+  }
+  return inertia;
+}
 
 template <class Op>
 void kmeans_run(const KMeansProblem<typename Op::Number>& problem,
@@ -460,6 +470,7 @@ constexpr KMeansTyped<typename Op::Number> kmeans_typed() {
   return {kmeans_pack<Op>,
           kmeans_run<Op>,
           kmeans_sum<typename Op::Number>,
+          kmeans_distances_part<typename Op::Number>,
           kmeans_potentials_part<typename Op::Number>,
           kVectors,
           Simd<typename Op::Number>::kWidth,

@@ -50,6 +50,8 @@ struct KMeansTyped {
   void (*run)(const KMeansProblem<T>&, const CentroidTable<T>&, KMeansPart&);
   // Adds the rows of clusters [cluster0, cluster1) to the problem's sums and counts.
   void (*sum)(const KMeansProblem<T>&, int64_t cluster0, int64_t cluster1);
+  // Rows [row0, row1) of kmeans_distances; returns their inertia.
+  double (*distances)(const KMeansProblem<T>&, const CentroidTable<T>&, int64_t row0, int64_t row1);
   // Rows [row0, row1) of kmeans_potentials, added to potential [m].
   void (*potentials)(const PotentialsProblem<T>&, int64_t row0, int64_t row1, double* potential);
   int64_t vectors;       // of a panel; the last may have one

@@ -147,6 +147,39 @@ double exact_distance(const CentroidTable<T>& table, const T* x, double length, 
   return horizontal_sum<double>(sum) / scale / scale;
 }
 
+// ‖x − c‖², lane by lane.
+template <class T>
+WSCL_INLINE Vector<T> squares_of(const T* x, const T* centroid, int64_t d) {
+  constexpr int kWidth = Simd<T>::kWidth;
+  Vector<T> sum = {}, other = {};
+  int64_t c = 0;
+  for (; c + 2 * kWidth <= d; c += 2 * kWidth) {
+    const Vector<T> first = load(x + c) - load(centroid + c);
+    const Vector<T> next = load(x + c + kWidth) - load(centroid + c + kWidth);
+    sum += first * first;
+    other += next * next;
+  }
+  for (; c < d; c += kWidth) {
+    const int64_t count = d - c < kWidth ? d - c : kWidth;
+    const Vector<T> rest = load_part(x + c, count) - load_part(centroid + c, count);
+    sum += rest * rest;
+  }
+  return sum + other;
+}
+
+// Whether a sum of squares in T neither overflowed nor lost terms below the normal range.
+template <class T>
+WSCL_INLINE bool in_range_of_squares(T square) {
+  return square > T(1e-25) && square < T(1e37);
+}
+
+// A distance as T, the largest number where it is beyond.
+template <class T>
+WSCL_INLINE T saturate(double distance) {
+  constexpr double kLargest = sizeof(T) == sizeof(float) ? __FLT_MAX__ : __DBL_MAX__;
+  return static_cast<T>(distance < kLargest ? distance : kLargest);
+}
+
 // 1 / length; 0 for zero, which has no direction.
 WSCL_INLINE double to_unit(double length) {
   return length > 0 ? 1 / length : 0;

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from wscl_fast import KMeans
 from wscl_fast.clustering import BalancedKMeans, BisectingKMeans, HierarchicalKMeans, diagnose
+from wscl_fast.clustering.bounds import Bounds
 from wscl_fast.clustering.hierarchical_kmeans import even_shares
 
 
@@ -270,3 +271,25 @@ def test_bounds_change_no_assignment(shape, seed, metric, exponent, offset, dupl
     square = 1.0 if metric == "cosine" else 4.0**exponent
     assert bounded.inertia_ == pytest.approx(plain.inertia_, rel=1e-5, abs=1e-10 * square)
     assert np.isfinite(plain.cluster_centers_).all()
+
+
+def test_bounds_are_used_and_spare_work():
+    """They come once few samples move, stay, and the search then looks at few samples."""
+    x, _ = blobs(6000, 16, 60, spread=1.5)
+    searched: list[int] = []
+    search = Bounds.search
+
+    def counted(self: Bounds, centroids: torch.Tensor) -> int:
+        changed = search(self, centroids)
+        searched.append(self.searched)
+        return changed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Bounds, "search", counted)
+        model = KMeans(60, init=x[:60], tol=0).fit(x)
+    assert searched[0] == 6000  # the first has nothing to go by
+    assert len(searched) > 2  # and does not count against them
+    assert min(searched[1:]) < 600
+    plain = KMeans(60, init=x[:60], tol=0, algorithm="lloyd").fit(x)
+    assert np.array_equal(model.labels_, plain.labels_)
+    assert model.inertia_history_ == pytest.approx(plain.inertia_history_, rel=1e-12)

@@ -7,6 +7,7 @@ from wscl_fast._ops.infonce import clustered_infonce
 from wscl_fast._ops.kmeans import (
     MOST_TOP,
     kmeans_assign,
+    kmeans_distances,
     kmeans_potentials,
     kmeans_serves,
     kmeans_update,
@@ -31,6 +32,7 @@ __all__ = [
     "clustered_infonce",
     "extension",
     "kmeans_assign",
+    "kmeans_distances",
     "kmeans_potentials",
     "kmeans_serves",
     "kmeans_update",

@@ -49,6 +49,20 @@ def kmeans_update(
     return assignment, distance, sums, counts, inertia
 
 
+def kmeans_distances(
+    x: Tensor,  # [N, d]
+    centroids: Tensor,  # [K, d] float32 or float64
+    assignment: Tensor,  # int64 [N]
+    *,
+    weights: Tensor | None,  # [N] float64
+    cosine: bool,
+) -> tuple[Tensor, Tensor]:
+    """The distance of every row from its centroid ``[N]``, and the inertia, by the fused kernels."""
+    require(x.device, centroids.dtype, "kmeans_distances")
+    distance, inertia = torch.ops.wscl_fast.kmeans_distances(x, centroids, assignment, weights, cosine)
+    return distance, inertia
+
+
 def kmeans_potentials(
     x: Tensor,  # [N, d]
     candidates: Tensor,  # [m, d] float32 or float64
@@ -101,6 +115,12 @@ def _fake_update(
     )
 
 
+def _fake_distances(
+    x: Tensor, centroids: Tensor, assignment: Tensor, weights: Tensor | None, cosine: bool
+) -> tuple[Tensor, Tensor]:
+    return centroids.new_empty(len(x)), x.new_empty((), dtype=torch.float64)
+
+
 def _fake_potentials(
     x: Tensor, candidates: Tensor, nearest: Tensor, scale: Tensor | None, weights: Tensor | None
 ) -> tuple[Tensor, Tensor]:
@@ -109,6 +129,7 @@ def _fake_potentials(
 
 
 if extension is not None:
+    torch.library.register_fake("wscl_fast::kmeans_distances", _fake_distances)
     torch.library.register_fake("wscl_fast::kmeans_potentials", _fake_potentials)
     torch.library.register_fake("wscl_fast::kmeans_assign", _fake_assign)
     torch.library.register_fake("wscl_fast::kmeans_update", _fake_update)

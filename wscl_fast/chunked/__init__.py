@@ -9,12 +9,13 @@ from wscl_fast.chunked.infonce import (
     softmax,
     softplus_sum,
 )
-from wscl_fast.chunked.kmeans import kmeans_assign, kmeans_potentials, kmeans_update
+from wscl_fast.chunked.kmeans import kmeans_assign, kmeans_distances, kmeans_potentials, kmeans_update
 from wscl_fast.chunked.soft import factor_product, weighted_logsumexp, weighted_sum
 
 __all__ = [
     "factor_product",
     "kmeans_assign",
+    "kmeans_distances",
     "kmeans_potentials",
     "kmeans_update",
     "logsumexp",

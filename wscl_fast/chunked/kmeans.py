@@ -100,6 +100,18 @@ def cluster_counts(assignment: Tensor, weights: Tensor | None, n_clusters: int) 
     return counts.index_put_((assignment,), weights.double(), accumulate=True)
 
 
+def kmeans_distances(
+    x: Tensor, centroids: Tensor, assignment: Tensor, *, weights: Tensor | None, cosine: bool
+) -> tuple[Tensor, Tensor]:
+    """The distance of each point from its own centroid, float64 [N], and the inertia."""
+    exact = unit(centroids) if cosine else centroids.double()
+    distance = torch.empty(len(x), dtype=torch.float64, device=x.device)
+    for rows in _blocks(x, width=x.shape[1]):
+        points = unit(x[rows]) if cosine else x[rows].double()
+        distance[rows] = difference(points, exact[assignment[rows]], cosine)
+    return distance, distance.sum() if weights is None else distance @ weights.double()
+
+
 def kmeans_potentials(
     x: Tensor, candidates: Tensor, nearest: Tensor, *, scale: Tensor | None, weights: Tensor | None
 ) -> tuple[Tensor, Tensor]:

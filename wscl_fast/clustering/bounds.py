@@ -1,10 +1,11 @@
 """Hamerly's bounds: which samples cannot have changed their cluster, from how far the centroids moved.
 
-For each sample an upper bound of the distance to its centroid and a lower bound of the distance to any
-other are kept. Centroids that move by δ loosen both by at most δ (the triangle inequality), and while the
-upper bound stays below the lower one, or below half the distance from its centroid to the next, the nearest
-centroid is the same. The others' distance is taken anew, and those that fail again are searched, packed
-together. Bounds are rounded outwards, so that no assignment differs from that of a full search.
+For each sample a lower bound of the distance to any centroid but its own is kept. Centroids that move by δ
+loosen it by at most δ (the triangle inequality). One pass over the data takes every sample's distance to its
+own centroid, which costs as much as reading the data and gives the inertia as it is defined; while that is
+below the bound, or below half the distance from the centroid to the next one, the nearest centroid is the
+same. Samples of which this cannot be said are searched, packed together. Bounds are rounded outwards, so
+that no assignment differs from that of a full search.
 
 Source: Hamerly, *Making k-means even faster*, SDM 2010. New here: samples may move as well, by a known
 distance each, so that the bounds of one epoch's clustering serve the next.
@@ -19,14 +20,13 @@ import torch
 from torch import Tensor
 
 from wscl_fast.clustering.points import Points
-from wscl_fast.functional import kmeans_assign
+from wscl_fast.functional import kmeans_assign, kmeans_distances
 
 
 class Carried(NamedTuple):
     """What one fit leaves to the next."""
 
     assignment: Tensor  # int64 [n]
-    upper: Tensor  # [n], bound of the distance to the sample's own centroid
     lower: Tensor  # [n], bound of the distance to any other
     centroids: Tensor  # [K, d] that they were taken to
 
@@ -44,22 +44,24 @@ class Bounds:
         self.points = points
         self.assignment = assignment.clone()
         self.sums = sums.clone()
-        self.upper: Tensor | None = None  # [n]
         self.lower: Tensor | None = None  # [n]
         self.centroids: Tensor | None = None  # that the bounds were taken to
+        self.distance = torch.empty(points.n, dtype=points.dtype, device=points.device)  # squared, to the own
+        self.inertia = 0.0  # of this rank's rows
         self.searched = 0  # rows that the last search had to look at in full
-        self._square: float | None = None
+        self.begun = True  # whether the last search had no bounds to go by
         eps = torch.finfo(points.dtype).eps
         self._up, self._down = 1 + 4 * eps, 1 - 4 * eps
         self._slack = 8 * eps if points.metric == "cosine" else 0.0
 
     def search(self, centroids: Tensor) -> int:
-        """Bring every assignment up to date; returns how many changed."""
+        """Bring every assignment and distance up to date; returns how many assignments changed."""
         n = self.points.n
-        if self.upper is None or self.lower is None:
+        self.begun = self.lower is None
+        if self.lower is None:
             rows = torch.arange(n, device=self.points.device)
-            self.upper = torch.empty(n, dtype=self.points.dtype, device=self.points.device)
-            self.lower = torch.empty_like(self.upper)
+            self.lower = torch.empty(n, dtype=self.points.dtype, device=self.points.device)
+            self.inertia = 0.0
         else:
             self._follow(centroids)
             rows = self._undecided(centroids)
@@ -69,9 +71,9 @@ class Bounds:
 
     def carry(self) -> Carried | None:
         """What the next fit can use, or None where nothing was searched."""
-        if self.upper is None or self.lower is None or self.centroids is None:
+        if self.lower is None or self.centroids is None:
             return None
-        return Carried(self.assignment, self.upper, self.lower, self.centroids)
+        return Carried(self.assignment, self.lower, self.centroids)
 
     @classmethod
     def resumed(cls, points: Points, carried: Carried, drift: Tensor) -> Bounds:
@@ -79,25 +81,14 @@ class Bounds:
         self = cls(
             points, carried.assignment, cluster_sums(points, carried.assignment, len(carried.centroids))
         )
-        drift = drift.to(carried.upper) * self._up
-        self.upper = (carried.upper + drift) * self._up
-        self.lower = carried.lower - drift
+        self.lower = carried.lower - drift.to(carried.lower) * self._up
         self.lower.sub_(self.lower.abs(), alpha=1 - self._down)
         self.centroids = carried.centroids
         return self
 
-    def inertia(self, centroids: Tensor) -> float:
-        """Sum of weighted squared distances by `Σ w ‖x‖² − Σ_k (2 c·s − W ‖c‖²)`, in float64."""
-        if self._square is None:
-            self._square = _total_square(self.points)
-        weight = torch.bincount(self.assignment, self.points.weights, minlength=len(centroids)).double()
-        c = centroids.double()
-        return max(0.0, self._square - float((c * (2 * self.sums - weight[:, None] * c)).sum()))
-
     def _follow(self, centroids: Tensor) -> None:
         """Loosen the bounds by what the centroids moved."""
         assert self.centroids is not None
-        assert self.upper is not None
         assert self.lower is not None
         moved = (centroids.double() - self.centroids.double()).norm(dim=1)
         farthest = moved.topk(2)
@@ -107,41 +98,46 @@ class Bounds:
             farthest.values[1],
             farthest.values[0],
         )
-        moved, other = (moved * self._up).to(self.upper), (other * self._up).to(self.upper)
-        self.upper.add_(moved[self.assignment]).mul_(self._up)
+        other = (other * self._up).to(self.lower)
         self.lower.sub_(other[self.assignment])
         self.lower.sub_(self.lower.abs(), alpha=1 - self._down)
 
     def _undecided(self, centroids: Tensor) -> Tensor:
-        """Rows whose bounds do not tell their cluster, after their upper bound was taken anew."""
-        assert self.upper is not None
+        """Rows whose bounds do not tell their cluster, after every distance to the own centroid was taken."""
         assert self.lower is not None
-        safe = self.lower
-        if 8 * len(centroids) <= self.points.n_all:
-            near = kmeans_assign(centroids, centroids, metric=self.points.metric, top=2).distance[:, 1]
+        points, safe = self.points, self.lower
+        if 8 * len(centroids) <= points.n_all:
+            near = kmeans_assign(centroids, centroids, metric=points.metric, top=2).distance[:, 1]
             half = self._length(near) * (0.5 * self._down)
             safe = torch.maximum(safe, half[self.assignment])
-        rows = (self.upper >= safe).nonzero()[:, 0]
-        if not len(rows):
-            return rows
-        for part in _split(rows, self.points.rows_at_once()):
-            x = self.points.directions(self.points.rows(part))
-            exact = (x - centroids[self.assignment[part]]).square_().sum(dim=1).sqrt_()
-            rounding = 1 + (self.points.dim / 2 + 4) * torch.finfo(self.points.dtype).eps
-            self.upper[part] = exact * rounding + self._slack
-        return rows[self.upper[rows] >= safe[rows]]
+        total = torch.zeros((), dtype=torch.float64, device=points.device)
+        scale = 2 if points.metric == "cosine" else 1  # 1 − cos as the squared distance of unit vectors
+        for rows, block in points.blocks():
+            weights = None if points.weights is None else points.weights[rows]
+            found = kmeans_distances(
+                block, centroids, self.assignment[rows], weights=weights, metric=points.metric
+            )
+            self.distance[rows] = found.distance
+            total += found.inertia
+        self.distance.mul_(scale)
+        self.inertia = scale * float(total)
+        rounding = 1 + (points.dim / 2 + 4) * torch.finfo(points.dtype).eps
+        upper = self.distance.sqrt().mul_(rounding).add_(self._slack)
+        return (upper >= safe).nonzero()[:, 0]
 
     def _search(self, rows: Tensor, centroids: Tensor) -> int:
-        assert self.upper is not None
         assert self.lower is not None
         changed = 0
-        whole = len(rows) == self.points.n and self.points.frame.plain
-        for part in _split(rows, len(rows) if whole else self.points.rows_at_once()):
-            x = self.points.x if whole else self.points.rows(part)
-            found = kmeans_assign(x, centroids, metric=self.points.metric, top=2)
-            self.upper[part] = self._length(found.distance[:, 0]) * self._up + self._slack
+        points, whole = self.points, len(rows) == self.points.n and self.points.frame.plain
+        scale = 2 if points.metric == "cosine" else 1
+        for part in _split(rows, len(rows) if whole else points.rows_at_once()):
+            x = points.x if whole else points.rows(part)
+            found = kmeans_assign(x, centroids, metric=points.metric, top=2)
             self.lower[part] = self._length(found.distance[:, 1]) * self._down - self._slack
-            nearest = found.assignment[:, 0]
+            nearest, near = found.assignment[:, 0], found.distance[:, 0].to(points.dtype) * scale
+            gained = near.double() if self.begun else near.double() - self.distance[part].double()
+            self.inertia += float(gained.sum() if points.weights is None else gained @ points.weights[part])
+            self.distance[part] = near
             other = (nearest != self.assignment[part]).nonzero()[:, 0]
             if len(other):
                 self._reassign(part[other], nearest[other])
@@ -188,22 +184,10 @@ def cluster_sums(points: Points, assignment: Tensor, n_clusters: int) -> Tensor:
 def distances(points: Points, centroids: Tensor, assignment: Tensor) -> Tensor:
     """Squared distance of each row of this rank from its centroid, float64 [n]."""
     found = torch.empty(points.n, dtype=torch.float64, device=points.device)
-    for rows, block in points.parts():
-        x = points.directions(block).double()
-        found[rows] = (x - centroids[assignment[rows]].double()).square_().sum(dim=1)
+    scale = 2 if points.metric == "cosine" else 1
+    for rows, block in points.blocks():
+        found[rows] = (
+            scale
+            * kmeans_distances(block, centroids, assignment[rows], metric=points.metric).distance.double()
+        )
     return found
-
-
-def inertia_of(points: Points, centroids: Tensor, assignment: Tensor) -> float:
-    """Sum of weighted squared distances of all ranks' rows, in float64."""
-    square = distances(points, centroids, assignment)
-    total = square.sum() if points.weights is None else square @ points.weights
-    return float(points.ranks.sum(total))
-
-
-def _total_square(points: Points) -> float:
-    total = torch.zeros((), dtype=torch.float64, device=points.device)
-    for rows, block in points.parts():
-        square = points.directions(block).double().square().sum(dim=1)
-        total += square.sum() if points.weights is None else square @ points.weights[rows]
-    return float(total)

@@ -17,9 +17,8 @@ _STEP = 2.0**-7  # how far the halves of a split cluster stand apart, of the way
 
 def fill_empty(
     points: Points,
-    centroids: Tensor,
     assignment: Tensor,
-    distance: Tensor | None,
+    distance: Tensor,
     sums: Tensor,
     counts: Tensor,
 ) -> tuple[Tensor, Tensor]:
@@ -30,8 +29,6 @@ def fill_empty(
     Returns:
         The sums and the weights of the clusters afterwards, float64 [K, d] and [K].
     """
-    if distance is None:
-        distance = distances(points, centroids, assignment)
     empty = (counts == 0).nonzero()[:, 0].tolist()
     square = distance.double()
     weights = points.weights

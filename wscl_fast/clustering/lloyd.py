@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from wscl_fast.clustering.bounds import Bounds, inertia_of
+from wscl_fast.clustering.bounds import Bounds
 from wscl_fast.clustering.empty import fill_empty, split_largest
 from wscl_fast.clustering.points import Points, unit
 from wscl_fast.functional import kmeans_update
@@ -45,7 +45,7 @@ class Step(NamedTuple):
     """One pass over the data."""
 
     assignment: Tensor
-    distance: Tensor | None  # squared, [n]; None where bounds made it unnecessary
+    distance: Tensor  # squared, [n]
     sums: Tensor  # float64 [K, d], of all ranks
     counts: Tensor  # [K], of all ranks
     inertia: float
@@ -100,10 +100,7 @@ def lloyd(
     else:
         step = search(centroids)
         history.append(step.inertia)
-    # From sums, the inertia has the rounding of the data's own square: the last is taken from differences.
-    inertia = step.inertia if step.distance is not None else inertia_of(points, centroids, step.assignment)
-    history[-1] = inertia
-    return Clustering(centroids, step.assignment, step.counts, inertia, history, n_iter, search.bounds)
+    return Clustering(centroids, step.assignment, step.counts, step.inertia, history, n_iter, search.bounds)
 
 
 def next_centroids(points: Points, centroids: Tensor, step: Step, empty: str) -> Tensor:
@@ -111,7 +108,7 @@ def next_centroids(points: Points, centroids: Tensor, step: Step, empty: str) ->
     sums, counts = step.sums, step.counts.double()
     missing = counts == 0
     if bool(missing.any()) and empty == "farthest":
-        sums, counts = fill_empty(points, centroids, step.assignment, step.distance, sums, counts)
+        sums, counts = fill_empty(points, step.assignment, step.distance, sums, counts)
     if points.metric == "cosine":
         length = sums.norm(dim=1, keepdim=True)
         # Directions that cancel have no mean.
@@ -185,22 +182,19 @@ class _Search:
         self.sums = bounds.sums
         totals = torch.zeros(len(centroids) + 2, dtype=torch.float64, device=self.points.device)
         totals[:-2] = torch.bincount(bounds.assignment, self.points.weights, minlength=len(centroids))
-        totals[-2] = bounds.inertia(centroids)
+        totals[-2] = bounds.inertia
         totals[-1] = changed
         searched = self.points.ranks.sum(
             torch.tensor(bounds.searched, dtype=torch.float64, device=totals.device)
         )
-        if (
-            self.algorithm == "auto"
-            and float(searched) > _TOO_MANY_SEARCHED * self.points.n_all
-            and self.last
-        ):
+        too_many = not bounds.begun and float(searched) > _TOO_MANY_SEARCHED * self.points.n_all
+        if self.algorithm == "auto" and too_many:
             self.bounds, self.rest = None, self.pause
             self.pause *= 2
         self.assignment = bounds.assignment
-        return self._shared(bounds.assignment, None, totals)
+        return self._shared(bounds.assignment, bounds.distance, totals)
 
-    def _shared(self, assignment: Tensor, distance: Tensor | None, totals: Tensor) -> Step:
+    def _shared(self, assignment: Tensor, distance: Tensor, totals: Tensor) -> Step:
         assert self.sums is not None
         totals, sums = self.points.ranks.sum(totals), self.points.ranks.sum(self.sums)
         counts = totals[:-2] if self.points.weights is not None else totals[:-2].long()

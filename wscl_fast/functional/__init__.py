@@ -7,11 +7,13 @@ from wscl_fast.functional._inputs import Impl, Reduction
 from wscl_fast.functional.hierarchical import Constraint, hierarchical_infonce
 from wscl_fast.functional.infonce import Denominator, Positives, clustered_infonce
 from wscl_fast.functional.kmeans import (
+    Distances,
     Metric,
     Nearest,
     Potentials,
     Update,
     kmeans_assign,
+    kmeans_distances,
     kmeans_potentials,
     kmeans_update,
 )
@@ -23,6 +25,7 @@ __all__ = [
     "Affinity",
     "Constraint",
     "Denominator",
+    "Distances",
     "Impl",
     "InfoNCEStats",
     "Metric",
@@ -36,6 +39,7 @@ __all__ = [
     "conditional_factors",
     "hierarchical_infonce",
     "kmeans_assign",
+    "kmeans_distances",
     "kmeans_potentials",
     "kmeans_update",
     "siglip_loss",

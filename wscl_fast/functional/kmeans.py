@@ -11,7 +11,17 @@ from wscl_fast import _ops, chunked, reference
 from wscl_fast.functional._checks import check_choice, check_matrix, check_vector, is_fake
 from wscl_fast.functional._inputs import Impl
 
-__all__ = ["Metric", "Nearest", "Potentials", "Update", "kmeans_assign", "kmeans_potentials", "kmeans_update"]
+__all__ = [
+    "Distances",
+    "Metric",
+    "Nearest",
+    "Potentials",
+    "Update",
+    "kmeans_assign",
+    "kmeans_distances",
+    "kmeans_potentials",
+    "kmeans_update",
+]
 
 Metric = Literal["euclidean", "cosine"]
 
@@ -30,6 +40,13 @@ class Update(NamedTuple):
     distance: Tensor  # [N]
     sums: Tensor  # float64 [K, d]
     counts: Tensor  # int64 [K], or float64 with weights
+    inertia: Tensor  # float64, 0-dim
+
+
+class Distances(NamedTuple):
+    """What :func:`kmeans_distances` returns."""
+
+    distance: Tensor  # [N]
     inertia: Tensor  # float64, 0-dim
 
 
@@ -155,6 +172,52 @@ def kmeans_update(
     module = reference if impl == "reference" else chunked
     assignment, distance, *rest = module.kmeans_update(x, centroids, weights=weights, cosine=cosine)
     return Update(assignment, _narrow(distance, dtype), *rest)
+
+
+@torch.no_grad()
+def kmeans_distances(
+    x: Tensor,
+    centroids: Tensor,
+    assignment: Tensor,
+    *,
+    weights: Tensor | None = None,
+    metric: Metric = "euclidean",
+    impl: Impl = "auto",
+) -> Distances:
+    """The distance of each point from the centroid it is assigned to: one pass over the points.
+
+    Equals, in float64 (after ``normalize`` for the cosine),
+
+        distance = (x - centroids[assignment]).square().sum(dim=1)
+        inertia = (weights * distance).sum()
+
+    Args:
+        x: points ``[N, d]``, any floating-point dtype and strides.
+        centroids: ``[K, d]``, on the same device.
+        assignment: a centroid of each point, int64 ``[N]``.
+        weights: of the points, ``[N]``; ``None`` for 1 each.
+        metric: as in :func:`kmeans_assign`.
+        impl: as in :func:`kmeans_assign`; there is no other reference than ``"chunked"``.
+
+    Returns:
+        ``distance`` as :func:`kmeans_assign` returns it, and ``inertia``, float64.
+
+    Raises:
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: shapes or devices do not fit together, or ``centroids`` is not finite.
+        RuntimeError: ``assignment`` names no centroid; ``impl="fused"`` where the extension was not built or
+            does not serve the device.
+    """
+    x, centroids, dtype = _checked(x, centroids, metric, impl)
+    check_vector("assignment", assignment, len(x), x, integer=True)
+    if weights is not None:
+        check_vector("weights", weights, len(x), x, integer=False)
+        weights = weights.double()
+    cosine = metric == "cosine"
+    if impl == "fused" or (impl == "auto" and x.device.type == "cpu" and _ops.serves(x.device)):
+        return Distances(*_ops.kmeans_distances(x, centroids, assignment, weights=weights, cosine=cosine))
+    distance, inertia = chunked.kmeans_distances(x, centroids, assignment, weights=weights, cosine=cosine)
+    return Distances(_narrow(distance, dtype), inertia)
 
 
 @torch.no_grad()
