@@ -55,8 +55,8 @@ struct Candidates {
   __device__ __forceinline__ void look(int position, int64_t candidate) const {
     if (candidate >= p.table.k) return;
     const int64_t row = p.block.list[row0 + position];
-    const double apart = exact_distance(p.table, row_of<In>(p.problem, p.block.first + row),
-                                        p.table.cosine ? p.block.inverse[row] : 1, candidate);
+    const double apart = exact_distance<Warp>(p.table, row_of<In>(p.problem, p.block.first + row),
+                                              p.table.cosine ? p.block.inverse[row] : 1, candidate);
     const int top = p.problem.top;
     if (threadIdx.x % 32 == 0)
       insert(distance + position * top, column + position * top, top, apart, static_cast<int32_t>(candidate));

@@ -104,28 +104,68 @@ __device__ __forceinline__ const In* row_of(const KMeansProblem& p, int64_t row)
   return static_cast<const In*>(p.x) + row * p.x_stride;
 }
 
-// ‖x − c‖² in float64, or half that of the unit vectors; a vector without a direction is at distance 1. The
-// same for all lanes of the warp, and the same order of sums for every centroid.
+// kWidth lanes of a warp that work on one row. The groups of a warp go through the same exchanges together, all
+// lanes taking part.
+template <int kWidth>
+struct Group {
+  static constexpr int kLanesInGroup = kWidth;
+
+  static __device__ __forceinline__ int lane() {
+    return threadIdx.x % kWidth;
+  }
+  // Index of this group in the grid.
+  static __device__ __forceinline__ int64_t index() {
+    return (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) / kWidth;
+  }
+  // The lanes of this group for which it is so, as bits of the warp's.
+  static __device__ __forceinline__ unsigned ballot(bool is_so) {
+    const unsigned lanes = __ballot_sync(kFullWarp, is_so);
+    return kWidth == 32 ? lanes : lanes & (((1u << kWidth % 32) - 1) << threadIdx.x % 32 / kWidth * kWidth);
+  }
+  template <class T>
+  static __device__ __forceinline__ T sum(T x) {
+#pragma unroll
+    for (int lanes = kWidth / 2; lanes > 0; lanes /= 2) x += __shfl_xor_sync(kFullWarp, x, lanes);
+    return x;
+  }
+  template <class T>
+  static __device__ __forceinline__ T max(T x) {
+#pragma unroll
+    for (int lanes = kWidth / 2; lanes > 0; lanes /= 2) {
+      const T other = __shfl_xor_sync(kFullWarp, x, lanes);
+      x = other > x ? other : x;
+    }
+    return x;
+  }
+};
+using Warp = Group<32>;
+
+// As many lanes as read a sector of 32 bytes of a row: fewer would waste memory's time, more the processor's.
 template <class In>
+using RowGroup = Group<32 / sizeof(In)>;
+
+// ‖x − c‖² in float64, or half that of the unit vectors; a vector without a direction is at distance 1. The
+// same for all lanes of the group, and the same order of sums for every centroid.
+template <class G, class In>
 __device__ __forceinline__ double exact_distance(const KMeansTable& t, const In* x, double inverse,
                                                  int64_t column) {
   const float* centroid = t.centroids + column * t.d;
   double sum = 0;
   if (t.cosine) {
     const double other = t.inverse[column];
-    if (inverse == 0 || other == 0) return 1;
-    for (int64_t c = threadIdx.x % 32; c < t.d; c += 32) {
+    for (int64_t c = G::lane(); c < t.d; c += G::kLanesInGroup) {
       // No multiply-add: vectors that are a power of two apart have to come out as the same.
       const double apart = __dmul_rn(to_float(x[c]), inverse) - __dmul_rn(centroid[c], other);
       sum += apart * apart;
     }
-    return warp_sum(sum) / 2;
+    sum = G::sum(sum) / 2;
+    return inverse == 0 || other == 0 ? 1 : sum;
   }
-  for (int64_t c = threadIdx.x % 32; c < t.d; c += 32) {
+  for (int64_t c = G::lane(); c < t.d; c += G::kLanesInGroup) {
     const double apart = static_cast<double>(to_float(x[c])) - static_cast<double>(centroid[c]);
     sum += apart * apart;
   }
-  return warp_sum(sum);
+  return G::sum(sum);
 }
 
 __device__ __forceinline__ float saturate(double distance) {

@@ -13,39 +13,22 @@ constexpr int kWarps = 8;
 constexpr int kThreads = 32 * kWarps;
 constexpr int kLeastExponent = -120;  // below, float's own range ends
 
-// Index of this warp in the grid.
-__device__ __forceinline__ int64_t warp_index() {
-  return (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) / 32;
-}
-
-__device__ __forceinline__ double warp_max(double x) {
-#pragma unroll
-  for (int lanes = 16; lanes > 0; lanes /= 2) x = fmax(x, __shfl_xor_sync(kFullWarp, x, lanes));
-  return x;
-}
-
-__device__ __forceinline__ float warp_max(float x) {
-#pragma unroll
-  for (int lanes = 16; lanes > 0; lanes /= 2) x = fmaxf(x, __shfl_xor_sync(kFullWarp, x, lanes));
-  return x;
-}
-
 // 1 / ‖x‖ in float64, whose range holds the squares of floats; 0 for zero.
-template <class In>
+template <class G, class In>
 __device__ __forceinline__ double inverse_length(const In* x, int64_t d) {
   double sum = 0;
-  for (int64_t c = threadIdx.x % 32; c < d; c += 32) {
+  for (int64_t c = G::lane(); c < d; c += G::kLanesInGroup) {
     const double number = to_float(x[c]);
     sum += number * number;
   }
-  sum = warp_sum(sum);
+  sum = G::sum(sum);
   return sum > 0 ? 1 / sqrt(sum) : 0;
 }
 
 __global__ void centroid_lengths(const KMeansTable t) {
-  const int64_t j = warp_index();
+  const int64_t j = Warp::index();
   if (j >= t.k) return;
-  const double inverse = inverse_length(t.centroids + j * t.d, t.d);
+  const double inverse = inverse_length<Warp>(t.centroids + j * t.d, t.d);
   if (threadIdx.x % 32 == 0) t.inverse[j] = inverse;
 }
 
@@ -76,12 +59,12 @@ __global__ void find_origin(const KMeansTable t) {
 }
 
 __global__ void find_exponent(const KMeansTable t) {
-  const int64_t j = warp_index();
+  const int64_t j = Warp::index();
   if (j >= t.k) return;
   double most = 0;
   for (int64_t c = threadIdx.x % 32; c < t.d; c += 32)
     most = fmax(most, fabs(centroid_at(t, j, c) - static_cast<double>(t.origin[c])));
-  most = warp_max(most);
+  most = Warp::max(most);
   if (threadIdx.x % 32 || !(most > 0)) return;
   const int exponent = ilogb(most) + 1;
   if (*static_cast<volatile int32_t*>(t.exponent) < exponent) atomicMax(t.exponent, exponent);
@@ -101,7 +84,7 @@ __device__ __forceinline__ void raise(unsigned long long* to, double value) {
 
 // A warp for each column, those past k too.
 __global__ void pack_columns(const KMeansTable t) {
-  const int64_t j = warp_index();
+  const int64_t j = Warp::index();
   if (j >= t.columns_padded) return;
   const double scale = ldexp(1., -scale_exponent(t));
   double norm = 0, lost = 0, shift = 0;
@@ -118,9 +101,9 @@ __global__ void pack_columns(const KMeansTable t) {
     norm += number * number;
     lost += loss * loss;
   }
-  norm = warp_sum(norm);
-  lost = warp_sum(lost);
-  shift = warp_sum(shift);
+  norm = Warp::sum(norm);
+  lost = Warp::sum(lost);
+  shift = Warp::sum(shift);
   if (threadIdx.x % 32) return;
   const double offset = t.cosine ? -shift : norm / 2;
   t.offset[j] = static_cast<float>(offset);
@@ -147,14 +130,15 @@ __global__ void find_bound(const KMeansTable t) {
   *t.bound = bound;
 }
 
-// A warp for each row.
+// A group of lanes for each row.
 template <class In>
 __global__ void __launch_bounds__(kThreads)
     pack_rows(const KMeansProblem p, const KMeansTable t, const KMeansBlock b) {
-  const int64_t i = warp_index(), lane = threadIdx.x % 32;
-  if (i >= b.count) return;
+  using G = RowGroup<In>;
+  const int64_t lane = G::lane(), i = min(G::index(), int64_t(b.count - 1));
+  const bool live = G::index() < b.count;
   const In* x = row_of<In>(p, b.first + i);
-  const double inverse = t.cosine ? inverse_length(x, t.d) : 1;
+  const double inverse = t.cosine ? inverse_length<G>(x, t.d) : 1;
   // Half of what lies between x and the origin: that cannot overflow.
   const auto moved = [&](int64_t c) {
     const float number = to_float(x[c]);
@@ -163,12 +147,12 @@ __global__ void __launch_bounds__(kThreads)
   };
   float most = 0;
   bool finite = true;
-  for (int64_t c = lane; c < t.d; c += 32) {
+  for (int64_t c = lane; c < t.d; c += G::kLanesInGroup) {
     finite = finite && isfinite(to_float(x[c]));
     most = fmaxf(most, fabsf(moved(c)));
   }
-  most = warp_max(most);
-  if (!__all_sync(kFullWarp, finite) && lane == 0)
+  most = G::max(most);
+  if (G::ballot(!finite) && lane == 0 && live)
     atomicMin(reinterpret_cast<unsigned long long*>(p.bad_row), static_cast<unsigned long long>(b.first + i));
   // 2 · most · scale has the exponent `beyond`; f takes off what is above zero.
   const int down = scale_exponent(t);
@@ -177,17 +161,17 @@ __global__ void __launch_bounds__(kThreads)
   const float times = ldexpf(1.f, 1 - down - factor);
   float norm = 0, lost = 0;
   __half* to = b.rows + i * t.depth;
-  for (int64_t c = lane; c < t.depth; c += 32) {
+  for (int64_t c = lane; c < t.depth; c += G::kLanesInGroup) {
     const float number = c < t.d ? moved(c) * times : 0.f;
     const __half kept = __float2half_rn(number);
-    to[c] = kept;
+    if (live) to[c] = kept;
     const float loss = number - __half2float(kept);
     norm = fmaf(number, number, norm);
     lost = fmaf(loss, loss, lost);
   }
-  norm = sqrtf(warp_sum(norm));
-  lost = sqrtf(warp_sum(lost));
-  if (lane) return;
+  norm = sqrtf(G::sum(norm));
+  lost = sqrtf(G::sum(lost));
+  if (lane || !live) return;
   const TableBound bound = *t.bound;
   const float f = ldexpf(1.f, max(-factor, -126));
   b.factor[i] = f;
@@ -239,8 +223,9 @@ cudaError_t KMeansTable::prepare(const KMeansProblem& p, cudaStream_t stream) co
 cudaError_t prepare_rows(const KMeansProblem& p, const KMeansTable& table, const KMeansBlock& block,
                          cudaStream_t stream) {
   with_element(p.precision, [&](auto* element) {
-    pack_rows<std::remove_pointer_t<decltype(element)>>
-        <<<blocks_for(block.count, kWarps), kThreads, 0, stream>>>(p, table, block);
+    using In = std::remove_pointer_t<decltype(element)>;
+    const unsigned blocks = blocks_for(block.count, kThreads / RowGroup<In>::kLanesInGroup);
+    pack_rows<In><<<blocks, kThreads, 0, stream>>>(p, table, block);
   });
   return cudaGetLastError();
 }
