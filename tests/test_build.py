@@ -133,7 +133,7 @@ def test_which_devices_are_served(capability: tuple[int, int], architectures: st
 
 def test_why_a_device_is_not_served() -> None:
     """Where there are no kernels, the reason and the fallback are named."""
-    with pytest.raises(RuntimeError, match="no kernels for device meta.*impl='chunked' works everywhere"):
+    with pytest.raises(RuntimeError, match=r"no kernels for device meta.*impl='chunked' works everywhere"):
         require(torch.device("meta"))
     assert obstacle(torch.device("cpu"), torch.float64) == ""
 
@@ -150,5 +150,5 @@ def test_float64_on_cuda_takes_the_chunked_path(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(RuntimeError, match="no kernels for float64 on CUDA"):
         require(device, torch.float64)
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (7, 5))
-    with pytest.raises(RuntimeError, match="compute capability 7.5, the kernels are for 8.0;9.0"):
+    with pytest.raises(RuntimeError, match=r"compute capability 7\.5, the kernels are for 8.0;9.0"):
         require(device, torch.float32)

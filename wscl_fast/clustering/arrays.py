@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.dlpack import from_dlpack
+
+from wscl_fast.arrays import as_tensor
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -37,7 +36,7 @@ def as_samples(array: Any, name: str, *, least: int = 1) -> Samples:
     """
     if type(array).__module__.startswith("scipy.sparse") or (isinstance(array, Tensor) and array.is_sparse):
         raise TypeError(f"{name}: a sparse matrix came where dense data is required; use {name}.toarray()")
-    x, give = _as_tensor(array, name)
+    x, give = as_tensor(array, name)
     if x.is_complex():
         raise ValueError(f"{name}: Complex data not supported, got {x.dtype}")
     if x.dtype not in _FLOATS:
@@ -63,7 +62,7 @@ def as_weights(weights: Any, x: Any, name: str = "sample_weight") -> Tensor | No
         return None
     if isinstance(weights, int | float):
         weights = torch.full((len(x),), float(weights), dtype=torch.float64)
-    w = _as_tensor(weights, name)[0].to(x.device, torch.float64, copy=True)
+    w = as_tensor(weights, name)[0].to(x.device, torch.float64, copy=True)
     if w.ndim != 1:
         raise ValueError(f"{name}: Sample weights must be 1D array or scalar, got {w.ndim} dimensions")
     if len(w) != len(x):
@@ -81,7 +80,7 @@ def as_drift(drift: Any, x: Tensor) -> Tensor:
     Raises:
         ValueError: another shape, negative or NaN.
     """
-    moved = _as_tensor(drift, "drift")[0].to(x.device, torch.float64)
+    moved = as_tensor(drift, "drift")[0].to(x.device, torch.float64)
     if moved.shape != x.shape[:1]:
         raise ValueError(f"drift: expected shape {(len(x),)}, got {tuple(moved.shape)}")
     if not bool((moved >= 0).all()):
@@ -109,37 +108,3 @@ def seed_of(random_state: Any) -> int:
     if random_state < 0:
         raise ValueError(f"random_state: expected at least 0, got {random_state}")
     return int(random_state)
-
-
-def _as_tensor(array: Any, name: str) -> tuple[Tensor, Callable[[Tensor], Any]]:
-    if isinstance(array, Tensor):
-        return array.detach(), lambda t: t
-    if not isinstance(array, np.ndarray) and hasattr(array, "__dlpack__"):
-        return from_dlpack(array), _giver_of(array)
-    made = np.asarray(array)
-    if made.dtype.kind == "c":
-        raise ValueError(f"{name}: Complex data not supported, got {made.dtype}")
-    if made.dtype.kind not in "biuf":
-        try:
-            made = made.astype(np.float64)
-        except TypeError as error:  # an object that is no number: scikit-learn's wording asks for a TypeError
-            raise TypeError(f"{name}: expected numbers: argument must be a string or a number") from error
-        except ValueError as error:
-            raise ValueError(f"{name}: expected numbers, got {error}") from error
-    if made.dtype.itemsize > 8 or not made.dtype.isnative:
-        made = made.astype(np.float64 if made.dtype.itemsize >= 8 else np.float32)
-    if any(stride < 0 for stride in made.strides):  # torch takes none
-        made = np.ascontiguousarray(made)
-    with warnings.catch_warnings():  # a read-only map is only read
-        warnings.filterwarnings("ignore", message=".*not writable.*")
-        return torch.from_numpy(made), lambda t: t.cpu().numpy()
-
-
-def _giver_of(array: Any) -> Callable[[Tensor], Any]:
-    """`from_dlpack` of the library that an array belongs to."""
-    module: Any = sys.modules.get(type(array).__module__.split(".")[0])
-    namespace: Any = getattr(array, "__array_namespace__", lambda: None)()
-    for library in (namespace, module):
-        if hasattr(library, "from_dlpack"):
-            return lambda t: library.from_dlpack(t)
-    return lambda t: t

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from wscl_fast import chunked, reference
+from wscl_fast.functional._arrays import takes_arrays
 from wscl_fast.functional._checks import check_choice, check_vector
 from wscl_fast.functional._inputs import Impl, Inputs, Reduction, check_inputs, choose, reduce_rows
 from wscl_fast.functional._passes import logsumexp
@@ -21,6 +22,7 @@ __all__ = ["Constraint", "hierarchical_infonce"]
 Constraint = Literal["none", "level", "pair"]
 
 
+@takes_arrays
 def hierarchical_infonce(
     queries: Tensor,
     keys: Tensor | None = None,

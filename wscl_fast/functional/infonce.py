@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from wscl_fast import _ops, reference
+from wscl_fast.functional._arrays import takes_arrays
 from wscl_fast.functional._checks import check_choice, check_vector
 from wscl_fast.functional._denominators import composed_infonce
 from wscl_fast.functional._inputs import Impl, Inputs, Reduction, check_inputs, choose, reduce_rows
@@ -67,6 +68,7 @@ def clustered_infonce(
 ) -> tuple[Tensor, InfoNCEStats]: ...
 
 
+@takes_arrays
 def clustered_infonce(
     queries: Tensor,
     keys: Tensor | None = None,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from wscl_fast import _ops, chunked, reference
+from wscl_fast.functional._arrays import takes_arrays
 from wscl_fast.functional._checks import check_choice, check_matrix, check_vector, is_fake
 from wscl_fast.functional._inputs import Impl
 
@@ -57,6 +58,7 @@ class Potentials(NamedTuple):
     potential: Tensor  # float64 [m]
 
 
+@takes_arrays
 @torch.no_grad()
 def kmeans_assign(
     x: Tensor,
@@ -118,6 +120,7 @@ def kmeans_assign(
     return Nearest(assignment, distance)
 
 
+@takes_arrays
 @torch.no_grad()
 def kmeans_update(
     x: Tensor,
@@ -174,6 +177,7 @@ def kmeans_update(
     return Update(assignment, _narrow(distance, dtype), *rest)
 
 
+@takes_arrays
 @torch.no_grad()
 def kmeans_distances(
     x: Tensor,

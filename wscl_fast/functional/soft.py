@@ -10,6 +10,7 @@ from torch import Tensor
 from wscl_fast import affinity as affinities
 from wscl_fast import chunked, reference
 from wscl_fast.affinity import Affinity
+from wscl_fast.functional._arrays import takes_arrays
 from wscl_fast.functional._checks import (
     check_choice,
     check_device,
@@ -28,6 +29,7 @@ __all__ = ["conditional_factors", "soft_infonce"]
 LEAST = 1e-9
 
 
+@takes_arrays
 def soft_infonce(
     queries: Tensor,
     keys: Tensor | None = None,
@@ -177,6 +179,7 @@ def _rows(
     return torch.where(valid, lse.masked_fill(~valid, 0) - numerator.masked_fill(~valid, 0), 0.0), valid
 
 
+@takes_arrays
 def conditional_factors(vectors: Tensor, ridge: float = 0.1) -> Tensor:
     """Vectors whose products are the conditional weights of CCL-K for a kernel with features ``vectors``.
 

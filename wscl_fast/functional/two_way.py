@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from wscl_fast import reference
+from wscl_fast.functional._arrays import takes_arrays
 from wscl_fast.functional._checks import check_choice, check_device, check_matrix, check_vector
 from wscl_fast.functional._inputs import Impl, Inputs, Reduction, check_inputs, choose, reduce_rows
 from wscl_fast.functional._passes import softplus_sum, two_way_logsumexp
@@ -15,6 +16,7 @@ from wscl_fast.pairs import Meets, Pairs, matching_count, matching_mean
 __all__ = ["clip_loss", "siglip_loss"]
 
 
+@takes_arrays
 def clip_loss(
     x: Tensor,
     y: Tensor,
@@ -105,6 +107,7 @@ def _clip_rows(pairs: Pairs, inner: bool, impl: Impl) -> list[tuple[Tensor, Tens
     return rows
 
 
+@takes_arrays
 def siglip_loss(
     x: Tensor,
     y: Tensor,

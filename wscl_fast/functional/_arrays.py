@@ -1,0 +1,53 @@
+"""The public functions over arrays of other libraries."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar, cast
+
+import numpy as np
+from torch import Tensor
+
+from wscl_fast.arrays import as_tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def takes_arrays(function: Callable[P, R]) -> Callable[P, R]:
+    """Lets a function of tensors take numpy and CuPy arrays, and any other with ``__dlpack__``.
+
+    Nothing is copied that need not be: an array on a GPU stays there. Where the first argument is such an
+    array, tensors in the result come back as its kind (without a history: other libraries have no autograd);
+    where it is a tensor, they stay tensors.
+    """
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not any(map(_is_foreign, args)) and not any(map(_is_foreign, kwargs.values())):
+            return function(*args, **kwargs)
+        first = args[0] if args else next(iter(kwargs.values()))
+        give = as_tensor(first, "the first argument")[1] if _is_foreign(first) else None
+        made = [as_tensor(x, f"argument {i}")[0] if _is_foreign(x) else x for i, x in enumerate(args)]
+        named = {name: as_tensor(x, name)[0] if _is_foreign(x) else x for name, x in kwargs.items()}
+        result = function(*cast(Any, made), **cast(Any, named))
+        return result if give is None else cast(R, _given(result, give))
+
+    return wrapped
+
+
+def _is_foreign(value: object) -> bool:
+    if isinstance(value, Tensor):
+        return False
+    return isinstance(value, np.ndarray) or hasattr(value, "__dlpack__")
+
+
+def _given(result: Any, give: Callable[[Tensor], Any]) -> Any:
+    """The result with every tensor in it given back."""
+    if isinstance(result, Tensor):
+        return give(result.detach())
+    if isinstance(result, tuple):
+        parts = [_given(part, give) for part in result]
+        return type(result)(*parts) if hasattr(result, "_fields") else tuple(parts)
+    return result
