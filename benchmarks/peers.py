@@ -32,7 +32,7 @@ def naive(
     logits = queries @ (queries if keys is None else keys).T / TEMPERATURE
     mask = query_clusters[:, None] == (query_clusters if key_clusters is None else key_clusters)
     if in_batch:
-        itself = torch.eye(len(queries), dtype=torch.bool)
+        itself = torch.eye(len(queries), dtype=torch.bool, device=queries.device)
         mask, logits = mask & ~itself, logits.masked_fill(itself, -1e9)
     log_probability = logits - logits.logsumexp(1, keepdim=True)
     mask = mask.to(logits.dtype)

@@ -1,0 +1,201 @@
+"""``make gpu``: tests, sanitizer and benchmarks on the GPU of this machine, in one go, to one report.
+
+Usage: python -m benchmarks.gpu_report [--minutes 10] [--out FILE] [--check]
+
+Without a usable GPU it says so in one line and exits with status 2. Each step has a limit of its own and none
+runs past the end; what failed, was skipped or was cut off stands in the report, which names the device, the
+driver and the versions. Exit status: 0 where every step went well, else 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import wscl_fast
+from wscl_fast import _ops
+
+ROOT = Path(__file__).resolve().parents[1]
+REPORT = ROOT / "benchmarks" / "results" / "gpu.md"
+TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
+SANITIZED = "tests/cuda/sanitized.py"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command, what may be spent on it, and what came of it."""
+
+    name: str
+    status: str  # "ok", "failed", "cut off" or "skipped: why"
+    seconds: float
+    output: str
+
+    @property
+    def well(self) -> bool:
+        return self.status == "ok" or self.status.startswith("skipped")
+
+
+def why_not() -> str:
+    """Why nothing can be run here; empty where it can."""
+    if not torch.cuda.is_available():
+        build = "a CPU build" if torch.version.cuda is None else f"CUDA {torch.version.cuda}"
+        return f"PyTorch {torch.__version__} ({build}) finds no CUDA device"
+    capability = torch.cuda.get_device_capability()
+    if capability < (8, 0):
+        return f"{torch.cuda.get_device_name()} is sm_{capability[0]}{capability[1]}, the kernels need sm_80"
+    if not _ops.serves(torch.device("cuda")):
+        return f"the extension has no CUDA kernels: {_ops.load_error or 'it was built without CUDA'}"
+    return ""
+
+
+def device_facts() -> dict[str, str]:
+    """What a number has to be read beside."""
+    properties = torch.cuda.get_device_properties(0)
+    facts = {
+        "device": f"{properties.name}, sm_{properties.major}{properties.minor}",
+        "multiprocessors": str(properties.multi_processor_count),
+        "memory": f"{properties.total_memory / 2**30:.0f} GiB, L2 {properties.L2_cache_size / 2**20:.0f} MiB",
+        "PyTorch": f"{torch.__version__}, CUDA {torch.version.cuda}",
+        "wscl_fast": " · ".join(str(wscl_fast.build_info()).splitlines()),
+    }
+    query = "driver_version,clocks.max.sm,power.limit,clocks.sm"
+    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader", "--id=0"]
+    if shutil.which("nvidia-smi"):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        facts[query.replace(",", ", ")] = done.stdout.strip() or done.stderr.strip()
+    return facts
+
+
+def run_step(name: str, command: Sequence[str], limit: float, *, cwd: Path = ROOT) -> Step:
+    """Runs a command for at most so many seconds, with all that it starts; keeps the end of what it says."""
+    if limit < 1:
+        return Step(name, "skipped: the time was up", 0, "")
+    start = time.monotonic()
+    process = subprocess.Popen(
+        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    try:
+        output, _ = process.communicate(timeout=limit)
+        status = "ok" if process.returncode == 0 else "failed"
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, _ = process.communicate()
+        status = "cut off"
+    return Step(name, status, time.monotonic() - start, output)
+
+
+def last_lines(text: str, count: int) -> str:
+    return "\n".join(text.rstrip().splitlines()[-count:])
+
+
+def table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Rows of one shape as a table of Markdown."""
+    if not rows:
+        return ["(none)"]
+    names = list(rows[0])
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    lines += ["| " + " | ".join("" if r[n] is None else str(r[n]) for n in names) + " |" for r in rows]
+    return lines
+
+
+def write_report(
+    path: Path, facts: dict[str, str], steps: Sequence[Step], results: dict[str, Any] | None
+) -> None:
+    """The report, moved into place when it is whole."""
+    lines = ["# wscl_fast on a GPU", "", "Written by `make gpu`.", ""]
+    lines += [f"- {name}: {value}" for name, value in facts.items()]
+    lines += ["", "## Steps", ""]
+    lines += table([{"step": s.name, "result": s.status, "seconds": f"{s.seconds:.0f}"} for s in steps])
+    if results is not None:
+        lines += ["", "## Benchmarks", ""]
+        lines += [
+            "CUDA events, L2 emptied before every repetition; medians, the first and the last tenth. The",
+            "fewest GEMMs are those that any exact method needs (2 N M d flops each: 1 without a gradient,",
+            "2 for that of queries, 4 for both, ½ and 2½ in the batch). `torch.mm` of 8192 × 8192 bfloat16:",
+            f"{results['torch.mm TFLOP/s']} TFLOP/s.",
+            "",
+        ]
+        lines += table(results["rows"])
+        lines += ["", *(f"- {reason}" for reason in results["left out"])]
+    for step in steps:
+        if step.output and not (step.name == "benchmarks" and step.well):
+            kept = last_lines(step.output, 3 if step.well else 60)
+            lines += ["", f"## {step.name}: {step.status}", "", "```", kept, "```"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text("\n".join(lines) + "\n")
+    part.replace(path)
+
+
+def sanitizer_steps(left: Any) -> list[Step]:
+    """compute-sanitizer over a few problems of every kernel, tool by tool."""
+    program = shutil.which("compute-sanitizer")
+    if program is None:
+        return [Step("compute-sanitizer", "skipped: it is not on PATH", 0, "")]
+    found = []
+    for tool in TOOLS:
+        command = [program, "--tool", tool, "--error-exitcode", "1", sys.executable, SANITIZED]
+        found.append(run_step(f"compute-sanitizer {tool}", command, min(75.0, left())))
+    return found
+
+
+def nothing_ran(step: Step) -> Step:
+    """A pass of tests in which all were skipped is none."""
+    if step.status == "ok" and not re.search(r"\d+ passed", step.output):
+        return Step(step.name, "failed", step.seconds, step.output + "\nno test ran")
+    return step
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Tests, sanitizer and benchmarks on this machine's GPU")
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--out", type=Path, default=REPORT)
+    parser.add_argument("--check", action="store_true", help="only say whether there is a GPU to run on")
+    options = parser.parse_args(arguments)
+    reason = why_not()
+    if reason:
+        print(f"make gpu: {reason}; nothing was run", flush=True)
+        return 2
+    if options.check:
+        return 0
+    end = time.monotonic() + 60 * options.minutes - 10  # for the report itself
+
+    def left() -> float:
+        return end - time.monotonic()
+
+    facts = device_facts()
+    print(facts["device"], flush=True)
+    pytest = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "--maxfail=20"]
+    steps = [nothing_ran(run_step("tests (pytest -m gpu)", pytest, min(180.0, left())))]
+    print(f"{steps[-1].name}: {steps[-1].status}", flush=True)
+    steps += sanitizer_steps(left)
+    results_file = options.out.with_suffix(".json")
+    results_file.unlink(missing_ok=True)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    budget = max(0.0, left() - 45)
+    command = [sys.executable, "-m", "benchmarks.bench_cuda", "--json", str(results_file)]
+    command += ["--budget", f"{budget:.0f}"]
+    steps.append(run_step("benchmarks", command, left()))
+    results = json.loads(results_file.read_text()) if results_file.exists() else None
+    write_report(options.out, facts, steps, results)
+    for step in steps:
+        print(f"{step.name}: {step.status} ({step.seconds:.0f} s)", flush=True)
+    print(f"report: {options.out}", flush=True)
+    return 0 if all(step.well for step in steps) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
