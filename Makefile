@@ -4,7 +4,8 @@
 # make lint       ruff, mypy, clang-format
 # make reproduce  every method of the README's table, with more seeds
 # make sanitize   the C++ tests under AddressSanitizer and UBSan
-# make simulate   every CUDA kernel, dtype and shape in a simulator (ptxsim), and a build by nvcc; no GPU needed
+# make simulate   every CUDA kernel, dtype and shape in a simulator (ptxsim), to docs/simulated.md; no GPU needed
+# make gpu        tests, compute-sanitizer and benchmarks on this machine's GPU, to a report
 #
 # Each sets up what it needs in .venv first, and does nothing that is done already.
 
@@ -15,10 +16,10 @@ BIN := $(CURDIR)/$(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train reproduce test lint bench sanitize simulate check-tools clean
+.PHONY: help setup train reproduce test lint bench sanitize simulate gpu cuda check-tools clean
 
 help:
-	@sed -n '1,9s/^# \{0,1\}//p' Makefile
+	@sed -n '1,10s/^# \{0,1\}//p' Makefile
 
 # --- set-up -------------------------------------------------------------------------------------------------
 
@@ -75,7 +76,7 @@ train: setup
 reproduce: setup
 	@$(BIN)/wscl-fast compare --recipe reproduce
 
-test: lint build/release/.built
+test: lint build/release/.built cuda
 	@build/release/test_infonce
 	@build/release/test_pairs
 	@build/release/test_tags
@@ -108,8 +109,35 @@ sanitize: build/sanitize/.built
 	@build/sanitize/test_pairs
 	@build/sanitize/test_tags
 
-simulate: setup
+# The CUDA kernels for one architecture where nvcc is: they compile, and ptxas's log says what each needs
+# (tests/cuda/resources.py). Built as a whole, so that the log has every kernel.
+CUDA_ARCH ?= 80
+
+cuda: check-tools
+	@if command -v nvcc >/dev/null; then $(MAKE) --no-print-directory build/cuda/.built; \
+	  else echo "wscl_fast: CUDA kernels are neither compiled nor simulated: nvcc is not on PATH"; fi
+
+build/cuda/.built: $(VENV)/.installed CMakeLists.txt CMakePresets.json $(wildcard csrc/core/*.cu csrc/core/*.cuh csrc/core/*_cuda.h)
+	@echo "wscl_fast: compiling the CUDA kernels (sm_$(CUDA_ARCH))"
+	@rm -rf build/cuda; mkdir -p build/cuda; cmake=$(CMAKE); export PATH="$(BIN):$$PATH"; log=build/cuda/ptxas.log; \
+	  { $$cmake --preset cuda -DWSCL_CUDA_ARCHITECTURES=$(CUDA_ARCH)-real && \
+	    $$cmake --build --preset cuda --target wscl_core_cuda; } >$$log 2>&1 || { cat $$log; exit 1; }
+	@touch $@
+
+# What was simulated already is not simulated again: cut it off and go on as you like.
+simulate: setup cuda
+	@$(BIN)/python tests/cuda/matrix.py
 	@WSCL_SIMULATE=all $(BIN)/python -m pytest tests/cuda -m simulated
+	@$(BIN)/python tests/cuda/tables.py
+
+gpu: setup
+	@$(BIN)/python -m benchmarks.gpu_report --check
+	@$(MAKE) --no-print-directory $(PEERS)/.gpu
+	@$(PEERS)/bin/python -m benchmarks.gpu_report
+
+$(PEERS)/.gpu: $(PEERS)/.installed benchmarks/requirements-gpu.txt
+	@$(PEERS)/bin/python -m pip --disable-pip-version-check --quiet install --no-deps \
+	  --requirement benchmarks/requirements-gpu.txt && touch $@ || echo "wscl_fast: some peers could not be installed"
 
 clean:
 	rm -rf build dist *.egg-info wscl_fast/*.so $(VENV)/.built
