@@ -23,6 +23,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 SUMMARY = ROOT / "docs" / "simulated.md"
@@ -38,48 +40,62 @@ def digest() -> str:
     return hashed.hexdigest()[:16]
 
 
-def every_case() -> dict[str, Any]:
-    """By name."""
+def every_case() -> dict[str, tuple[str, Any]]:
+    """The pass and its case, by name."""
     import test_infonce_simulated
+    import test_pairs_simulated
 
-    return {f"{case}": case for case in test_infonce_simulated.every_case()}
+    found = {f"infonce-{case}": ("infonce", case) for case in test_infonce_simulated.every_case()}
+    for name in test_pairs_simulated.PASSES:
+        found |= {f"{name}-{case}": (name, case) for case in test_pairs_simulated.every_case()}
+    return found
 
 
-def run_case(name: str, case: Any) -> dict[str, Any]:
+def simulate(which: str, case: Any) -> tuple[Any, list[dict[str, Any]]]:
+    """Deviations from float64, and the launches."""
+    import test_infonce_simulated
+    import test_pairs_simulated
+
+    if which == "infonce":
+        results = test_infonce_simulated.simulate(case)
+        return test_infonce_simulated.deviations(case, results), results.launches
+    torch.manual_seed(0)
+    outcome = test_pairs_simulated.PASSES[which](case)
+    return test_pairs_simulated.deviations(case, outcome), outcome.launches
+
+
+def run_case(name: str, which: str, case: Any) -> dict[str, Any]:
     """What came out, as it is kept."""
     import floor
     import simulator
-    import test_infonce_simulated as tests
 
-    result: dict[str, Any] = {"case": name, "arch": case.arch, "dtype": str(case.dtype)[6:] + "*" * case.fast}
+    dtype = str(case.dtype)[6:] + "*" * getattr(case, "fast", False)
+    result: dict[str, Any] = {"case": name, "pass": which, "arch": case.arch, "dtype": dtype}
     simulator.ptxsim().reset()
     try:
-        got = tests.simulate(case)
-        found = tests.deviations(case, got)
+        found, launches = simulate(which, case)
     except Exception as error:  # whatever it is, it is that case's result
         return {**result, "fault": f"{type(error).__name__}: {error}"}
-    kernels = collections.Counter(floor.kernel_name(r) for r in got.launches)
+    kernels = collections.Counter(floor.kernel_name(r) for r in launches)
     wrong = {n: dataclasses.asdict(d) for n, d in found.items() if not d.error <= d.most}
     return {
         **result,
         "fault": f"inexact: {wrong}" if wrong else None,
         "kernels": dict(kernels),
-        "share": max(d.error / d.most for d in found.values()),
+        "share": max((d.error / d.most for d in found.values()), default=0.0),
         "ratio": {n: d.error / d.plain for n, d in found.items() if d.plain > 0},
     }
 
 
 def work(names: list[str], folder: Path, worker: int, workers: int, until: float) -> None:
     """A process's share of the cases: every so-manieth."""
-    import torch
-
     torch.set_num_threads(1)
     cases = every_case()
     with (folder / f"{os.getpid()}.jsonl").open("a") as file:
         for name in names[worker::workers]:
             if time.monotonic() > until:
                 return
-            file.write(json.dumps(run_case(name, cases[name])) + "\n")
+            file.write(json.dumps(run_case(name, *cases[name])) + "\n")
             file.flush()
 
 
@@ -115,22 +131,32 @@ def table(rows: Iterable[Iterable[object]]) -> Iterator[str]:
 def summary(results: dict[str, dict[str, Any]], seconds: float, workers: int) -> str:
     """The text of the summary."""
     faults = [r for r in results.values() if r["fault"]]
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = collections.defaultdict(list)
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = collections.defaultdict(list)
     kernels: dict[tuple[str, str], int] = collections.Counter()
     for r in results.values():
-        groups[r["dtype"], r["arch"]].append(r)
+        groups[r["pass"], r["dtype"], r["arch"]].append(r)
         for kernel, times in r.get("kernels", {}).items():
             kernels[kernel, r["arch"]] += times
-    archs = sorted({arch for _, arch in groups}, key=int)
+    archs = sorted({arch for *_, arch in groups}, key=int)
     rows: list[list[object]] = [
-        ["dtype", "PTX of", "cases", "faults", "worst share of the allowed error", "median error / PyTorch's"]
+        [
+            "pass",
+            "dtype",
+            "PTX of",
+            "cases",
+            "faults",
+            "worst share of the allowed error",
+            "median error / PyTorch's",
+        ]
     ]
-    for (dtype, arch), found in sorted(groups.items(), key=lambda item: (item[0][0], int(item[0][1]))):
+    for (which, dtype, arch), found in sorted(
+        groups.items(), key=lambda item: (*item[0][:2], int(item[0][2]))
+    ):
         shares = [r["share"] for r in found if "share" in r]
         ratios = sorted(x for r in found for x in r.get("ratio", {}).values())
         middle = f"{ratios[len(ratios) // 2]:.2f}" if ratios else ""
         bad = sum(bool(r["fault"]) for r in found)
-        rows.append([dtype, f"sm_{arch}", len(found), bad, f"{max(shares, default=0):.2f}", middle])
+        rows.append([which, dtype, f"sm_{arch}", len(found), bad, f"{max(shares, default=0):.2f}", middle])
     counted = [["kernel", *(f"sm_{arch}, launches" for arch in archs)]]
     names = sorted({name for name, _ in kernels})
     counted += [[f"`{name}`", *(str(kernels[name, arch]) for arch in archs)] for name in names]
@@ -147,7 +173,8 @@ def summary(results: dict[str, dict[str, Any]], seconds: float, workers: int) ->
         "128, 200, 256, 768; every M of those values of N comes beside every N and every d, and the batch",
         'itself as keys beside all; positives "out" and "in"; ignored ids and own keys among them. On in all',
         "of them: races between warps and between CTAs, copies still on their way, bounds, alignment, bytes",
-        "of shared and global memory that nobody wrote, barriers.",
+        "of shared and global memory that nobody wrote, barriers. The passes over pairs (log-sum-exp, the",
+        "two-way one, sums of softplus) take all keys, those of a row's own id or of others in turn.",
         "",
         *table(rows),
         "",
@@ -178,7 +205,7 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     spent = folder / "seconds"
     before = float(spent.read_text()) if spent.exists() else 0.0
-    cases = {n: c for n, c in every_case().items() if not options.arch or c.arch in options.arch}
+    cases = {n: c for n, (_, c) in every_case().items() if not options.arch or c.arch in options.arch}
     spawn = multiprocessing.get_context("spawn")
     with spawn.Pool(options.workers) as pool:
         pool.map(compile_for, sorted({case.arch for case in cases.values()}), chunksize=1)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from simulated_pairs import PairPasses
 from simulator import ptxsim
+from test_infonce_simulated import ARCHITECTURES, SIZES, WIDTHS, Deviation
 from torch import Tensor
 
 from wscl_fast.pairs import Meets, Pairs
@@ -28,10 +29,12 @@ class Case(NamedTuple):
     ids: bool = True
     own: bool = True
     scale: float = 10.0
+    arch: str = "90"
 
     def __str__(self) -> str:
         extra = "-".join(name for name in ("ids", "own") if getattr(self, name))
-        return f"{str(self.dtype)[6:]}-{self.meets}-{self.n}x{self.m}x{self.d}-{extra}-scale{self.scale:g}"
+        kind = f"sm{self.arch}-{str(self.dtype)[6:]}-{self.meets}"
+        return f"{kind}-{self.n}x{self.m}x{self.d}-{extra}-scale{self.scale:g}"
 
 
 def cases(*, scales: tuple[float, ...] = (10.0,)) -> Iterator[Case]:
@@ -45,6 +48,25 @@ def cases(*, scales: tuple[float, ...] = (10.0,)) -> Iterator[Case]:
     for scale in scales:
         yield Case(129, 200, 96, torch.float32, "other", scale=scale)
         yield Case(129, 200, 64, torch.bfloat16, scale=scale)
+
+
+def every_case() -> Iterator[Case]:
+    """Every architecture, dtype, N and d, in turn "all", "same" and "other"; every M with every N and d."""
+    for arch, dtype, (at, n), (column, d) in itertools.product(
+        ARCHITECTURES, EPSILON, enumerate(SIZES), enumerate(WIDTHS)
+    ):
+        meets: tuple[Meets, ...] = ("all", "same", "other")
+        m = SIZES[(at * 3 + column) % len(SIZES)]
+        yield Case(n, m, d, dtype, meets[(at + column) % 3], own=column % 2 == 0, arch=arch)
+
+
+class Outcome(NamedTuple):
+    """What the kernels gave, what float64 gives and what plain PyTorch does at the case's dtype."""
+
+    got: dict[str, Tensor]
+    exact: dict[str, Tensor]
+    plain: dict[str, Tensor]
+    launches: list[dict[str, Any]]
 
 
 def inputs(case: Case) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
@@ -75,16 +97,25 @@ def logits(case: Case, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tens
     return x, y, pairs.scale * (x @ y.T), pairs.tile(case.meets)
 
 
-def check(case: Case, got: dict[str, Tensor], exact: dict[str, Tensor], plain: dict[str, Tensor]) -> None:
-    for name, want in exact.items():
-        value, want = got[name].double(), want.detach().double()
+def deviations(case: Case, outcome: Outcome) -> dict[str, Deviation]:
+    """How far every result is from float64; what is infinite has to be so."""
+    found = {}
+    for name, want in outcome.exact.items():
+        value, want = outcome.got[name].double(), want.detach().double()
         assert torch.equal(value.isfinite(), want.isfinite()), name
         finite = want.isfinite()
-        error = (value - want)[finite].abs().max() if finite.any() else torch.tensor(0.0)
-        allowed = (plain[name].detach().double() - want)[finite].abs().max() if finite.any() else 0
-        size = want[finite].abs().max() if finite.any() else torch.tensor(0.0)
-        size = size.clamp(min=case.scale)  # where terms cancel, what counts is their size
-        assert error <= allowed + EPSILON[case.dtype] * size, (name, float(error), float(allowed))
+        if not finite.any():
+            continue
+        error = float((value - want)[finite].abs().max())
+        plain = float((outcome.plain[name].detach().double() - want)[finite].abs().max())
+        size = max(float(want[finite].abs().max()), case.scale)  # where terms cancel, their size counts
+        found[name] = Deviation(error, plain, plain + EPSILON[case.dtype] * size)
+    return found
+
+
+def check(case: Case, outcome: Outcome) -> None:
+    for name, found in deviations(case, outcome).items():
+        assert found.error <= found.most, (name, found)
 
 
 def masked_logsumexp(s: Tensor, met: Tensor, dim: int) -> Tensor:
@@ -94,8 +125,7 @@ def masked_logsumexp(s: Tensor, met: Tensor, dim: int) -> Tensor:
     return torch.where(some, lse, -torch.inf)
 
 
-@pytest.mark.parametrize("case", list(cases(scales=(1000.0,))), ids=str)
-def test_logsumexp(case: Case) -> None:
+def run_logsumexp(case: Case) -> Outcome:
     grad = torch.rand(case.n)
     results = []
     for dtype in (torch.float64, case.dtype):
@@ -103,13 +133,11 @@ def test_logsumexp(case: Case) -> None:
         lse = masked_logsumexp(s, met, 1)
         torch.where(met.any(1), lse * grad.to(dtype), 0).sum().backward()
         results.append({"lse": lse, "grad_queries": x.grad, "grad_keys": y.grad})
-    with PairPasses(*inputs(case), scale=case.scale, meets=case.meets) as passes:
-        got = passes.logsumexp(grad)
-    check(case, got, *results)
+    with PairPasses(*inputs(case), scale=case.scale, meets=case.meets, arch=case.arch) as passes:
+        return Outcome(passes.logsumexp(grad), *results, passes.device.launches())
 
 
-@pytest.mark.parametrize("case", list(cases(scales=(1000.0,))), ids=str)
-def test_two_way(case: Case) -> None:
+def run_two_way(case: Case) -> Outcome:
     grad_rows, grad_columns = torch.rand(case.n), torch.rand(case.m)
     results = []
     for dtype in (torch.float64, case.dtype):
@@ -118,19 +146,11 @@ def test_two_way(case: Case) -> None:
         total = torch.where(met.any(1), rows * grad_rows.to(dtype), 0).sum()
         (total + torch.where(met.any(0), columns * grad_columns.to(dtype), 0).sum()).backward()
         results.append({"rows": rows, "columns": columns, "grad_queries": x.grad, "grad_keys": y.grad})
-    with PairPasses(*inputs(case), scale=case.scale, meets=case.meets) as passes:
-        got = passes.two_way(grad_rows, grad_columns)
-        launches = passes.device.launches()
-    check(case, got, *results)
-    if case.meets != "same" and case.scale < 60:  # one exponential a pair serves both directions
-        forward = next(r for r in launches if "similarity" in r["kernel"] or "streamed" in r["kernel"])
-        blocks = -(-case.n // (64 if case.dtype == torch.float32 else 128))
-        rows = min(case.n + 31, blocks * 128) // 32 * 32
-        assert forward["class_lanes"]["mufu"] <= rows * (case.m + 63)
+    with PairPasses(*inputs(case), scale=case.scale, meets=case.meets, arch=case.arch) as passes:
+        return Outcome(passes.two_way(grad_rows, grad_columns), *results, passes.device.launches())
 
 
-@pytest.mark.parametrize("case", list(cases(scales=(-10.0,))), ids=str)
-def test_softplus(case: Case) -> None:
+def run_softplus(case: Case) -> Outcome:
     grad, offset = torch.rand(case.n), torch.randn(case.n) - 3
     results = []
     for dtype in (torch.float64, case.dtype):
@@ -140,9 +160,38 @@ def test_softplus(case: Case) -> None:
         (total * grad.to(dtype)).sum().backward()
         gradients = {"grad_queries": x.grad, "grad_keys": y.grad, "grad_offset": offsets.grad}
         results.append({"total": total, **gradients})
-    with PairPasses(*inputs(case), scale=case.scale, meets=case.meets) as passes:
-        got = passes.softplus(offset, grad)
-    check(case, got, *results)
+    with PairPasses(*inputs(case), scale=case.scale, meets=case.meets, arch=case.arch) as passes:
+        return Outcome(passes.softplus(offset, grad), *results, passes.device.launches())
+
+
+PASSES: dict[str, Callable[[Case], Outcome]] = {
+    "logsumexp": run_logsumexp,
+    "two-way": run_two_way,
+    "softplus": run_softplus,
+}
+
+
+@pytest.mark.parametrize("case", list(cases(scales=(1000.0,))), ids=str)
+def test_logsumexp(case: Case) -> None:
+    check(case, run_logsumexp(case))
+
+
+@pytest.mark.parametrize("case", list(cases(scales=(1000.0,))), ids=str)
+def test_two_way(case: Case) -> None:
+    outcome = run_two_way(case)
+    check(case, outcome)
+    if case.meets != "same" and case.scale < 60:  # one exponential a pair serves both directions
+        forward = next(
+            r for r in outcome.launches if "similarity" in r["kernel"] or "streamed" in r["kernel"]
+        )
+        blocks = -(-case.n // (64 if case.dtype == torch.float32 else 128))
+        rows = min(case.n + 31, blocks * 128) // 32 * 32
+        assert forward["class_lanes"]["mufu"] <= rows * (case.m + 63)
+
+
+@pytest.mark.parametrize("case", list(cases(scales=(-10.0,))), ids=str)
+def test_softplus(case: Case) -> None:
+    check(case, run_softplus(case))
 
 
 def test_rows_that_meet_nothing() -> None:
