@@ -1,0 +1,260 @@
+"""Every loss under what training does to it: extreme values, NaN, autocast, threads, transforms."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from wscl_fast import _ops
+from wscl_fast.functional import (
+    clip_loss,
+    clustered_infonce,
+    hierarchical_infonce,
+    siglip_loss,
+    soft_infonce,
+)
+
+FUSED = ["fused"] if _ops.serves(torch.device("cpu")) else []
+IMPLS = ["chunked", "reference", *FUSED]
+
+
+def tags(ids: Tensor) -> Tensor:
+    """A tag for a sample's cluster and one for half of all clusters; none for −1."""
+    return torch.where(ids < 0, 0, (1 << ids.clamp(min=0) % 40) | (1 << (40 + ids.clamp(min=0) % 2)))
+
+
+# Every loss as a function of queries, keys, their ids and a temperature, row by row.
+def clustered(**fixed: Any) -> Callable[..., Tensor]:
+    def loss(q: Tensor, k: Tensor, qc: Tensor, kc: Tensor, **options: Any) -> Tensor:
+        return clustered_infonce(q, k, query_clusters=qc, key_clusters=kc, **fixed, **options)
+
+    return loss
+
+
+def hierarchical(q: Tensor, k: Tensor, qc: Tensor, kc: Tensor, **options: Any) -> Tensor:
+    levels = [torch.stack([torch.where(ids < 0, -1, ids // 2), ids], 1) for ids in (qc, kc)]
+    rows = hierarchical_infonce(q, k, query_clusters=levels[0], key_clusters=levels[1], **options)
+    return rows.sum(-1) if options.get("reduction") == "none" else rows
+
+
+def soft(affinity: str) -> Callable[..., Tensor]:
+    def loss(q: Tensor, k: Tensor, qc: Tensor, kc: Tensor, **options: Any) -> Tensor:
+        known = {"query_auxiliary": tags(qc), "key_auxiliary": tags(kc), "key_valid": kc != -1}
+        return soft_infonce(q, k, affinity=affinity, **known, **options)
+
+    return loss
+
+
+def siglip(q: Tensor, k: Tensor, qc: Tensor, kc: Tensor, **options: Any) -> Tensor:
+    return siglip_loss(q, k, x_clusters=qc, y_clusters=kc, bias=-2.0, **options)
+
+
+def clip(q: Tensor, k: Tensor, qc: Tensor, kc: Tensor, **options: Any) -> Tensor:
+    return clip_loss(q, k, x_clusters=qc, y_clusters=kc, **options)
+
+
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "out": clustered(),
+    "in": clustered(positives="in"),
+    "other": clustered(denominator="other"),
+    "decoupled": clustered(denominator="decoupled"),
+    "hard": clustered(denominator="other", hardness=0.5),
+    "hierarchical": hierarchical,
+    "jaccard": soft("jaccard"),
+    "cosine": soft("cosine"),
+    "clip": clip,
+    "siglip": siglip,
+}
+ROWWISE = [name for name in LOSSES if name != "clip"]  # whose rows are those of the queries alone
+
+
+def problem(n: int, m: int, d: int, seed: int, magnitude: float = 1.0) -> tuple[Tensor, ...]:
+    g = torch.Generator().manual_seed(seed)
+    q, k = (magnitude * torch.randn(rows, d, generator=g, dtype=torch.float64) / d**0.5 for rows in (n, m))
+    return q, k, torch.randint(-1, 6, (n,), generator=g), torch.randint(-1, 6, (m,), generator=g)
+
+
+def values(name: str, case: tuple[Tensor, ...], dtype: torch.dtype, **options: Any) -> list[Tensor]:
+    q, k = (x.to(dtype, copy=True).requires_grad_() for x in case[:2])
+    loss = LOSSES[name](q, k, *case[2:], reduction="none", **options)
+    upstream = torch.linspace(0.5, 1.5, len(loss), dtype=dtype)
+    return [loss.detach(), *torch.autograd.grad((loss * upstream).sum(), [q, k])]
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    name=st.sampled_from(list(LOSSES)),
+    n=st.integers(1, 60),
+    m=st.integers(1, 200),
+    d=st.integers(1, 70),
+    logit=st.sampled_from([1.0, 30.0, 1e3, 1e4]),
+    temperature=st.floats(0.005, 10),
+    seed=st.integers(0, 2**31),
+)
+def test_float32_is_as_exact_as_plain_pytorch(
+    name: str, n: int, m: int, d: int, logit: float, temperature: float, seed: int
+) -> None:
+    """Rows of any length, logits up to 1e4: plain PyTorch's error, and what one logit's rounding does."""
+    case = problem(n, m, d, seed, magnitude=(logit * temperature) ** 0.5)
+    options = {"temperature": temperature}
+    exact = values(name, case, torch.float64, impl="reference", **options)
+    plain = values(name, case, torch.float32, impl="reference", **options)
+    rounding = 2e-6 * float((case[0] @ case[1].T).abs().max()) / temperature  # of the largest logit
+    for impl in (i for i in IMPLS if i != "reference"):
+        for got, rival, want in zip(
+            values(name, case, torch.float32, impl=impl, **options), plain, exact, strict=True
+        ):
+            assert torch.isfinite(got).all()
+            error, rivals, size = (float(v.double().abs().max()) for v in (got - want, rival - want, want))
+            assert error <= 2 * rivals + (2e-6 + rounding) * size + rounding
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("name", ROWWISE)
+def test_nan_touches_its_rows_only(name: str, impl: str) -> None:
+    q, k, qc, kc = problem(12, 20, 4, seed=3)
+    qc, kc = qc.clamp(min=0), kc.clamp(min=0)
+    kc[5] = -1
+    options = {"reduction": "none", "temperature": 0.5, "impl": impl}
+    clean = LOSSES[name](q, k, qc, kc, **options)
+    for bad in (torch.nan, torch.inf):
+        one = q.clone()
+        one[4, 1] = bad
+        rows = LOSSES[name](one, k, qc, kc, **options)
+        others = torch.arange(12) != 4
+        torch.testing.assert_close(rows[others], clean[others])
+        assert not rows[4].isfinite()
+        # A key that has an id is in every denominator (but "other" for its own cluster); one without is not.
+        ignored = k.clone()
+        ignored[5] = bad
+        torch.testing.assert_close(LOSSES[name](q, ignored, qc, kc, **options), clean)
+    poisoned = k.clone()
+    poisoned[7] = torch.nan
+    rows = LOSSES[name](q, poisoned, qc, kc, **options)
+    assert rows[qc != kc[7]].isnan().all()
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("name", LOSSES)
+def test_extremes_stay_finite(name: str, impl: str) -> None:
+    """One cluster, all singletons, no positive, no id, zeros, duplicates, logits of ±1e4."""
+    for ids in (torch.zeros(10), torch.arange(10), torch.full((10,), -1), torch.arange(10) // 5):
+        for x in (torch.zeros(10, 4), torch.ones(10, 4), 100 * torch.randn(10, 4)):
+            q, k = x.clone().requires_grad_(), x.flip(0).clone().requires_grad_()
+            ids = ids.long()
+            loss = LOSSES[name](q, k, ids, ids.flip(0), temperature=1.0, impl=impl)
+            loss.backward()
+            assert torch.isfinite(loss)
+            assert torch.isfinite(q.grad).all()
+            assert torch.isfinite(k.grad).all()
+    if name != "siglip":  # which needs no positive
+        q, k = torch.randn(5, 3, requires_grad=True), torch.randn(6, 3, requires_grad=True)
+        loss = LOSSES[name](q, k, torch.arange(0, 10, 2), torch.full((6,), -1), impl=impl)
+        loss.backward()
+        assert loss == 0
+        assert (q.grad == 0).all()
+        assert (k.grad == 0).all()
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("name", LOSSES)
+def test_autocast_does_not_touch_the_logits(name: str, impl: str) -> None:
+    q, k, qc, kc = problem(30, 40, 16, seed=0)
+    q, k = q.float().requires_grad_(), k.float().requires_grad_()
+
+    outside = LOSSES[name](q, k, qc, kc, impl=impl)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = LOSSES[name](q, k, qc, kc, impl=impl)
+    assert inside.equal(outside)
+    want = torch.autograd.grad(outside, [q, k])
+    for got, right in zip(torch.autograd.grad(inside, [q, k]), want, strict=True):
+        assert got.equal(right)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_second_derivatives_or_a_clear_error(name: str) -> None:
+    case = problem(5, 7, 3, seed=1)
+    q, k = (x.requires_grad_() for x in case[:2])
+
+    def loss(impl: str) -> Callable[[Tensor, Tensor], Tensor]:
+        return lambda q, k: LOSSES[name](q, k, *case[2:], temperature=0.8, impl=impl)
+
+    for impl in ("chunked", "reference"):
+        assert torch.autograd.gradgradcheck(loss(impl), (q, k))
+    for impl in FUSED:
+        assert torch.autograd.gradcheck(loss(impl), (q, k))
+        gradients = torch.autograd.grad(loss(impl)(q, k), [q, k], create_graph=True)
+        with pytest.raises(NotImplementedError, match="no second derivative"):
+            sum(g.square().sum() for g in gradients).backward()
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("name", LOSSES)
+def test_vmap_is_refused(name: str, impl: str) -> None:
+    q, k, qc, kc = problem(6, 6, 3, seed=2)
+    batch = q.expand(3, 6, 3)
+    for call in (
+        lambda: torch.vmap(lambda x: LOSSES[name](x, k, qc, kc, impl=impl))(batch),
+        lambda: torch.vmap(torch.func.grad(lambda x: LOSSES[name](x, k, qc, kc, impl=impl)))(batch),
+        lambda: torch.vmap(lambda ids: LOSSES[name](q, k, ids, kc, impl=impl))(qc.expand(3, 6)),
+    ):
+        with pytest.raises(NotImplementedError, match=r"torch\.vmap is not supported"):
+            call()
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_same_bits_every_time_and_from_every_thread(name: str, impl: str) -> None:
+    q, k, qc, kc = problem(300, 700, 24, seed=0)
+
+    def run() -> list[Tensor]:
+        leaves = [q.float().requires_grad_(), k.float().requires_grad_()]
+        loss = LOSSES[name](*leaves, qc, kc, impl=impl)
+        return [loss.detach(), *torch.autograd.grad(loss, leaves)]
+
+    first = run()
+    for got, want in zip(run(), first, strict=True):
+        assert got.equal(want)
+    results: list[list[Tensor]] = []
+    workers = [threading.Thread(target=lambda: results.append(run())) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(results) == 4
+    for result in results:
+        for got, want in zip(result, first, strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)  # another thread may see another pool
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_halves_are_computed_in_float32(name: str) -> None:
+    case = problem(30, 40, 16, seed=0)
+    for dtype in (torch.bfloat16, torch.float16):
+        q, k = (x.to(dtype).requires_grad_() for x in case[:2])
+        loss = LOSSES[name](q, k, *case[2:])
+        loss.backward()
+        assert loss.dtype == torch.float32
+        assert q.grad.dtype == k.grad.dtype == dtype
+        want = LOSSES[name](q.detach().double(), k.detach().double(), *case[2:], impl="reference")
+        torch.testing.assert_close(loss.double(), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_func_grad_of_the_definition(name: str) -> None:
+    """PyTorch's function transforms do not take operators with their own gradients, nor checkpoints."""
+    q, k, qc, kc = problem(12, 20, 4, seed=0)
+
+    def loss(x: Tensor) -> Tensor:
+        return LOSSES[name](x, k, qc, kc, impl="reference")
+
+    leaf = q.clone().requires_grad_()
+    (want,) = torch.autograd.grad(loss(leaf), leaf)
+    torch.testing.assert_close(torch.func.grad(loss)(q), want)
