@@ -4,7 +4,9 @@
 
 #include "similarity.h"
 #include "tags.h"
-#pragma GCC target("avx2,fma,popcnt")
+#include "target.h"
+
+WSCL_TARGET(WSCL_TARGET_AVX2)
 #define WSCL_ISA avx2
 #define WSCL_VECTOR_BYTES 32
 #include "tags_kernel.h"
@@ -12,3 +14,5 @@
 namespace wscl {
 const TagKernels kTagsAvx2 = avx2::tag_kernels();
 }  // namespace wscl
+
+WSCL_TARGET_END

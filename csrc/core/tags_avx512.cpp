@@ -4,7 +4,9 @@
 
 #include "similarity.h"
 #include "tags.h"
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,popcnt")
+#include "target.h"
+
+WSCL_TARGET(WSCL_TARGET_AVX512)
 #define WSCL_ISA avx512
 #define WSCL_VECTOR_BYTES 64
 #include "tags_kernel.h"
@@ -12,3 +14,5 @@
 namespace wscl {
 const TagKernels kTagsAvx512 = avx512::tag_kernels();
 }  // namespace wscl
+
+WSCL_TARGET_END

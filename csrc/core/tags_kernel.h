@@ -93,7 +93,8 @@ void sum_tagged(const TagProblem<T>& p, int64_t row0, int64_t row1, const double
   }
 }
 
-inline TagKernels tag_kernels() {
+// A constant: nothing of an instruction set runs before the processor was asked for it.
+constexpr TagKernels tag_kernels() {
   return {sum_tagged<float>, sum_tagged<double>};
 }
 
