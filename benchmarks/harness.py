@@ -23,6 +23,8 @@ import wscl_fast
 from wscl_fast import _C
 
 RESULTS = Path(__file__).parent / "results"
+SHORT = 0.02  # seconds
+IDLE = 0.005  # until torch's threads no longer spin
 
 
 class Seconds(float):
@@ -52,6 +54,14 @@ class Timing:
         return statistics.median(theirs / ours for ours, theirs in pairs)
 
 
+def _timed(side: Callable[[], object], calls: int = 1) -> tuple[float, object]:
+    """Seconds of one of several calls, and what the last one returned."""
+    start = time.perf_counter()
+    for _ in range(calls):
+        took = side()
+    return (time.perf_counter() - start) / calls, took
+
+
 def interleave(
     sides: dict[str, Callable[[], object]],
     *,
@@ -59,17 +69,25 @@ def interleave(
     peak: Callable[[int], float] = _C.multiply_add_peak,
     warm: bool = True,
 ) -> dict[str, Timing]:
-    """Times every side once a turn, after a warm-up of each; the peak is measured before each of them."""
+    """Times every side once a turn, after a warm-up of each; the peak is measured before each of them.
+
+    A side that takes less than ``SHORT`` is called until that has gone by, after one call that is not timed:
+    the threads of the peak are not those of torch, which have to be woken and placed anew.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     peaks: dict[str, list[float]] = {name: [] for name in sides}
-    for side in sides.values() if warm else ():
-        side()
+    calls = dict.fromkeys(sides, 1)
+    for name, side in sides.items() if warm else ():
+        elapsed, took = _timed(side)
+        if elapsed < 10 * SHORT and not isinstance(took, Seconds):  # the first call is no measure
+            calls[name] = max(1, round(SHORT / _timed(side)[0]))
     for _ in range(turns):
         for name, side in sides.items():
+            time.sleep(IDLE)
             peaks[name].append(peak(torch.get_num_threads()))
-            start = time.perf_counter()
-            took = side()
-            elapsed = time.perf_counter() - start
+            if calls[name] > 1:
+                side()
+            elapsed, took = _timed(side, calls[name])
             seconds[name].append(float(took) if isinstance(took, Seconds) else elapsed)
     return {name: Timing(tuple(seconds[name]), tuple(peaks[name])) for name in sides}
 
