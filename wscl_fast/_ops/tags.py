@@ -22,7 +22,7 @@ def tag_weighted_sum(
     W is 1 where a row's and a column's tag set have a tag in common, else 0, or their Jaccard index. It is
     never there as a whole: bits are counted tile by tile.
     """
-    require(values.device)
+    require(values.device, values.dtype, "tag_weighted_sum")
     sums, totals = torch.ops.wscl_fast.tag_weighted_sum(row_tags, column_tags, values, jaccard)
     return cast(Tensor, sums), cast(Tensor, totals)
 
