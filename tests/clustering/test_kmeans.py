@@ -35,6 +35,18 @@ def test_same_start_same_clusters_as_scikit_learn(dtype, n, d, k, spread):
     assert np.array_equal(ours.predict(x), theirs.predict(x))
 
 
+def test_same_start_same_clusters_as_faiss():
+    faiss = pytest.importorskip("faiss")
+    x = blobs(2000, 16, 20, spread=0.5).astype(np.float32)
+    start = x[np.random.default_rng(1).choice(2000, 20, replace=False)]
+    theirs = faiss.Kmeans(16, 20, niter=30, max_points_per_centroid=2000, min_points_per_centroid=1)
+    theirs.train(x, init_centroids=start)
+    ours = KMeans(20, init=start, max_iter=30, tol=0).fit(x)
+    np.testing.assert_allclose(ours.cluster_centers_, theirs.centroids, rtol=1e-4, atol=1e-4)
+    assert np.array_equal(ours.predict(x), theirs.index.search(x, 1)[1][:, 0])
+    assert ours.inertia_ == pytest.approx(float(theirs.obj[-1]), rel=1e-5)
+
+
 def test_empty_clusters_take_the_farthest_points_as_in_scikit_learn():
     cluster = pytest.importorskip("sklearn.cluster")
     x = blobs(300, 3, 6, spread=0.5)

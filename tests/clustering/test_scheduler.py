@@ -10,6 +10,7 @@ from wscl_fast import ClusterQueue
 from wscl_fast.clustering import ClusterScheduler, match_clusters
 from wscl_fast.clustering.matching import assignment_of_least_cost
 from wscl_fast.clustering.scheduler import normalised_information
+from wscl_fast.data.sampler import ClusterBatchSampler, anchor_share
 
 
 def blobs(n: int, d: int, k: int, *, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -153,6 +154,21 @@ def test_targets_are_told():
     scheduler = ClusterScheduler((20, 5))
     levels = scheduler.step(x, targets=[queue], level=0)
     assert torch.equal(queue.clusters, levels[0].clusters[queue.samples])
+
+
+def test_the_sampler_draws_by_the_new_ids():
+    x, _ = blobs(300, 6, 5)
+    sampler = ClusterBatchSampler(np.full(300, -1), 30, samples_per_cluster=5)
+    scheduler = ClusterScheduler(5)
+    clusters = scheduler.step(x, targets=[sampler])[0].clusters.numpy()
+    assert np.array_equal(sampler.clusters, clusters)
+    assert np.mean([anchor_share(clusters[batch]) for batch in sampler.batches(0)]) > 0.99
+    with pytest.raises(ValueError, match="one id a sample"):
+        sampler.refresh(torch.zeros(299, dtype=torch.int64))
+    with pytest.raises(TypeError, match="expected integers"):
+        sampler.refresh(torch.zeros(300))
+    with pytest.raises(ValueError, match="ids from −1"):
+        sampler.refresh(torch.full((300,), -2))
 
 
 def test_goes_on_from_its_state():

@@ -15,9 +15,10 @@ from wscl_fast.functional import kmeans_update
 
 ALGORITHMS = ("auto", "lloyd", "hamerly")
 
-# Bounds begin to pay when few samples change their cluster; with few clusters a product is as fast.
+# Bounds begin to pay when few samples change their cluster; against few clusters of few dimensions a product
+# is as fast as keeping them.
 _FEW_CHANGES = 0.1
-_FEW_CLUSTERS = 32
+_LEAST_WORK = 1 << 15  # K · d
 _TOO_MANY_SEARCHED = 0.7
 
 
@@ -137,7 +138,7 @@ class _Search:
         self.pause = 4
 
     def __call__(self, centroids: Tensor) -> Step:
-        if self.bounds is None and self._worth_it(len(centroids)):
+        if self.bounds is None and self._worth_it(*centroids.shape):
             assert self.last is not None
             assert self.sums is not None
             self.bounds = Bounds(self.points, self.last.assignment, self.sums)
@@ -145,14 +146,14 @@ class _Search:
         self.last = step
         return step
 
-    def _worth_it(self, n_clusters: int) -> bool:
+    def _worth_it(self, n_clusters: int, dim: int) -> bool:
         if self.algorithm == "lloyd" or self.last is None or n_clusters < 2:
             return False
         if self.algorithm == "hamerly":
             return True
         self.rest -= 1
         few = self.last.changed <= _FEW_CHANGES * self.points.n_all
-        return few and n_clusters >= _FEW_CLUSTERS and self.rest < 0
+        return few and n_clusters * dim >= _LEAST_WORK and self.rest < 0
 
     def _plain(self, centroids: Tensor) -> Step:
         points = self.points

@@ -7,6 +7,7 @@ clusters leaves most anchors without a positive.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,6 +65,32 @@ class ClusterBatchSampler:
         self.samples_per_cluster = samples_per_cluster
         self.seed = seed
         self.drop_last = drop_last
+
+    def refresh(self, clusters_of_samples: Any) -> None:
+        """Draw by a new clustering from the next epoch on, as a target of a `ClusterScheduler`.
+
+        Args:
+            clusters_of_samples: integers [n], a tensor or an array: the cluster of each sample now.
+
+        Raises:
+            TypeError: if they are not integers.
+            ValueError: if there are not as many as samples, or one is below −1.
+        """
+        if hasattr(clusters_of_samples, "cpu"):
+            clusters_of_samples = clusters_of_samples.cpu()
+        clusters = np.asarray(clusters_of_samples)
+        if not np.issubdtype(clusters.dtype, np.integer):
+            raise TypeError(f"clusters_of_samples: expected integers, got {clusters.dtype}")
+        if clusters.shape != self.clusters.shape:
+            raise ValueError(
+                f"clusters_of_samples: expected shape {self.clusters.shape}, one id a sample,"
+                f" got {clusters.shape}"
+            )
+        if clusters.size and clusters.min() < -1:
+            raise ValueError(
+                f"clusters_of_samples: expected ids from −1 (no cluster) up, got {clusters.min()}"
+            )
+        self.clusters = clusters.astype(np.int64)
 
     def __len__(self) -> int:
         n = self.clusters.size
