@@ -6,7 +6,7 @@
 namespace wscl::cuda {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 128;
 
 // The two highest scores among those that this lane reads, and the column of the highest.
 template <class G>
