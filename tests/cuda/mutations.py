@@ -36,7 +36,7 @@ def mutate(mutation: Mutation, folder: Path) -> Path:
     csrc = folder / "csrc"
     shutil.copytree(CSRC, csrc)
     found = 0
-    for path in sorted((csrc / "core").glob("*.cuh")):
+    for path in sorted((csrc / "core").glob("similarity_*.cuh")):
         text, times = re.subn(mutation.pattern, mutation.replacement, path.read_text())
         found += times
         path.write_text(text)

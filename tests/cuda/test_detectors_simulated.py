@@ -84,8 +84,8 @@ MUTATIONS = [
     ),
     Mutation(
         "shifts and weights of rows are not stored",
-        r"\n[^\n]*store_row_vectors<T>\(p, row0, x_tile \+ T::kRowVectors\);",
-        "",
+        r"store_row_vectors<T>\(p, row0, x_tile \+ T::kRowVectors\);",
+        ";",
         frozenset({"uninitialised-shared"}),
     ),
 ]
