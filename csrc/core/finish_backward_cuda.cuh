@@ -40,7 +40,7 @@ __global__ void finish_keys(const FinishBackward f) {
       const int64_t c = c0 + e;
       if (c >= p.d) break;
       float x = alpha * (at(all, e) - at(positives, e));
-      if (f.pull && segment >= 0) x -= scale * f.pull[segment * f.width + c];
+      if (!p.inner && f.pull && segment >= 0) x -= scale * f.pull[segment * f.width + c];
       store_float(static_cast<In*>(f.up.given.grad_keys) + j * p.d + c, valid ? x : 0.f);
     }
   }
