@@ -78,7 +78,7 @@ def clip_loss(
     for name, side, weights in (("x_weights", x, x_weights), ("y_weights", y, y_weights)):
         if weights is not None:
             check_vector(name, weights, len(side), x, integer=False)
-    impl = choose(impl, x.device)
+    impl = choose(impl, pairs.queries)
     with torch.autocast(x.device.type, enabled=False):
         one, two = _clip_rows(pairs, positives == "in", impl)
         losses = [reduce_rows(*one, x_weights, reduction), reduce_rows(*two, y_weights, reduction)]
