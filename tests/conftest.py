@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `problems`
 ROOT = Path(__file__).resolve().parents[1]
+
+# Where a change is judged, the same examples every time; elsewhere new ones are looked for.
+hypothesis.settings.register_profile("judged", derandomize=True)
+if os.environ.get("CI"):
+    hypothesis.settings.load_profile("judged")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -190,7 +189,7 @@ KEYS = {"keys": torch.randn(5, 3), "key_clusters": torch.zeros(5, dtype=torch.in
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"queries": np.zeros((4, 3))}, TypeError, "queries: expected a tensor, got ndarray"),
+        ({"queries": [[0.0] * 3] * 4}, TypeError, "queries: expected a tensor, got list"),
         ({"queries": torch.zeros(4, 3, dtype=torch.int64)}, TypeError, "queries: expected a floating-point"),
         ({"queries": torch.randn(4)}, ValueError, r"queries: expected a matrix .* got shape \(4,\)"),
         ({"query_clusters": torch.zeros(4)}, TypeError, "query_clusters: expected int64, got torch.float32"),

@@ -15,17 +15,13 @@
 // Memory traffic: x once, the centroids once a block, from cache where they fit; no score is ever stored. The
 // cost beside the product is the tile's epilogue (4 operations a vector against d multiply-adds), about d /
 // kWidth · 3 operations a row for moving it, as many for its distance, and twice as many for its sum in
-// float64.
-//
-// Deciding: where only one centroid's score is within twice the error bound of the best, that is the nearest.
-// Else those that are have their distances taken from the differences in T, and where these leave more than
-// one, in float64; a lane whose second best is among them is gone through as a whole, since it keeps only one
-// column's number.
+// float64. Deciding: kmeans_decide.h.
 #pragma once
 
 #include <cmath>
 #include <cstdlib>
 
+#include "kmeans_decide.h"
 #include "kmeans_potentials_kernel.h"
 #include "kmeans_rows.h"
 #include "kmeans_tile.h"
@@ -48,10 +44,12 @@ struct KMeansPass {
   using Element = typename Op::Element;
   static constexpr int kWidth = Simd<T>::kWidth;
   static constexpr T kInfinity = __builtin_huge_val();
+  static constexpr bool kSquares = Decider<T>::kSquares;
   static constexpr int64_t kGroup = common_multiple(kRows, kWidth);  // a block is a number of these
 
   const KMeansProblem<T>& problem;
   const CentroidTable<T>& table;
+  const Decider<T> decider;
   KMeansPart& part;
   const T* const direct;  // where the rows lie, if they need no conversion
   const int64_t stride;   // of the block's rows, an odd number of cache lines: neighbours never share a set
@@ -68,6 +66,7 @@ struct KMeansPass {
   KMeansPass(const KMeansProblem<T>& problem, const CentroidTable<T>& table, KMeansPart& part)
       : problem(problem),
         table(table),
+        decider{table},
         part(part),
         direct(rows_of<T>(problem.x)),
         stride((round_up(table.depth * sizeof(Element), 64) / 64 | 1) * 64 / sizeof(Element)),
@@ -233,8 +232,9 @@ struct KMeansPass {
     int64_t nearest[kWidth];
     for (int64_t i = 0; i < count; ++i) {
       if (!(least[i] > -kInfinity)) least[i] = -kInfinity;  // ∞ − ∞ too
-      nearest[i] = decided(state[i], least[i]);
-      if (nearest[i] < 0) nearest[i] = closer_look(point(row + i), length[first + i], state[i], least[i]);
+      nearest[i] = decider.decided(state[i], least[i]);
+      if (nearest[i] < 0)
+        nearest[i] = decider.closer_look(point(row + i), length[first + i], state[i], least[i]);
       problem.assignment[row + i] = nearest[i];
       if (kSquares && !table.cosine) __builtin_prefetch(table.centroids + nearest[i] * table.d);
     }
@@ -278,117 +278,11 @@ struct KMeansPass {
     double distance[kMostTop];
     T least = kept[problem.top - 1] - margin[i];
     if (!(least > -kInfinity)) least = -kInfinity;  // ∞ − ∞ too
-    decide(point(row), length[i], state, least, problem.top, problem.assignment + row * problem.top, distance);
+    decider.decide(point(row), length[i], state, least, problem.top, problem.assignment + row * problem.top,
+                   distance);
     for (int64_t e = 0; e < problem.top; ++e)
       problem.distance[row * problem.top + e] = saturate<T>(distance[e]);
   }
-
-  // The nearest centroid, or −1 where it takes a closer look.
-  static WSCL_INLINE int64_t decided(const RowState<T>& state, T least) {
-    const uint32_t lanes = at_least<T>(state.best, broadcast(least));
-    if (lanes & (lanes - 1) || at_least<T>(state.second, broadcast(least))) return -1;
-    return column_of(state, __builtin_ctz(lanes));
-  }
-
-  static WSCL_INLINE int64_t column_of(const RowState<T>& state, int lane) {
-    return static_cast<int64_t>(state.vector[lane]) * kWidth + lane;
-  }
-
-  // The nearest of the centroids whose score is at least `least`.
-  int64_t closer_look(const T* x, double own_length, const RowState<T>& state, T least) const {
-    if (kSquares && !table.cosine) {
-      const int64_t found = nearest_by_squares(x, state, least);
-      if (found >= 0) return found;
-    }
-    int64_t nearest;
-    double distance;
-    decide(x, own_length, state, least, 1, &nearest, &distance);
-    return nearest;
-  }
-
-  // The same by ‖x − c‖² in T. Nothing cancels there: a difference is off by u of itself, its square by 3 u,
-  // their sum in any order by (d + 3) u of the sum. Those within twice that of the least are told apart in
-  // float64; −1 where they are many, or out of T's range.
-  int64_t nearest_by_squares(const T* x, const RowState<T>& state, T least) const {
-    constexpr int kMost = 16;
-    const T grow = 1 + T(2.01) * T(table.d + 8) * (sizeof(T) == sizeof(float) ? T(0x1p-23) : T(0x1p-52));
-    int64_t kept[kMost];
-    T square[kMost], lowest = kInfinity;
-    int count = 0;
-    const auto prune = [&] {
-      int left = 0;
-      for (int i = 0; i < count; ++i)
-        if (square[i] <= lowest * grow) {
-          kept[left] = kept[i];
-          square[left++] = square[i];
-        }
-      count = left;
-    };
-    const auto consider = [&](int64_t j) {
-      const T s = horizontal_sum<T>(squares_of(x, table.centroids + j * table.d, table.d));
-      if (!(s <= lowest * grow)) return true;
-      lowest = s < lowest ? s : lowest;
-      if (count == kMost) prune();
-      if (count == kMost) return false;
-      kept[count] = j;
-      square[count++] = s;
-      return true;
-    };
-    const uint32_t one = at_least<T>(state.best, broadcast(least));
-    const uint32_t many = at_least<T>(state.second, broadcast(least));
-    for (uint32_t lanes = one; lanes; lanes &= lanes - 1) {
-      const int lane = __builtin_ctz(lanes);
-      if (many >> lane & 1) {
-        for (int64_t j = lane; j < table.k; j += kWidth)
-          if (!consider(j)) return -1;
-      } else if (!consider(column_of(state, lane))) {
-        return -1;
-      }
-    }
-    if (!in_range_of_squares<T>(lowest)) return -1;
-    prune();
-    int64_t nearest = kept[0];
-    double distance = count > 1 ? exact_distance(table, x, 0, nearest) : 0;
-    for (int i = 1; i < count; ++i) {
-      const double other = exact_distance(table, x, 0, kept[i]);
-      if (other < distance || (other == distance && kept[i] < nearest)) {
-        nearest = kept[i];
-        distance = other;
-      }
-    }
-    return nearest;
-  }
-
-  // The `top` nearest of the centroids whose score is at least `least`, and their distances, in float64.
-  void decide(const T* x, double own_length, const RowState<T>& state, T least, int64_t top, int64_t* nearest,
-              double* distance) const {
-    const uint32_t one = at_least<T>(state.best, broadcast(least));
-    const uint32_t many = at_least<T>(state.second, broadcast(least));
-    int64_t found = 0;
-    const auto consider = [&](int64_t j) {
-      const double candidate = exact_distance(table, x, own_length, j);
-      int64_t place = found < top ? found++ : top;  // as if behind the last
-      for (; place > 0; --place) {
-        const double before = distance[place - 1];
-        if (before < candidate || (before == candidate && nearest[place - 1] < j)) break;
-        if (place < top) {
-          nearest[place] = nearest[place - 1];
-          distance[place] = before;
-        }
-      }
-      if (place >= top) return;
-      nearest[place] = j;
-      distance[place] = candidate;
-    };
-    for (int lane = 0; lane < kWidth; ++lane) {
-      if (many >> lane & 1)
-        for (int64_t j = lane; j < table.k; j += kWidth) consider(j);
-      else if (one >> lane & 1)
-        consider(column_of(state, lane));
-    }
-  }
-
-  static constexpr bool kSquares = sizeof(T) == sizeof(float);  // float64 takes the exact distance anyway
 };
 
 // Rows [row0, row1) of kmeans_distances; returns their inertia.
