@@ -87,6 +87,37 @@ def test_yaml_file_then_overrides(tmp_path: Path) -> None:
     assert config.model == Config().model
 
 
+def test_a_file_extends_another(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "base.yaml").write_text(
+        "optim: {lr: 1e-2, name: lars}\ncluster: {tags: {n-clusters: 4, min-count: 3}}\n"
+        "compare: {seeds: [1, 2]}\n"
+    )
+    (tmp_path / "shared" / "between.yaml").write_text("extends: base.yaml\noptim: {lr: 2e-2}\n")
+    file = tmp_path / "c.yaml"
+    file.write_text("extends: shared/between.yaml\ncluster: {tags: {n_clusters: 9}}\ncompare: {seeds: 3}\n")
+    config = load_config(file, [("cluster.tags.min_count", "5")])
+    assert (config.optim.lr, config.optim.name) == (0.02, "lars")
+    assert (config.cluster.tags.n_clusters, config.cluster.tags.min_count) == (9, 5)
+    assert config.compare.seeds == (3,)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("extends: d.yaml", "c.yaml: extends d.yaml, but there is no file"),
+        ("extends: c.yaml", "c.yaml: extends c.yaml, which extends it in turn"),
+        ("extends: [a, b]", "c.yaml: extends must be a file's path, got ['a', 'b']"),
+        ("train: {extends: c.yaml}", "unknown setting 'train.extends'"),
+    ],
+)
+def test_a_file_that_cannot_be_extended_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"^[^\n]*$") as caught:
+        load_config(tmp_path / "c.yaml")
+    assert message in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -37,6 +37,8 @@ class _Text:
 def load_config(file: Path | None = None, overrides: Sequence[tuple[str, str]] = ()) -> Config:
     """The defaults, changed by a YAML file, changed by overrides (dotted key, text) in their order.
 
+    A file may say ``extends: other.yaml``, a path from its own folder: it then changes what that one says.
+
     Raises:
         ConfigError: a key that does not exist, a value of the wrong type or out of range.
         FileNotFoundError: no such file.
@@ -114,7 +116,8 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, tuple) else value
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
+def _read_yaml(file: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """What a file says, over what the file says that it extends."""
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -123,7 +126,28 @@ def _read_yaml(file: Path) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise ConfigError(f"{file}: expected settings by section, got {_kind(content)}")
-    return content
+    base = content.pop("extends", None)
+    if base is None:
+        return content
+    if not isinstance(base, str):
+        raise ConfigError(f"{file}: extends must be a file's path, got {base!r}")
+    extending = (*extending, file.resolve())
+    extended = file.parent / base
+    if extended.resolve() in extending:
+        raise ConfigError(f"{file}: extends {base}, which extends it in turn")
+    if not extended.is_file():
+        raise ConfigError(f"{file}: extends {base}, but there is no file {extended}")
+    return _merge(_read_yaml(extended, extending), content)
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Both trees; where both have a leaf, the one above."""
+    merged = {str(key).replace("-", "_"): value for key, value in below.items()}
+    for key, value in ((str(key).replace("-", "_"), value) for key, value in above.items()):
+        old = merged.get(key)
+        both = isinstance(old, dict) and isinstance(value, dict)
+        merged[key] = _merge(old, value) if both else value  # type: ignore[arg-type]
+    return merged
 
 
 def _put(tree: dict[str, Any], keys: list[str], value: _Text) -> None:
