@@ -148,6 +148,7 @@ def test_cluster_writes_ids_and_what_they_are_worth(
         (["evaluate"], "--run"),
         (["evaluate", "--run", "/nowhere"], "no run at /nowhere"),
         (["embed", "--run", "/nowhere", "--format", "xls"], "--format"),
+        (["embed", "--run", "/nowhere", "--out", "f.npy"], "--out: expected a folder, got the file"),
         (["compare", "--recipe", "openmojo"], "unknown recipe 'openmojo': did you mean 'openmoji'?"),
         (["train", "--recipe", "reproduce", "--config", "x.yaml"], "not allowed with argument"),
     ],

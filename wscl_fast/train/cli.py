@@ -211,7 +211,7 @@ def _add_options(command: argparse.ArgumentParser, name: str) -> None:
         command.add_argument("--overwrite", action="store_true", help="replace a run of this name")
     if name == "embed":
         command.add_argument(
-            "--out", type=Path, metavar="DIR", help="where to write (default: the run's folder)"
+            "--out", type=_folder, metavar="DIR", help="where to write (default: the run's folder)"
         )
         command.add_argument("--format", choices=("npy", "parquet"), default="npy", help="default: npy")
     command.add_argument(
@@ -240,6 +240,13 @@ def _settings_text() -> str:
             f"{start:<48} {text}".rstrip() if len(start) < 48 else f"{start}\n{'':<48} {text}".rstrip()
         )
     return "\n".join(lines)
+
+
+def _folder(text: str) -> Path:
+    """A folder to write to, which a file's name is not."""
+    if Path(text).suffix in (".npy", ".parquet"):
+        raise argparse.ArgumentTypeError(f"expected a folder, got the file name '{text}'")
+    return Path(text)
 
 
 def _recipes() -> list[str]:
