@@ -12,6 +12,9 @@
 //                 output_i = sigmoid_boost() · Σ_j σ_ij y_j,  σ_ij = 1 / (1 + 2^−t_ij)
 //   kSigmoidColumns:  output_i = Σ_j weight_j σ_ij y_j,  t_ij = logits_ij + shift_j
 //
+//   kTags:        output_i = Σ_j w_ij y_j,  total_i = Σ_j w_ij,  w_ij from the bits of row i's and column j's
+//                 tags, with no logits; launched by tags_cuda.cu
+//
 // Results are partial: the columns are split among `splits` parts, each with its own shift, sum and output,
 // which whoever called merges (merge order is fixed, so are the bits).
 #pragma once
@@ -39,7 +42,7 @@ struct Rows {
   int64_t count = 0;
 };
 
-enum class Epilogue : int { kSoftmax, kColumns, kSymmetric, kBoth, kSigmoid, kSigmoidColumns };
+enum class Epilogue : int { kSoftmax, kColumns, kSymmetric, kBoth, kSigmoid, kSigmoidColumns, kTags };
 
 constexpr int kValidBits = 64;
 
@@ -80,6 +83,13 @@ struct SimilarityParams {
   int64_t blocks = 0;
   float* column_sum = nullptr;  // [blocks, column_stride]; written where the block met a column that takes part
   int64_t column_stride = 0;    // at least m
+
+  // kTags; of x the count alone.
+  const uint64_t* row_tags = nullptr;     // [n, words]
+  const uint64_t* column_tags = nullptr;  // [m, words]
+  int64_t words = 0;
+  bool jaccard = false;     // |a ∩ b| / |a ∪ b|; else 1 where a ∩ b is not empty
+  double* total = nullptr;  // [splits, n]
 
   int splits = 1;
   float* shift = nullptr;   // [splits, n] kSoftmax

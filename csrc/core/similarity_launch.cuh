@@ -66,6 +66,8 @@ cudaError_t launch_epilogue(const SimilarityParams& p, cudaStream_t stream) {
                       : launch<T, Epilogue::kSigmoid, false>(p, stream);
     case Epilogue::kSigmoidColumns:
       return launch<TwoStages<Gathering>, Epilogue::kSigmoidColumns, true>(p, stream);
+    case Epilogue::kTags:  // tags_cuda.cu
+      break;
   }
   return cudaErrorInvalidValue;
 }

@@ -4,6 +4,7 @@
 
 #include "similarity_both.cuh"
 #include "similarity_sigmoid.cuh"
+#include "similarity_tags.cuh"
 
 namespace wscl::cuda {
 
@@ -11,6 +12,7 @@ namespace wscl::cuda {
 template <Epilogue kEpilogue>
 __device__ __forceinline__ float scale_of(const SimilarityParams& p) {
   constexpr bool kSigmoids = kEpilogue == Epilogue::kSigmoid || kEpilogue == Epilogue::kSigmoidColumns;
+  if constexpr (kEpilogue == Epilogue::kTags) return 1;
   return (kSigmoids ? nonzero(*p.scale) : *p.scale) * kLog2E;
 }
 // What a masked pair's similarity becomes.
@@ -23,11 +25,11 @@ __device__ __forceinline__ float masked_by(float scale) {
 template <class T, Epilogue kEpilogue, bool kOutput>
 __global__ void __launch_bounds__(T::kThreads, T::kBlocks) similarity_kernel(const SimilarityParams p) {
   constexpr bool kSoftmax = kEpilogue == Epilogue::kSoftmax, kBoth = kEpilogue == Epilogue::kBoth,
-                 kSigmoid = kEpilogue == Epilogue::kSigmoid;
+                 kSigmoid = kEpilogue == Epilogue::kSigmoid, kTags = kEpilogue == Epilogue::kTags;
   extern __shared__ __align__(512) char shared[];
   if (p.gate && *p.gate != p.gate_value) return;
   const uint32_t x_tile = shared_address(shared);
-  constexpr bool kByColumns = !kSoftmax && !kBoth && !kSigmoid;  // columns have vectors
+  constexpr bool kByColumns = !kSoftmax && !kBoth && !kSigmoid && !kTags;  // columns have vectors
   const float scale = scale_of<kEpilogue>(p);
   const bool x_chunks = in_chunks(p.x, sizeof(typename T::In));
   const bool one_shift = kEpilogue == Epilogue::kSymmetric && *p.one_shift;
@@ -37,7 +39,9 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks) similarity_kernel(con
   const auto live = [&](int row) {
     return kBoth ? BothSums<T>::takes_part(p, row0 + row) : row0 + row < p.x.count;
   };
-  if constexpr (T::kSplit) {
+  if constexpr (kTags) {
+    // No product has these rows in it.
+  } else if constexpr (T::kSplit) {
     // The rows go through the columns' staging area, as many at a time.
 #pragma unroll 1
     for (int r = 0; r < T::kRows; r += T::kColumns) {
@@ -58,6 +62,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks) similarity_kernel(con
   RowSoftmax<T> softmax;
   BothSums<T> both(p, rows, x_tile + T::kRowVectors);
   const SoftplusSums<T> softplus(x_tile + T::kRowVectors);
+  TagWeights<T> tags;
   if constexpr (kSigmoid) softplus.start();
   if constexpr (kSigmoid || kEpilogue == Epilogue::kSymmetric)
     store_row_vectors<T>(p, row0, x_tile + T::kRowVectors);
@@ -70,7 +75,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks) similarity_kernel(con
   for (int tile = range.first; tile < range.last; ++tile) {
     const int buffer = columns.advance(tile);
     const uint32_t y_tile = columns.tiles + buffer * T::kColumnBytes;
-    if (tile == range.first) mma.take_rows(x_tile);
+    if (!kTags && tile == range.first) mma.take_rows(x_tile);
     if constexpr (kBoth) both.flush(range);
     const int column0 = columns.place(tile) * T::kColumns;
     // The block of the diagonal is met as a square, and counts for its rows only.
@@ -91,6 +96,10 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks) similarity_kernel(con
     Logits<T> s;
     bool done = true;
     do {
+      if constexpr (kTags) {
+        tags.weigh(p, rows, column0, s);
+        break;
+      }
       clear<T>(s);
       mma.similarities(x_tile, y_tile, s);
       if (masked) mask<T>(rows, column0, columns.valid(tile), s, masked_by<kEpilogue>(scale));
@@ -118,6 +127,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks) similarity_kernel(con
   if constexpr (kBoth) both.finish(rows, range, split);
   if constexpr (kSoftmax) store_softmax<T>(p, rows, split, softmax);
   if constexpr (kSigmoid) softplus.store(p, rows, split);
+  if constexpr (kTags) tags.store(p, rows, split);
   if constexpr (kOutput) store_output<T>(p, rows, split, o);
 }
 

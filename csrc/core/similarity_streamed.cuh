@@ -205,6 +205,8 @@ cudaError_t launch_streamed_epilogue(const SimilarityParams& p, cudaStream_t str
                       : launch_streamed<T, Epilogue::kSigmoid, false>(p, stream);
     case Epilogue::kSigmoidColumns:
       return launch_streamed<T, Epilogue::kSigmoidColumns, true>(p, stream);
+    case Epilogue::kTags:  // tags_cuda.cu
+      break;
   }
   return cudaErrorInvalidValue;
 }

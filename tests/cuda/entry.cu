@@ -2,6 +2,7 @@
 #include "core/infonce_cuda.h"
 #include "core/pairs_cuda.h"
 #include "core/similarity_cuda.h"
+#include "core/tags_cuda.h"
 
 using namespace wscl::cuda;
 
@@ -15,6 +16,10 @@ extern "C" int wscl_infonce_forward(const InfoNCEProblem* problem, InfoNCEForwar
 
 extern "C" int wscl_infonce_backward(const InfoNCEProblem* problem, InfoNCEBackward* outputs, void* stream) {
   return infonce_backward(*problem, *outputs, static_cast<cudaStream_t>(stream));
+}
+
+extern "C" int wscl_tag_weighted_sum(const TagProblem* problem, TagSums* outputs, void* stream) {
+  return tag_weighted_sum(*problem, *outputs, static_cast<cudaStream_t>(stream));
 }
 
 // The sizes of the structs, which ctypes has to agree with.
@@ -40,4 +45,8 @@ extern "C" int wscl_pairs_size(int which) {
                        sizeof(TwoWayForward),      sizeof(TwoWayBackward),   sizeof(SoftplusForward),
                        sizeof(SoftplusKeyGradient)};
   return sizes[which];
+}
+
+extern "C" int wscl_tags_size(int which) {
+  return which ? sizeof(TagSums) : sizeof(TagProblem);
 }

@@ -49,7 +49,7 @@ def update(x: Tensor, centroids: Tensor, metric: str, weights: Tensor | None = N
     return Results(assignment[:, None], distance[:, None], *rest)
 
 
-ON_A_GPU = [case for case in every_case() if case.arch == "90"]
+ON_A_GPU = [case for case in every_case() if case.arch == "90" and case.top == 1]
 
 
 @pytest.mark.parametrize("case", [*covering_cases(), *ON_A_GPU], ids=str)
