@@ -2,6 +2,8 @@
 // kernels want them.
 #pragma once
 
+#include <dlfcn.h>
+
 #include <array>
 #include <optional>
 #include <utility>
@@ -21,13 +23,25 @@ namespace wscl::binding {
 
 using wscl::cuda::Precision;
 
+// torch.backends.cuda.matmul.allow_tf32, asked at each call as PyTorch's own products do; throws as they do
+// where two ways of setting it disagree. PyTorch's stable interface does not tell, so that two functions of
+// libtorch are looked up by name: where they are no longer, the answer is no.
+inline bool tf32_is_allowed() {
+  using GlobalContext = void* (*)();
+  using Allowed = bool (*)(const void*);
+  static const auto context = reinterpret_cast<GlobalContext>(dlsym(RTLD_DEFAULT, "_ZN2at13globalContextEv"));
+  static const auto allowed =
+      reinterpret_cast<Allowed>(dlsym(RTLD_DEFAULT, "_ZNK2at7Context15allowTF32CuBLASEv"));
+  return context && allowed && allowed(context());
+}
+
 inline constexpr int64_t kMostRows = (int64_t(1) << 31) - 1;
 
 inline Precision precision_of(const Tensor& queries) {
   const ScalarType dtype = queries.scalar_type();
   STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half,
                   "queries: expected float32, bfloat16 or float16 on CUDA; impl='chunked' takes float64");
-  if (dtype == ScalarType::Float) return Precision::kFloat32;
+  if (dtype == ScalarType::Float) return tf32_is_allowed() ? Precision::kFloat32Fast : Precision::kFloat32;
   return dtype == ScalarType::BFloat16 ? Precision::kBFloat16 : Precision::kFloat16;
 }
 

@@ -13,6 +13,7 @@ using namespace wscl::binding;
 Tensor check_tags(const char* name, const Tensor& tags) {
   STD_TORCH_CHECK(tags.dim() == 2 && tags.size(1) > 0 && tags.scalar_type() == ScalarType::Long, name,
                   ": expected an int64 matrix [rows, words]");
+  STD_TORCH_CHECK(tags.size(0) < kMostRows, name, ": expected fewer than 2^31 rows, got ", tags.size(0));
   return torch::stable::contiguous(tags);
 }
 

@@ -1,0 +1,49 @@
+"""The CUDA bindings of the losses on simulated memory: ``torch.ops.wscl_fast_simulated``."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from pathlib import Path
+from typing import Any
+
+import torch
+from simulated_kmeans import SIMULATED
+from simulator import CSRC, library, ptxsim
+
+OPERATORS = (
+    "infonce_forward",
+    "infonce_backward",
+    "logsumexp",
+    "logsumexp_key_gradient",
+    "two_way_logsumexp",
+    "two_way_logsumexp_backward",
+    "softplus_sum",
+    "softplus_sum_key_gradient",
+    "tag_weighted_sum",
+)
+
+
+@functools.cache
+def binding() -> Any:
+    """Registers the operators; the library that holds them."""
+    for name in OPERATORS:
+        SIMULATED.define(str(getattr(torch.ops.wscl_fast, name).default._schema).removeprefix("wscl_fast::"))
+    kernels = Path(library()._name)
+    headers = Path(torch.__file__).parent / "include"
+    # Python loads torch's symbols for itself; the binding needs them.
+    ctypes.CDLL(str(headers.parent / "lib" / "libtorch_cpu.so"), mode=ctypes.RTLD_GLOBAL)
+    sources = [CSRC / "binding" / f"{name}_cuda.cpp" for name in ("infonce", "pairs", "tags")]
+    return ptxsim().load(
+        ptxsim().compile_kernels(
+            sources,
+            include_dirs=[CSRC],
+            defines=["WSCL_SIMULATED", "TORCH_TARGET_VERSION=0x020d000000000000"],
+            flags=[
+                *(f"-I{folder}" for folder in (headers, headers / "torch" / "csrc" / "api" / "include")),
+                f"-L{kernels.parent}",
+                f"-l:{kernels.name}",
+                f"-Xlinker=-rpath={kernels.parent}",
+            ],
+        )
+    )

@@ -1,0 +1,151 @@
+"""The CUDA bindings of the losses on simulated memory, against the CPU's operators."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from simulated_operators import binding
+from simulator import ptxsim
+from torch import Tensor
+from torch.nn.functional import normalize
+
+pytestmark = pytest.mark.simulated
+
+
+@pytest.fixture
+def ops(extension: object) -> Iterator[Any]:
+    """``torch.ops`` of the simulated bindings; a fault raises."""
+    bound = binding()
+    ptxsim().reset()
+    yield torch.ops.wscl_fast_simulated
+    bound.wscl_forget_tensors()
+    ptxsim().check()
+
+
+@pytest.fixture
+def tf32() -> Iterator[None]:
+    """TF32 is allowed."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def rows(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Queries, keys, ids of both, the queries' own keys."""
+    queries, keys = (normalize(torch.randn(n, 24), dim=1).to(dtype) for n in (50, 70))
+    return (
+        queries,
+        keys,
+        torch.randint(-1, 4, (50,)),
+        torch.randint(-1, 4, (70,)),
+        torch.randint(-1, 70, (50,)),
+    )
+
+
+def same(got: Any, want: Any, dtype: torch.dtype) -> None:
+    """The first results are alike; statistics and directions are each implementation's own."""
+    tolerance = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}[dtype]
+    for one, other in zip(got, want, strict=True):
+        assert one.shape == other.shape
+        torch.testing.assert_close(one.double(), other.double(), rtol=tolerance, atol=tolerance)
+
+
+def infonce(
+    ops: Any,
+    queries: Tensor,
+    keys: Tensor | None,
+    zq: Tensor,
+    zk: Tensor | None,
+    own: Tensor | None,
+    inner: bool,
+) -> list[Tensor]:
+    """Loss, count and all gradients."""
+    scale, grad = torch.tensor(5.0), torch.linspace(-1, 1, len(queries))
+    options = (scale, True, inner, -1)
+    loss, count, stats, direction = ops.infonce_forward(queries, keys, zq, zk, own, *options, True)
+    gradients = ops.infonce_backward(
+        grad, queries, keys, zq, zk, own, *options, count, stats, direction, True, keys is not None, True
+    )
+    return [loss, count, *gradients]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("inner", [False, True], ids=["out", "in"])
+def test_infonce(ops: Any, dtype: torch.dtype, inner: bool) -> None:
+    queries, keys, zq, zk, own = rows(dtype)
+    for arguments in ((queries, keys, zq, zk, own), (queries, None, zq, None, None)):
+        same(infonce(ops, *arguments, inner), infonce(torch.ops.wscl_fast, *arguments, inner), dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("meets", [0, 1, 2])
+def test_pairs(ops: Any, dtype: torch.dtype, meets: int) -> None:
+    queries, keys, zq, zk, own = rows(dtype)
+    arguments, scale = (queries, keys, zq, zk, own), torch.tensor(5.0)
+    by_row, by_column, offset = torch.rand(50), torch.rand(70), torch.randn(50)
+    results = []
+    for which in (ops, torch.ops.wscl_fast):
+        lse, stats, mean = which.logsumexp(*arguments, scale, meets, -1, True)
+        grad_keys = which.logsumexp_key_gradient(by_row, *arguments, scale, meets, -1, stats)
+        rows_, columns, *both = which.two_way_logsumexp(*arguments, scale, meets, -1)
+        gradients = which.two_way_logsumexp_backward(
+            by_row, by_column, *arguments, scale, meets, -1, *both, True, True
+        )
+        total, slope, direction = which.softplus_sum(*arguments, scale, offset, meets, -1, True)
+        from_softplus = which.softplus_sum_key_gradient(by_row, *arguments, scale, offset, meets, -1)
+        results.append(
+            [lse, mean, grad_keys, rows_, columns, *gradients, total, slope, direction, from_softplus]
+        )
+    same(*results, dtype)
+
+
+def test_tags(ops: Any) -> None:
+    row_tags, column_tags = torch.randint(16, (50, 1)), torch.randint(16, (70, 1))
+    values = torch.randn(70, 24)
+    for jaccard in (False, True):
+        results = [
+            x.tag_weighted_sum(row_tags, column_tags, values, jaccard) for x in (ops, torch.ops.wscl_fast)
+        ]
+        same(*results, torch.float32)
+
+
+def terms() -> set[int]:
+    """Of the float32 passes since the reset."""
+    names = [r["kernel"] for r in ptxsim().launches() if "FloatTiling<" in r["kernel"]]
+    return {int(name.split("FloatTiling<")[1].removeprefix("(int)")[0]) for name in names}
+
+
+def test_full_float32_unless_tf32_is_allowed(ops: Any) -> None:
+    infonce(ops, *rows(torch.float32), False)
+    assert terms() == {3}
+
+
+@pytest.mark.usefixtures("tf32")
+def test_where_tf32_is_allowed_every_pass_takes_two_terms(ops: Any) -> None:
+    for keys in (True, False):
+        queries, *others = rows(torch.float32)
+        arguments = (queries, *others) if keys else (queries, None, others[1], None, None)
+        got, want = (infonce(which, *arguments, True) for which in (ops, torch.ops.wscl_fast))
+        assert terms() == {2}
+        for one, other in zip(got, want, strict=True):  # TF32 itself would be off by 1e-3
+            torch.testing.assert_close(one.double(), other.double(), rtol=1e-4, atol=1e-4)
+
+
+def test_bad_arguments(ops: Any) -> None:
+    queries, keys, zq, zk, own = rows(torch.float32)
+    for bad, message in (
+        (lambda: infonce(ops, queries.double(), None, zq, None, None, False), "queries: expected float32"),
+        (lambda: infonce(ops, queries, keys[:, 1:], zq, zk, own, False), "keys: expected 24 columns"),
+        (
+            lambda: infonce(ops, queries, keys.half(), zq, zk, own, False),
+            "keys: expected the dtype of queries",
+        ),
+        (lambda: infonce(ops, queries, keys, zq, None, own, False), "keys and key_clusters go together"),
+        (lambda: infonce(ops, queries, None, zq, None, own, False), "own: expected none"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            bad()
