@@ -24,6 +24,7 @@ from benchmarks.harness import RESULTS, Timing, interleave, keep, machine, peak_
 from benchmarks.peers import TEMPERATURE, naive
 from wscl_fast import _C, _ops
 from wscl_fast.functional import clustered_infonce
+from wscl_fast.pairs import Pairs
 
 Row = dict[str, object]
 CLUSTERS = 150
@@ -75,7 +76,7 @@ class Case:
     def loss(self, **arguments: Any) -> Tensor:
         if self.kind == "two-way":
             scale = torch.tensor(1 / TEMPERATURE)
-            rows, columns = _ops.two_way_logsumexp(**arguments, own=None, scale=scale)
+            rows, columns = _ops.two_way_logsumexp(Pairs(**arguments, own=None, scale=scale))
             return rows.mean() + columns.mean()
         return fused(**arguments)
 

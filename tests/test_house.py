@@ -19,7 +19,7 @@ ALLOWED = {
     "arrays": set(),
     "reference": {"pairs"},
     "chunked": {"pairs", "affinity", "reference"},
-    "_ops": set(),
+    "_ops": {"pairs"},
     "_build": {"_ops"},
     "functional": {"_ops", "chunked", "reference", "pairs", "affinity", "arrays"},
     "losses": {"functional", "distributed"},

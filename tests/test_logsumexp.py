@@ -10,6 +10,7 @@ from pair_cases import MEETS, SHAPES, case, met, with_gradients
 from torch import Tensor
 
 from wscl_fast import _ops
+from wscl_fast.pairs import Pairs
 
 pytestmark = pytest.mark.usefixtures("extension")
 
@@ -35,7 +36,7 @@ def test_definition(meets: str, dtype: torch.dtype, shape: tuple[int, int, int])
 
     cast = {k: v.to(dtype) if v.is_floating_point() else v for k, v in a.items()}
     ours, leaves = with_gradients(cast)
-    got = _ops.logsumexp(**ours, meets=meets)
+    got = _ops.logsumexp(Pairs(**ours), meets)
     # A gradient of any value, NaN too, from above a row that meets nothing goes nowhere.
     above = torch.where(some, upstream, torch.nan).to(dtype)
     gradients = torch.autograd.grad(got, leaves, above)
@@ -50,13 +51,13 @@ def test_definition(meets: str, dtype: torch.dtype, shape: tuple[int, int, int])
 @pytest.mark.parametrize("without", [("query_ids",), ("key_ids",), ("query_ids", "key_ids", "own")])
 def test_ids_are_optional(without: tuple[str, ...]) -> None:
     a = {**case(9, 14, 5), **dict.fromkeys(without)}
-    torch.testing.assert_close(_ops.logsumexp(**a), definition(a, "all"))
+    torch.testing.assert_close(_ops.logsumexp(Pairs(**a)), definition(a, "all"))
 
 
 @pytest.mark.parametrize("meets", MEETS)
 def test_few_clusters_skip_whole_blocks(meets: str) -> None:
     a = case(64, 4000, 16, clusters=2)
-    torch.testing.assert_close(_ops.logsumexp(**a, meets=meets), definition(a, meets))
+    torch.testing.assert_close(_ops.logsumexp(Pairs(**a), meets), definition(a, meets))
 
 
 @pytest.mark.parametrize("meets", MEETS)
@@ -66,9 +67,8 @@ def test_gradcheck(meets: str) -> None:
     ours, leaves = with_gradients(a)
 
     def lse(queries: Tensor, keys: Tensor, scale: Tensor) -> Tensor:
-        return _ops.logsumexp(
-            **{**ours, "queries": queries, "keys": keys, "scale": scale, "own": None}, meets=meets
-        )
+        vectors = {"queries": queries, "keys": keys, "scale": scale}
+        return _ops.logsumexp(Pairs(**{**ours, **vectors, "own": None}), meets)
 
     assert torch.autograd.gradcheck(lse, leaves)
 
@@ -91,7 +91,7 @@ def test_opcheck(meets: int) -> None:
 def test_blocks_merge_to_the_whole() -> None:
     a = case(20, 60, 8)
     ours, leaves = with_gradients(a)
-    lse = _ops.logsumexp(**ours, meets="other")
+    lse = _ops.logsumexp(Pairs(**ours), "other")
     upstream = torch.randn(20, dtype=torch.float64)
     upstream[lse == -torch.inf] = 0
     grad_queries, grad_keys, grad_scale = torch.autograd.grad(lse, leaves, upstream)
@@ -101,15 +101,14 @@ def test_blocks_merge_to_the_whole() -> None:
     for cut in cuts:
         own = torch.where((a["own"] >= cut.start) & (a["own"] < cut.stop), a["own"] - cut.start, -1)
         pieces.append({**a, "keys": a["keys"][cut], "key_ids": a["key_ids"][cut], "own": own})
-    merged = _ops.logsumexp_block(**pieces[0], meets="other")
+    merged = _ops.logsumexp_block(Pairs(**pieces[0]), "other")
     for piece in pieces[1:]:
-        merged = _ops.merge_blocks(merged, _ops.logsumexp_block(**piece, meets="other"))
+        merged = _ops.merge_blocks(merged, _ops.logsumexp_block(Pairs(**piece), "other"))
     torch.testing.assert_close(merged.lse(), lse.detach())
     torch.testing.assert_close(a["scale"] * upstream[:, None] * merged.mean, grad_queries)
     torch.testing.assert_close((upstream * (a["queries"] * merged.mean).sum(1)).sum(), grad_scale)
     by_block = [
-        _ops.logsumexp_block_backward(upstream, **piece, stats=merged.stats, meets="other")
-        for piece in pieces
+        _ops.logsumexp_block_backward(upstream, Pairs(**piece), merged.stats, "other") for piece in pieces
     ]
     torch.testing.assert_close(torch.cat(by_block), grad_keys)
 
@@ -119,7 +118,7 @@ def test_compiles_without_a_graph_break() -> None:
     options = {name: ours[name] for name in ("query_ids", "key_ids", "own")}
 
     def total(queries: Tensor, keys: Tensor, scale: Tensor) -> Tensor:
-        lse = _ops.logsumexp(queries, keys, scale=scale, **options, meets="all")
+        lse = _ops.logsumexp(Pairs(queries, keys, scale=scale, **options))
         return torch.where(lse > -torch.inf, lse, 0.0).sum()
 
     want = total(*leaves)
@@ -131,6 +130,6 @@ def test_compiles_without_a_graph_break() -> None:
 def test_wrong_direct_calls_are_refused() -> None:
     a = case(4, 5, 3)
     with pytest.raises(RuntimeError, match="'same' and 'other' need query_ids and key_ids"):
-        _ops.logsumexp(**{**a, "key_ids": None}, meets="same")
+        _ops.logsumexp(Pairs(**{**a, "key_ids": None}), "same")
     with pytest.raises(RuntimeError, match="keys: expected 3 columns"):
-        _ops.logsumexp(**{**a, "keys": torch.zeros(5, 2, dtype=torch.float64)})
+        _ops.logsumexp(Pairs(**{**a, "keys": torch.zeros(5, 2, dtype=torch.float64)}))

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from wscl_fast import _ops
+from wscl_fast.pairs import Pairs
 
 pytestmark = pytest.mark.usefixtures("extension")
 
@@ -18,6 +19,11 @@ pytestmark = pytest.mark.usefixtures("extension")
 def softplus_case(*shape: int, dtype: torch.dtype = torch.float64, sign: int = 1) -> dict[str, Any]:
     a = case(*shape, dtype=dtype)
     return {**a, "scale": sign * a["scale"], "offset": torch.linspace(-9, 3, shape[0], dtype=dtype)}
+
+
+def softplus_sum(a: dict[str, Any], meets: str = "all") -> Tensor:
+    pairs = {name: value for name, value in a.items() if name != "offset"}
+    return _ops.softplus_sum(Pairs(**pairs), a["offset"], meets)
 
 
 def leaves_of(a: dict[str, Any]) -> tuple[dict[str, Any], list[Tensor]]:
@@ -43,7 +49,7 @@ def test_definition(meets: str, dtype: torch.dtype, shape: tuple[int, int, int],
     want_gradients = torch.autograd.grad((want * above).sum(), exact_leaves)
 
     ours, leaves = leaves_of({k: v.to(dtype) if v.is_floating_point() else v for k, v in a.items()})
-    got = _ops.softplus_sum(**ours, meets=meets)
+    got = softplus_sum(ours, meets)
     gradients = torch.autograd.grad(got, leaves, above.to(dtype))
     exactness = 2e-6 if dtype == torch.float32 else 1e-14
     torch.testing.assert_close(got.double(), want, rtol=10 * exactness, atol=1e-30)
@@ -61,7 +67,7 @@ def test_no_digit_is_lost_where_sums_are_small_or_logits_large(dtype: torch.dtyp
         for name in extension.supported_instruction_sets():
             extension.use_instruction_set(name)
             zero = torch.zeros(len(t), 1, dtype=dtype)
-            got = _ops.softplus_sum(zero, zero[:1], None, None, None, torch.ones((), dtype=dtype), t)
+            got = _ops.softplus_sum(Pairs(zero, zero[:1], None, None, None, torch.ones((), dtype=dtype)), t)
             # The offset's rounding is relative to its own size.
             slack = torch.finfo(dtype).eps * (2 + t.abs().double() / 2) * want
             assert ((got.double() - want).abs() <= slack).all(), name
@@ -76,10 +82,10 @@ def test_the_sigmoid_loss_in_one_pass() -> None:
     t = a["scale"] * (a["queries"] @ a["keys"].T) - 3
     z = 2 * torch.eye(40, dtype=torch.float64) - 1
     want = -logsigmoid(z * t).sum(1)
-    got = _ops.softplus_sum(**a) - (a["scale"] * (a["queries"] * a["keys"]).sum(1) - 3)
+    got = softplus_sum(a) - (a["scale"] * (a["queries"] * a["keys"]).sum(1) - 3)
     torch.testing.assert_close(got, want)
-    got = _ops.softplus_sum(**{**a, "offset": torch.tensor(-3.0, dtype=torch.float64)})
-    torch.testing.assert_close(got, _ops.softplus_sum(**a))
+    got = softplus_sum({**a, "offset": torch.tensor(-3.0, dtype=torch.float64)})
+    torch.testing.assert_close(got, softplus_sum(a))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -89,7 +95,7 @@ def test_halves_are_exact_up_to_their_rounding(dtype: torch.dtype) -> None:
     exact, exact_leaves = leaves_of({**a, "queries": a["queries"].double(), "keys": a["keys"].double()})
     want = definition(exact, "all")
     ours, leaves = leaves_of({**a, "scale": a["scale"].float(), "offset": a["offset"].float()})
-    got = _ops.softplus_sum(**ours)
+    got = softplus_sum(ours)
     torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-6)
     for ours_, theirs in zip(
         torch.autograd.grad(got.sum(), leaves), torch.autograd.grad(want.sum(), exact_leaves), strict=True
@@ -103,7 +109,7 @@ def test_gradcheck(meets: str) -> None:
 
     def total(queries: Tensor, keys: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
         vectors = {"queries": queries, "keys": keys, "scale": scale, "offset": offset}
-        return _ops.softplus_sum(**{**ours, **vectors}, meets=meets)
+        return softplus_sum({**ours, **vectors}, meets)
 
     assert torch.autograd.gradcheck(total, leaves)
 
@@ -126,7 +132,7 @@ def test_compiles_without_a_graph_break() -> None:
     ids = (ours["query_ids"], ours["key_ids"], ours["own"])
 
     def total(queries: Tensor, keys: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
-        return _ops.softplus_sum(queries, keys, *ids, scale, offset, meets="other").sum()
+        return _ops.softplus_sum(Pairs(queries, keys, *ids, scale), offset, "other").sum()
 
     want = total(*leaves)
     got = torch.compile(total, fullgraph=True, backend="aot_eager")(*leaves)
@@ -136,7 +142,7 @@ def test_compiles_without_a_graph_break() -> None:
 
 def test_a_scale_of_either_sign_is_for_softplus_alone() -> None:
     a = softplus_case(4, 5, 3, sign=-1)
-    assert _ops.softplus_sum(**a).isfinite().all()
+    assert softplus_sum(a).isfinite().all()
     del a["offset"]
     with pytest.raises(RuntimeError, match="scale: expected a number above 0"):
-        _ops.logsumexp(**a)
+        _ops.logsumexp(Pairs(**a))

@@ -10,6 +10,7 @@ from pair_cases import MEETS, SHAPES, case, met, with_gradients
 from torch import Tensor
 
 from wscl_fast import _ops
+from wscl_fast.pairs import Pairs
 
 pytestmark = pytest.mark.usefixtures("extension")
 
@@ -50,7 +51,7 @@ def test_definition(meets: str, dtype: torch.dtype, shape: tuple[int, int, int],
 
     cast = {k: v.to(dtype) if v.is_floating_point() else v for k, v in a.items()}
     ours, leaves = with_gradients(cast)
-    got = _ops.two_way_logsumexp(**ours, meets=meets)
+    got = _ops.two_way_logsumexp(Pairs(**ours), meets)
     gradients = torch.autograd.grad(got, leaves, [grad.to(dtype) for grad in above])
     tolerance = {"rtol": 1e-5, "atol": 1e-5 * magnitude} if dtype == torch.float32 else {}
     for value, right in zip(got, want, strict=True):
@@ -68,12 +69,12 @@ def test_one_gradient_alone(leaf: str) -> None:
     want = dict(
         zip(
             ("queries", "keys", "scale"),
-            torch.autograd.grad(_ops.two_way_logsumexp(**ours), leaves, upstream(a, "all")),
+            torch.autograd.grad(_ops.two_way_logsumexp(Pairs(**ours)), leaves, upstream(a, "all")),
             strict=True,
         )
     )
     alone = {**a, leaf: a[leaf].clone().requires_grad_()}
-    (got,) = torch.autograd.grad(_ops.two_way_logsumexp(**alone), [alone[leaf]], upstream(a, "all"))
+    (got,) = torch.autograd.grad(_ops.two_way_logsumexp(Pairs(**alone)), [alone[leaf]], upstream(a, "all"))
     torch.testing.assert_close(got, want[leaf])
 
 
@@ -81,9 +82,10 @@ def test_one_gradient_alone(leaf: str) -> None:
 def test_one_direction_alone_is_the_plain_logsumexp(side: int) -> None:
     a = {**case(50, 70, 9), "own": None}
     ours, leaves = with_gradients(a)
-    one = _ops.two_way_logsumexp(**ours)[side]
+    one = _ops.two_way_logsumexp(Pairs(**ours))[side]
     sides = {"queries": "keys", "keys": "queries", "query_ids": "key_ids", "key_ids": "query_ids"}
-    other = _ops.logsumexp(**{name: ours[sides.get(name, name)] if side else ours[name] for name in ours})
+    swapped = {name: ours[sides.get(name, name)] if side else ours[name] for name in ours}
+    other = _ops.logsumexp(Pairs(**swapped))
     torch.testing.assert_close(one, other)
     above = torch.where(one > -torch.inf, torch.randn_like(one), 0.0)
     for got, want in zip(*(torch.autograd.grad(x, leaves, above) for x in (one, other)), strict=True):
@@ -106,7 +108,7 @@ def test_halves_are_exact_up_to_their_rounding(dtype: torch.dtype, d: int, exten
         for name in extension.supported_instruction_sets():
             extension.use_instruction_set(name)
             ours, leaves = with_gradients({**a, "scale": a["scale"].float()})
-            got = _ops.two_way_logsumexp(**ours)
+            got = _ops.two_way_logsumexp(Pairs(**ours))
             gradients = torch.autograd.grad(got, leaves, [grad.float() for grad in above])
             for value, right in zip(got, want, strict=True):
                 torch.testing.assert_close(value.double(), right, rtol=1e-5, atol=1e-5)
@@ -121,7 +123,7 @@ def test_what_is_not_finite_stays_in_its_row_and_column() -> None:
     for value in (torch.nan, torch.inf):
         a = {**case(60, 90, 16), "own": None, "query_ids": None, "key_ids": None}
         a["keys"][7, 3] = value
-        rows, columns = _ops.two_way_logsumexp(**a)
+        rows, columns = _ops.two_way_logsumexp(Pairs(**a))
         want_rows, want_columns = definition(a, "all")
         assert torch.equal(rows.isfinite(), want_rows.isfinite())
         assert torch.equal(columns.isfinite(), want_columns.isfinite())
@@ -134,9 +136,8 @@ def test_gradcheck(meets: str) -> None:
     ours, leaves = with_gradients(a)
 
     def both(queries: Tensor, keys: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-        return _ops.two_way_logsumexp(
-            **{**ours, "queries": queries, "keys": keys, "scale": scale}, meets=meets
-        )
+        vectors = {"queries": queries, "keys": keys, "scale": scale}
+        return _ops.two_way_logsumexp(Pairs(**{**ours, **vectors}), meets)
 
     assert torch.autograd.gradcheck(both, leaves)
 
@@ -158,7 +159,7 @@ def test_compiles_without_a_graph_break() -> None:
     _, leaves = with_gradients(case(10, 12, 6))
 
     def total(queries: Tensor, keys: Tensor, scale: Tensor) -> Tensor:
-        rows, columns = _ops.two_way_logsumexp(queries, keys, None, None, None, scale)
+        rows, columns = _ops.two_way_logsumexp(Pairs(queries, keys, None, None, None, scale))
         return rows.sum() + columns.sum()
 
     want = total(*leaves)
@@ -171,7 +172,7 @@ def test_the_same_bits_every_time_and_no_second_derivative() -> None:
     ours, leaves = with_gradients(case(300, 500, 24, dtype=torch.float32))
     above = [torch.ones(300), torch.ones(500)]
     first, second = (
-        torch.autograd.grad(_ops.two_way_logsumexp(**ours), leaves, above, create_graph=True)
+        torch.autograd.grad(_ops.two_way_logsumexp(Pairs(**ours)), leaves, above, create_graph=True)
         for _ in range(2)
     )
     for a, b in zip(first, second, strict=True):

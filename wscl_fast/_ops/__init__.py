@@ -14,7 +14,6 @@ from wscl_fast._ops.kmeans import (
 )
 from wscl_fast._ops.logsumexp import (
     Block,
-    Meets,
     logsumexp,
     logsumexp_block,
     logsumexp_block_backward,
@@ -28,7 +27,6 @@ from wscl_fast._ops.two_way import two_way_logsumexp
 __all__ = [
     "MOST_TOP",
     "Block",
-    "Meets",
     "clustered_infonce",
     "extension",
     "kmeans_assign",

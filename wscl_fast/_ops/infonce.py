@@ -7,7 +7,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from wscl_fast._ops.extension import compute_dtype, extension, require
+from wscl_fast._ops.extension import compute_dtype, require
+from wscl_fast._ops.registration import register, register_backward
 
 
 def clustered_infonce(
@@ -45,18 +46,8 @@ def clustered_infonce(
     return cast(Tensor, loss), cast(Tensor, count)
 
 
-def _fake_forward(
-    queries: Tensor,
-    keys: Tensor | None,
-    query_clusters: Tensor,
-    key_clusters: Tensor | None,
-    own: Tensor | None,
-    scale: Tensor,
-    exclude_self: bool,
-    inner: bool,
-    ignore_index: int,
-    need_direction: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _fake_forward(queries: Tensor, keys: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    *_, inner, _, need_direction = rest
     n, d = queries.shape
     dtype = compute_dtype(queries.dtype)
     return (
@@ -68,39 +59,17 @@ def _fake_forward(
 
 
 def _fake_backward(
-    grad_loss: Tensor,
-    queries: Tensor,
-    keys: Tensor | None,
-    query_clusters: Tensor,
-    key_clusters: Tensor | None,
-    own: Tensor | None,
-    scale: Tensor,
-    exclude_self: bool,
-    inner: bool,
-    ignore_index: int,
-    count: Tensor,
-    stats: Tensor,
-    direction: Tensor,
-    need_queries: bool,
-    need_keys: bool,
-    need_scale: bool,
+    grad_loss: Tensor, queries: Tensor, keys: Tensor | None, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
+    *_, need_queries, need_keys, need_scale = rest
     n, d = queries.shape
     from_queries = need_queries or (keys is None and need_scale)
+    dtype = compute_dtype(queries.dtype)
     return (
-        queries.new_empty(n if from_queries else 0, d, dtype=compute_dtype(queries.dtype)),
+        queries.new_empty(n if from_queries else 0, d, dtype=dtype),
         queries.new_empty(keys.shape[0] if keys is not None and need_keys else 0, d),
-        scale.new_empty(()),
+        queries.new_empty((), dtype=dtype),
     )
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, exclude_self, inner, ignore_index, _ = inputs
-    _, count, stats, direction = output
-    ctx.options = (exclude_self, inner, ignore_index)
-    ctx.mark_non_differentiable(count, stats, direction)
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors, count, stats, direction)
 
 
 def _backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -120,14 +89,5 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Te
     )
 
 
-def _no_double_backward(ctx: Any, *_: Tensor) -> None:
-    raise NotImplementedError(
-        "clustered_infonce: the fused kernels have no second derivative; impl='reference' has"
-    )
-
-
-if extension is not None:
-    torch.library.register_fake("wscl_fast::infonce_forward", _fake_forward)
-    torch.library.register_fake("wscl_fast::infonce_backward", _fake_backward)
-    torch.library.register_autograd("wscl_fast::infonce_forward", _backward, setup_context=_setup_context)
-    torch.library.register_autograd("wscl_fast::infonce_backward", _no_double_backward)
+register("infonce_forward", _fake_forward, _backward, tensors=6, options=3)
+register_backward("infonce_backward", _fake_backward)

@@ -1,17 +1,28 @@
-"""The masked log-sum-exp operators; what they compute is said in ``csrc/core/logsumexp.h``."""
+"""The masked log-sum-exp operators; what they compute is said in ``csrc/core/logsumexp.h``.
+
+Rows of :class:`wscl_fast.pairs.Pairs` are float32, float64, bfloat16 or float16; halves are computed with in
+float32, in which results are returned and the scale is expected. Ids may be None with ``meets="all"``: then
+no one is ignored. An own key outside of the keys is none.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from wscl_fast._ops.extension import compute_dtype, extension, require
+from wscl_fast._ops.extension import compute_dtype, require
+from wscl_fast._ops.registration import register, register_backward
+from wscl_fast.pairs import Meets, Pairs
 
-Meets = Literal["all", "same", "other"]
 MEETS = {"all": 0, "same": 1, "other": 2}
+
+
+def arguments(pairs: Pairs, meets: Meets) -> tuple[Tensor | int | None, ...]:
+    """What every operator over pairs takes, in its order, with the options at the end."""
+    return (*pairs[:6], MEETS[meets], pairs.ignore_index)
 
 
 class Block(NamedTuple):
@@ -25,75 +36,34 @@ class Block(NamedTuple):
         return (self.stats[0] + self.stats[1].log2()) * math.log(2)
 
 
-def logsumexp(
-    queries: Tensor,  # [N, d]
-    keys: Tensor,  # [M, d]
-    query_ids: Tensor | None,  # [N] int64
-    key_ids: Tensor | None,  # [M] int64
-    own: Tensor | None,  # [N] int64: the key that row i never meets, outside [0, M) for none
-    scale: Tensor,  # 0-dim, 1 / temperature
-    *,
-    meets: Meets = "all",
-    ignore_index: int = -1,
-) -> Tensor:
+def logsumexp(pairs: Pairs, meets: Meets = "all") -> Tensor:
     """``[N]``: log Σ e^{scale · q·k} over the keys that each row meets, differentiable.
 
     In plain PyTorch::
 
-        S = scale * queries @ keys.T
-        lse = S.masked_fill(~met, -inf).logsumexp(1)
+        S = pairs.scale * pairs.queries @ pairs.keys.T
+        lse = S.masked_fill(~pairs.tile(meets), -inf).logsumexp(1)
 
-    Row i meets every key (``"all"``), those with its own id (``"same"``) or those with another id
-    (``"other"``), less key ``own[i]``. Keys whose id is ``ignore_index`` are met by no one, and a row whose
-    id is ``ignore_index`` meets nothing. Both kinds of ids may be None with ``"all"``: then no one is
-    ignored. A row that meets nothing has −∞ and passes no gradient on, whatever comes from above.
-
-    Rows are float32, float64, bfloat16 or float16; halves are computed with in float32, in which the result
-    is returned and ``scale`` expected. Gradients of queries, keys and scale: 1 GEMM under ``no_grad``, 2
-    where keys need no gradient, 4 else.
+    A row that meets nothing has −∞ and passes no gradient on, whatever comes from above. Gradients of
+    queries, keys and scale: 1 GEMM under ``no_grad``, 2 where keys need no gradient, 4 else.
     """
-    require(queries.device, queries.dtype)
-    need_mean = torch.is_grad_enabled() and (queries.requires_grad or scale.requires_grad)
-    lse: Tensor = torch.ops.wscl_fast.logsumexp(
-        queries, keys, query_ids, key_ids, own, scale, MEETS[meets], ignore_index, need_mean
-    )[0]
+    require(pairs.queries.device, pairs.queries.dtype)
+    need_mean = torch.is_grad_enabled() and (pairs.queries.requires_grad or pairs.scale.requires_grad)
+    lse: Tensor = torch.ops.wscl_fast.logsumexp(*arguments(pairs, meets), need_mean)[0]
     return lse
 
 
-def softmax(
-    queries: Tensor,
-    keys: Tensor,
-    query_ids: Tensor | None,
-    key_ids: Tensor | None,
-    own: Tensor | None,
-    scale: Tensor,
-    *,
-    meets: Meets = "all",
-    ignore_index: int = -1,
-) -> tuple[Tensor, Tensor]:
+def softmax(pairs: Pairs, meets: Meets = "all") -> tuple[Tensor, Tensor]:
     """:func:`logsumexp`, and the mean logit of every row under the softmax, ``[N]``, without a gradient.
 
     The mean logit is read off the mean key, which the pass carries along for the queries' gradient anyway.
     """
-    require(queries.device, queries.dtype)
-    lse, _, mean = torch.ops.wscl_fast.logsumexp(
-        queries, keys, query_ids, key_ids, own, scale, MEETS[meets], ignore_index, True
-    )
-    return lse, scale.detach() * (queries.detach() * mean).sum(1)
+    require(pairs.queries.device, pairs.queries.dtype)
+    lse, _, mean = torch.ops.wscl_fast.logsumexp(*arguments(pairs, meets), True)
+    return lse, pairs.scale.detach() * (pairs.queries.detach() * mean).sum(1)
 
 
-def logsumexp_block(
-    queries: Tensor,
-    keys: Tensor,
-    query_ids: Tensor | None,
-    key_ids: Tensor | None,
-    own: Tensor | None,
-    scale: Tensor,
-    *,
-    meets: Meets = "all",
-    ignore_index: int = -1,
-    need_mean: bool = True,
-) -> Block:
+def logsumexp_block(pairs: Pairs, meets: Meets = "all", *, need_mean: bool = True) -> Block:
     """The forward pass of :func:`logsumexp` over one of several blocks of keys, without autograd.
 
     Blocks of keys (of a ring of processes, of a queue in pieces) are merged by :func:`merge_blocks`. With
@@ -102,15 +72,13 @@ def logsumexp_block(
 
         grad_queries = scale * g[:, None] * mean
         grad_scale = (g * (queries * mean).sum(1)).sum()
-        grad_keys = logsumexp_block_backward(g, queries, keys, ..., merged.stats)  # of each block
+        grad_keys = logsumexp_block_backward(g, pairs, merged.stats)  # of each block
 
-    ``own`` counts within the block's keys. One GEMM, two with ``need_mean``.
+    Own keys count within the block. One GEMM, two with ``need_mean``.
     """
-    require(queries.device, queries.dtype)
+    require(pairs.queries.device, pairs.queries.dtype)
     with torch.no_grad():
-        _, stats, mean = torch.ops.wscl_fast.logsumexp(
-            queries, keys, query_ids, key_ids, own, scale, MEETS[meets], ignore_index, need_mean
-        )
+        _, stats, mean = torch.ops.wscl_fast.logsumexp(*arguments(pairs, meets), need_mean)
     return Block(stats, mean)
 
 
@@ -128,39 +96,20 @@ def merge_blocks(a: Block, b: Block) -> Block:
 
 def logsumexp_block_backward(
     grad: Tensor,  # [N], of the merged log-sum-exp
-    queries: Tensor,
-    keys: Tensor,
-    query_ids: Tensor | None,
-    key_ids: Tensor | None,
-    own: Tensor | None,
-    scale: Tensor,
+    pairs: Pairs,
     stats: Tensor,  # [2, N] merged over all blocks
-    *,
     meets: Meets = "all",
-    ignore_index: int = -1,
 ) -> Tensor:
     """``[M, d]``: the gradient of one block's keys, exact for the log-sum-exp over all blocks. Two GEMMs."""
-    require(queries.device, queries.dtype)
+    require(pairs.queries.device, pairs.queries.dtype)
     with torch.no_grad():
-        grad_keys: Tensor = torch.ops.wscl_fast.logsumexp_key_gradient(
-            grad, queries, keys, query_ids, key_ids, own, scale, MEETS[meets], ignore_index, stats
-        )
+        grad_keys: Tensor = torch.ops.wscl_fast.logsumexp_key_gradient(grad, *arguments(pairs, meets), stats)
     return grad_keys
 
 
-def _fake_forward(
-    queries: Tensor,
-    keys: Tensor,
-    query_ids: Tensor | None,
-    key_ids: Tensor | None,
-    own: Tensor | None,
-    scale: Tensor,
-    meets: int,
-    ignore_index: int,
-    need_mean: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _fake_forward(queries: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     n, d = queries.shape
-    dtype = compute_dtype(queries.dtype)
+    dtype, need_mean = compute_dtype(queries.dtype), rest[-1]
     return (
         queries.new_empty(n, dtype=dtype),
         queries.new_empty(2, n, dtype=torch.float64),
@@ -168,28 +117,9 @@ def _fake_forward(
     )
 
 
-def _fake_key_gradient(
-    grad: Tensor,
-    queries: Tensor,
-    keys: Tensor,
-    query_ids: Tensor | None,
-    key_ids: Tensor | None,
-    own: Tensor | None,
-    scale: Tensor,
-    meets: int,
-    ignore_index: int,
-    stats: Tensor,
-) -> Tensor:
+def fake_key_gradient(grad: Tensor, queries: Tensor, keys: Tensor, *_: Any) -> Tensor:
+    """Of the operators that give the gradient of the keys alone."""
     return queries.new_empty(keys.shape)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, meets, ignore_index, _ = inputs
-    _, stats, mean = output
-    ctx.options = (meets, ignore_index)
-    ctx.mark_non_differentiable(stats, mean)
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors, stats, mean)
 
 
 def _backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -210,12 +140,5 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor 
     return grad_queries, grad_keys, None, None, None, grad_scale, None, None, None
 
 
-def _no_double_backward(ctx: Any, *_: Tensor) -> None:
-    raise NotImplementedError("logsumexp: the fused kernels have no second derivative")
-
-
-if extension is not None:
-    torch.library.register_fake("wscl_fast::logsumexp", _fake_forward)
-    torch.library.register_fake("wscl_fast::logsumexp_key_gradient", _fake_key_gradient)
-    torch.library.register_autograd("wscl_fast::logsumexp", _backward, setup_context=_setup_context)
-    torch.library.register_autograd("wscl_fast::logsumexp_key_gradient", _no_double_backward)
+register("logsumexp", _fake_forward, _backward, tensors=6, options=2)
+register_backward("logsumexp_key_gradient", fake_key_gradient)

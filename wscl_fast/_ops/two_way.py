@@ -7,53 +7,33 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from wscl_fast._ops.extension import compute_dtype, extension, require
-from wscl_fast._ops.logsumexp import MEETS, Meets
+from wscl_fast._ops.extension import compute_dtype, require
+from wscl_fast._ops.logsumexp import arguments
+from wscl_fast._ops.registration import register, register_backward
+from wscl_fast.pairs import Meets, Pairs
 
 
-def two_way_logsumexp(
-    queries: Tensor,  # [N, d]
-    keys: Tensor,  # [M, d]
-    query_ids: Tensor | None,  # [N] int64
-    key_ids: Tensor | None,  # [M] int64
-    own: Tensor | None,  # [N] int64: the key that row i never meets, outside [0, M) for none
-    scale: Tensor,  # 0-dim, 1 / temperature
-    *,
-    meets: Meets = "all",
-    ignore_index: int = -1,
-) -> tuple[Tensor, Tensor]:
+def two_way_logsumexp(pairs: Pairs, meets: Meets = "all") -> tuple[Tensor, Tensor]:
     """``[N]`` and ``[M]``: log Σ e^{scale · q·k} over the keys that each query meets, and over the queries
     that meet each key; both differentiable.
 
     In plain PyTorch::
 
-        S = (scale * queries @ keys.T).masked_fill(~met, -inf)
+        S = (pairs.scale * pairs.queries @ pairs.keys.T).masked_fill(~pairs.tile(meets), -inf)
         rows, columns = S.logsumexp(1), S.logsumexp(0)
 
-    Who meets whom is said as in :func:`logsumexp`. A row or column that meets nothing has −∞ and passes no
-    gradient on, whatever comes from above. Rows are float32, float64, bfloat16 or float16; halves are
-    computed with in float32, in which the results are returned and ``scale`` expected.
+    Rows, ids and own keys are as in :func:`logsumexp`. A row or column that meets nothing has −∞ and passes
+    no gradient on, whatever comes from above.
 
     One similarity matrix serves both directions: 1 GEMM forward; with the gradients of queries, keys and
     scale 4 in all, with those of one side 3.
     """
-    require(queries.device, queries.dtype)
-    rows, columns, _, _ = torch.ops.wscl_fast.two_way_logsumexp(
-        queries, keys, query_ids, key_ids, own, scale, MEETS[meets], ignore_index
-    )
+    require(pairs.queries.device, pairs.queries.dtype)
+    rows, columns, _, _ = torch.ops.wscl_fast.two_way_logsumexp(*arguments(pairs, meets))
     return cast(Tensor, rows), cast(Tensor, columns)
 
 
-def _fake_forward(
-    queries: Tensor,
-    keys: Tensor,
-    query_ids: Tensor | None,
-    key_ids: Tensor | None,
-    own: Tensor | None,
-    scale: Tensor,
-    meets: int,
-    ignore_index: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _fake_forward(queries: Tensor, keys: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     n, m, dtype = queries.shape[0], keys.shape[0], compute_dtype(queries.dtype)
     return (
         queries.new_empty(n, dtype=dtype),
@@ -64,34 +44,14 @@ def _fake_forward(
 
 
 def _fake_backward(
-    grad_rows: Tensor,
-    grad_columns: Tensor,
-    queries: Tensor,
-    keys: Tensor,
-    query_ids: Tensor | None,
-    key_ids: Tensor | None,
-    own: Tensor | None,
-    scale: Tensor,
-    meets: int,
-    ignore_index: int,
-    row_stats: Tensor,
-    column_stats: Tensor,
-    need_queries: bool,
-    need_keys: bool,
+    grad_rows: Tensor, grad_columns: Tensor, queries: Tensor, keys: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor]:
+    *_, need_queries, need_keys = rest
     dtype, d = compute_dtype(queries.dtype), queries.shape[1]
     return (
         queries.new_empty(queries.shape[0] if need_queries else 0, d, dtype=dtype),
         queries.new_empty(keys.shape[0] if need_keys else 0, d, dtype=dtype),
     )
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, meets, ignore_index = inputs
-    _, _, row_stats, column_stats = output
-    ctx.options = (meets, ignore_index)
-    ctx.mark_non_differentiable(row_stats, column_stats)
-    ctx.save_for_backward(*tensors, row_stats, column_stats)
 
 
 def _backward(ctx: Any, grad_rows: Tensor, grad_columns: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
@@ -117,12 +77,5 @@ def _backward(ctx: Any, grad_rows: Tensor, grad_columns: Tensor, *_: Tensor) -> 
     )
 
 
-def _no_double_backward(ctx: Any, *_: Tensor) -> None:
-    raise NotImplementedError("two_way_logsumexp: the fused kernels have no second derivative")
-
-
-if extension is not None:
-    torch.library.register_fake("wscl_fast::two_way_logsumexp", _fake_forward)
-    torch.library.register_fake("wscl_fast::two_way_logsumexp_backward", _fake_backward)
-    torch.library.register_autograd("wscl_fast::two_way_logsumexp", _backward, setup_context=_setup_context)
-    torch.library.register_autograd("wscl_fast::two_way_logsumexp_backward", _no_double_backward)
+register("two_way_logsumexp", _fake_forward, _backward, tensors=6, options=2, results=2)
+register_backward("two_way_logsumexp_backward", _fake_backward)

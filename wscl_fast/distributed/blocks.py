@@ -36,9 +36,7 @@ def nothing(queries: Tensor, need_mean: bool) -> Block:
 def logsumexp(pairs: Pairs, meets: Meets, need_mean: bool, fused: bool) -> Block:
     """Log-sum-exp of every query over the keys that it meets, and their mean key where it is needed."""
     if fused:
-        return _ops.logsumexp_block(
-            *pairs[:-1], meets=meets, ignore_index=pairs.ignore_index, need_mean=need_mean
-        )
+        return _ops.logsumexp_block(pairs, meets, need_mean=need_mean)
     queries, keys = pairs.queries, pairs.keys
     whole = nothing(queries, need_mean)
     for rows in _slices(len(queries), ROWS):
@@ -62,9 +60,7 @@ def logsumexp(pairs: Pairs, meets: Meets, need_mean: bool, fused: bool) -> Block
 def logsumexp_backward(pairs: Pairs, meets: Meets, stats: Tensor, upstream: Tensor, fused: bool) -> Tensor:
     """The gradient of the keys ``[M, d]``, for ``upstream [N]`` of the log-sum-exp that ``stats`` give."""
     if fused:
-        return _ops.logsumexp_block_backward(
-            upstream, *pairs[:-1], stats, meets=meets, ignore_index=pairs.ignore_index
-        )
+        return _ops.logsumexp_block_backward(upstream, pairs, stats, meets)
     queries, keys = pairs.queries, pairs.keys
     grad = torch.zeros_like(keys)
     # The very shift of the forward pass, so that its rounding cancels in every probability.

@@ -16,28 +16,28 @@ def logsumexp(pairs: Pairs, meets: Meets, *, fused: bool, factor: float = 1.0) -
     """``log Σ e^{factor · S_ij}`` over the keys that query i meets, ``[N]``; −inf where there are none."""
     if not fused:
         return chunked.logsumexp(pairs, meets, factor)
-    return _ops.logsumexp(*pairs[:5], factor * pairs.scale, meets=meets, ignore_index=pairs.ignore_index)
+    return _ops.logsumexp(pairs._replace(scale=factor * pairs.scale), meets)
 
 
 def softmax(pairs: Pairs, meets: Meets, *, fused: bool) -> tuple[Tensor, Tensor]:
     """The same with factor 1, and the mean logit of every row under the softmax, without a gradient."""
     if not fused:
         return chunked.softmax(pairs, meets)
-    return _ops.softmax(*pairs[:6], meets=meets, ignore_index=pairs.ignore_index)
+    return _ops.softmax(pairs, meets)
 
 
 def softplus_sum(pairs: Pairs, meets: Meets, offset: Tensor, *, fused: bool) -> Tensor:
     """``Σ log(1 + e^{S_ij + offset_i})`` over the keys that query i meets, ``[N]``."""
     if not fused:
         return chunked.softplus_sum(pairs, meets, offset)
-    return _ops.softplus_sum(*pairs[:6], offset, meets=meets, ignore_index=pairs.ignore_index)
+    return _ops.softplus_sum(pairs, offset, meets)
 
 
 def two_way_logsumexp(pairs: Pairs, meets: Meets, *, fused: bool) -> tuple[Tensor, Tensor]:
     """:func:`logsumexp` of the queries over the keys, and of the keys over the queries; without own keys."""
     if not fused:
         return chunked.logsumexp(pairs, meets), chunked.logsumexp(pairs.swapped(), meets)
-    return _ops.two_way_logsumexp(*pairs[:6], meets=meets, ignore_index=pairs.ignore_index)
+    return _ops.two_way_logsumexp(pairs, meets)
 
 
 def weighted_sum(
