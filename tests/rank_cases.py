@@ -1,4 +1,4 @@
-"""What every process of a group runs; ``tests/test_distributed.py`` reports it."""
+"""Collectives, queues and the plain loss over ranks; ``tests/test_distributed.py`` reports it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from ranks import close, cut, uneven
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from wscl_fast import CLIPLoss, ClusteredInfoNCE, ClusterQueue, SigLIPLoss, distributed, functional
+from wscl_fast import ClusterQueue, distributed, functional
 from wscl_fast.distributed import broadcast, gather, rank, sum_over_ranks, world_size
 
 CASES = {}
@@ -21,24 +19,6 @@ CASES = {}
 def case(function):  # type: ignore[no-untyped-def]
     CASES[function.__name__] = function
     return function
-
-
-def close(got: Tensor | None, want: Tensor | None, tolerance: float = 1e-6) -> None:
-    """Relative to the largest entry: what a gradient's error is measured by."""
-    assert got is not None
-    assert want is not None
-    size = float(want.abs().max()) if want.numel() else 0.0
-    torch.testing.assert_close(got, want, rtol=0, atol=tolerance * size + 1e-300)
-
-
-def cut(whole: Tensor, rows: list[int], group: Any) -> Tensor:
-    """The rows of this rank, a leaf of its own."""
-    return whole.detach().split(rows)[rank(group)].clone().requires_grad_(whole.requires_grad)
-
-
-def uneven(group: Any) -> list[int]:
-    """Different numbers of rows for the ranks; the last has none."""
-    return {2: [5, 0], 3: [3, 5, 0], 4: [3, 5, 1, 0]}[world_size(group)]
 
 
 @case
@@ -277,108 +257,3 @@ def nothing_to_learn_from(group: Any) -> None:
         loss.backward()
         assert loss == 0
         assert (x.grad == 0).all()
-
-
-@case
-def no_rank_holds_all_keys(group: Any) -> None:
-    """In the ring a rank makes no tensor longer than the longest block."""
-    longest = 0
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-            nonlocal longest
-            out = function(*args, **(kwargs or {}))
-            rows = [len(t) for t in tree_leaves(out) if isinstance(t, Tensor) and t.shape[1:] == (32,)]
-            longest = max([longest, *rows])
-            return out
-
-    x = torch.randn(40, 32, requires_grad=True)
-    ids = torch.randint(0, 5, (40,))
-    with Watch():
-        distributed.clustered_infonce(x, query_clusters=ids, gather="ring", group=group).backward()
-    assert 40 <= longest <= 41
-
-
-@case
-def through_ddp(group: Any) -> None:
-    """Encoder and temperature under DistributedDataParallel learn what one process with the batch does."""
-    size, me = world_size(group), rank(group)
-    for gathering in ("all", "ring"):
-        for reduction in ("mean", "sum"):
-            settings = {"temperature": 0.4, "learnable_temperature": True, "reduction": reduction}
-            rows = [5, 9, 2, 6][:size]
-            inputs = torch.randn(sum(rows), 2, 4, dtype=torch.float64)
-            clusters = torch.randint(-1, 3, (sum(rows),))
-            torch.manual_seed(1)
-            one = Model(ClusteredInfoNCE(**settings)).double()
-            torch.manual_seed(1)
-            loss_fn = ClusteredInfoNCE(**settings, gather=gathering, group=group, ddp=True)
-            ours = DistributedDataParallel(Model(loss_fn).double(), process_group=group)
-            one_loss = one(inputs, clusters)
-            one_loss.backward()
-            loss = ours(inputs.split(rows)[me], clusters.split(rows)[me])
-            loss.backward()
-            close(loss.detach(), one_loss.detach())
-            for got, want in zip(ours.parameters(), one.parameters(), strict=True):
-                close(got.grad, want.grad)
-
-
-@case
-def every_option_through_the_module(group: Any) -> None:
-    """Other denominators, own views, views across: as one process with the batch has them."""
-    size, me = world_size(group), rank(group)
-    rows = uneven(group)
-    for settings in (
-        {"denominator": "other", "hardness": 0.4},
-        {"denominator": "decoupled", "positives": "in"},
-        {"denominator": "other", "own_views": True},
-        {"own_views": True, "contrast": "cross"},
-        {"contrast": "cross", "reduction": "sum"},
-    ):
-        whole = torch.randn(sum(rows), 2, 4, dtype=torch.float64, requires_grad=True)
-        clusters = torch.randint(-1, 3, (sum(rows),))
-        one = ClusteredInfoNCE(0.3, **settings)(whole, clusters)
-        one.backward()
-        mine = cut(whole, rows, group)
-        loss_fn = ClusteredInfoNCE(0.3, **settings, gather="all", group=group)
-        loss = loss_fn(mine, clusters.split(rows)[me])
-        loss.backward()
-        close(loss.detach(), one.detach())
-        close(mine.grad, whole.grad.split(rows)[me])
-    assert size > 1
-
-
-@case
-def two_sides_through_the_modules(group: Any) -> None:
-    """CLIP and SigLIP over all ranks' pairs, each row its own or of a cluster; one rank has none."""
-    me, rows = rank(group), uneven(group)
-    for clip in (True, False):
-        for gathering in ("all", "ring") if clip else ("all",):
-            for clustered in (False, True):
-                for reduction in ("mean", "sum"):
-                    make = CLIPLoss if clip else SigLIPLoss
-                    one = make(0.3, reduction=reduction).double()
-                    ours = make(0.3, reduction=reduction, gather=gathering, group=group).double()
-                    x, y = torch.randn(2, sum(rows), 4, dtype=torch.float64)
-                    x, y = x.requires_grad_(), y.requires_grad_()
-                    ids = torch.randint(-1, 4, (sum(rows),)) if clustered else None
-                    want = one(x, y, ids)
-                    want.backward()
-                    mine = [cut(side, rows, group) for side in (x, y)]
-                    got = ours(*mine, None if ids is None else ids.split(rows)[me])
-                    got.backward()
-                    close(got.detach(), want.detach())
-                    for here, there in zip(mine, (x, y), strict=True):
-                        close(here.grad, there.grad.split(rows)[me])
-                    for here, there in zip(ours.parameters(), one.parameters(), strict=True):
-                        close(sum_over_ranks(here.grad, group), there.grad)
-
-
-class Model(torch.nn.Module):
-    def __init__(self, loss_fn: torch.nn.Module) -> None:
-        super().__init__()
-        self.encoder = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 5))
-        self.loss_fn = loss_fn
-
-    def forward(self, inputs: Tensor, clusters: Tensor) -> Tensor:
-        return self.loss_fn(self.encoder(inputs), clusters)

@@ -19,10 +19,50 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from wscl_fast.distributed import rank, world_size
 
 SIZES = (2, 3, 4)
 TIMEOUT = datetime.timedelta(seconds=60)
 Case = Callable[[Any], None]
+
+
+def close(got: Tensor | None, want: Tensor | None, tolerance: float = 1e-6) -> None:
+    """Relative to the largest entry: what a gradient's error is measured by."""
+    assert got is not None
+    assert want is not None
+    size = float(want.abs().max()) if want.numel() else 0.0
+    torch.testing.assert_close(got, want, rtol=0, atol=tolerance * size + 1e-300)
+
+
+def cut(whole: Tensor, rows: list[int], group: Any) -> Tensor:
+    """The rows of this rank, a leaf of its own."""
+    return whole.detach().split(rows)[rank(group)].clone().requires_grad_(whole.requires_grad)
+
+
+def uneven(group: Any) -> list[int]:
+    """Different numbers of rows for the ranks; the last has none."""
+    return {2: [5, 0], 3: [3, 5, 0], 4: [3, 5, 1, 0]}[world_size(group)]
+
+
+def longest_with_width(width: int, step: Callable[[], None]) -> int:
+    """The most rows of any tensor ``[rows, width]`` that a step makes."""
+    longest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            nonlocal longest
+            out = function(*args, **(kwargs or {}))
+            rows = [len(t) for t in tree_leaves(out) if isinstance(t, Tensor) and t.shape[1:] == (width,)]
+            longest = max([longest, *rows])
+            return out
+
+    with Watch():
+        step()
+    return longest
 
 
 def _work(number: int, module: str, folder: str) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import rank_cases
+import rank_loss_cases
+import rank_module_cases
 import ranks
 import torch
 import torch.distributed as dist
-from rank_cases import CASES
 
 from wscl_fast import ClusteredInfoNCE, functional
 from wscl_fast.distributed import broadcast, clustered_infonce, gather, rank, sum_over_ranks, world_size
@@ -15,14 +17,19 @@ pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="PyTorch was built without gloo"
 )
 
+MODULES = (rank_cases, rank_loss_cases, rank_module_cases)
+
 
 @pytest.fixture(scope="module")
 def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return ranks.run("rank_cases", tmp_path_factory.mktemp("ranks"))
+    made: dict[str, str] = {}
+    for module in MODULES:
+        made |= ranks.run(module.__name__, tmp_path_factory.mktemp(module.__name__))
+    return made
 
 
 @pytest.mark.parametrize("size", ranks.SIZES)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for module in MODULES for name in module.CASES])
 def test_ranks(name: str, size: int, failures: dict[str, str]) -> None:
     if text := failures.get(f"{name}-{size}"):
         pytest.fail(text, pytrace=False)

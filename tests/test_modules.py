@@ -133,7 +133,7 @@ def test_refusals() -> None:
             "key_valid: expected None where keys is None",
         ),
         (lambda: CLIPLoss(gather="count"), ValueError, "gather: expected 'none', 'all' or 'ring'"),
-        (lambda: SigLIPLoss(gather="ring"), ValueError, "gather: expected 'none' or 'all'"),
+        (lambda: SigLIPLoss(gather="count"), ValueError, "gather: expected 'none', 'all' or 'ring'"),
         (lambda: SigLIPLoss()(x, x[:3]), ValueError, "y: expected 4 rows as in x, got 3"),
         (lambda: CLIPLoss(gather="all")(x, x[:3]), ValueError, "y: expected 4 rows as in x, got 3"),
         (lambda: CLIPLoss(temperature=-1), ValueError, "temperature: expected a finite number above 0"),

@@ -111,8 +111,9 @@ def test_the_module_returns_them() -> None:
     torch.testing.assert_close(loss, loss_fn(features, clusters))
     assert stats.positives.tolist() == [3, 3, 3, 3, 3, 3, 3, 3, 1, 1, 0, 0]
     torch.testing.assert_close(stats.positive_share, torch.tensor(10 / 12))
-    with pytest.raises(ValueError, match="return_stats: not available over ranks"):
-        ClusteredInfoNCE(gather="all")(features, clusters, return_stats=True)
+    for gathering in ("all", "ring", "count"):  # of one process
+        _, shared = ClusteredInfoNCE(0.2, gather=gathering)(features, clusters, return_stats=True)
+        torch.testing.assert_close(shared, stats, equal_nan=True)
 
 
 @pytest.mark.parametrize("impl", IMPLS)

@@ -106,11 +106,9 @@ def allowed_sum(pairs: Pairs, values: Tensor) -> Tensor:
     return torch.where((pairs.query_ids != pairs.ignore_index)[:, None], result, 0.0)
 
 
-def matching_mean(pairs: Pairs) -> tuple[Tensor, Tensor]:
-    """The mean logit of each query and the keys of its id, ``[N]``, zero without one; and their count."""
-    count = matching_count(pairs)
-    total = (pairs.queries * matching_sum(pairs, pairs.keys)).sum(1)
-    return pairs.scale * total / count.clamp(min=1).to(total.dtype), count
+def matching_logits(pairs: Pairs) -> Tensor:
+    """``Σ S_ij`` over the keys of query i's id that it may meet, ``[N]``, without a pass over pairs."""
+    return pairs.scale * (pairs.queries * matching_sum(pairs, pairs.keys)).sum(1)
 
 
 def _own_is_same(pairs: Pairs) -> Tensor:

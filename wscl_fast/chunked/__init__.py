@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from wscl_fast.chunked.infonce import (
+    largest_pair_loss,
     logsumexp,
     logsumexp_of_logsigmoid,
     pair_losses,
@@ -18,6 +19,7 @@ __all__ = [
     "kmeans_distances",
     "kmeans_potentials",
     "kmeans_update",
+    "largest_pair_loss",
     "logsumexp",
     "logsumexp_of_logsigmoid",
     "pair_losses",

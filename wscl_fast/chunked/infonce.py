@@ -48,7 +48,7 @@ def softmax(pairs: Pairs, meets: Meets) -> tuple[Tensor, Tensor]:
     return lse, mean.detach()
 
 
-def softplus_sum(pairs: Pairs, meets: Meets, offset: Tensor) -> Tensor:
+def softplus_sum(pairs: Pairs, offset: Tensor, meets: Meets) -> Tensor:
     """``Σ log(1 + e^{S_ij + offset_i})`` over the keys that query i meets, ``[N]``."""
 
     def tile(logits: Tensor, mask: Tensor, offset: Tensor) -> Tensor:
@@ -66,22 +66,23 @@ def logsumexp_of_logsigmoid(pairs: Pairs, offset: Tensor) -> Tensor:
     return _reduce(pairs, "same", tile, _join_logsumexp, offset)
 
 
-def pair_losses(pairs: Pairs, lse: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
-    """``Σ max(lse_i − S_ij, floor)`` over the keys of query i's id, ``[N]``, and the largest term of all.
+def pair_losses(pairs: Pairs, lse: Tensor, floor: Tensor) -> Tensor:
+    """``Σ max(lse_i − S_ij, floor)`` over the keys of query i's id, ``[N]``, for a floor that is 0-dim."""
 
-    The floor is 0-dim; without any pair the largest term is −inf.
-    """
-
-    def total(logits: Tensor, mask: Tensor, lse: Tensor, floor: Tensor) -> Tensor:
+    def tile(logits: Tensor, mask: Tensor, lse: Tensor, floor: Tensor) -> Tensor:
         return torch.maximum(lse[:, None] - logits, floor[:, None]).masked_fill(~mask, 0).sum(1)
 
-    def largest(logits: Tensor, mask: Tensor, lse: Tensor) -> Tensor:
+    return _reduce(pairs, "same", tile, _join_sum, lse, floor.expand_as(lse))
+
+
+def largest_pair_loss(pairs: Pairs, lse: Tensor) -> Tensor:
+    """``max(lse_i − S_ij)`` over the keys of query i's id, ``[N]``; −inf where there are none."""
+
+    def tile(logits: Tensor, mask: Tensor, lse: Tensor) -> Tensor:
         terms = (lse[:, None] - logits).masked_fill(~mask, -torch.inf)
         return terms.amax(1) if terms.shape[1] else lse - torch.inf
 
-    sums = _reduce(pairs, "same", total, _join_sum, lse, floor.expand_as(lse))
-    terms = _reduce(pairs, "same", largest, _join_largest, lse)
-    return sums, terms.amax() if len(terms) else floor
+    return _reduce(pairs, "same", tile, _join_largest, lse)
 
 
 def _join_largest(parts: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from wscl_fast import affinity as affinities
 from wscl_fast.affinity import Affinity
 from wscl_fast.chunked.infonce import COLUMNS, ROWS, blocks
 from wscl_fast.pairs import Pairs
-from wscl_fast.reference import log_difference, masked_logsumexp, signed_logsumexp
+from wscl_fast.reference import masked_logsumexp, signed_logsumexp
 
 FACTOR_ROWS = 8192  # rows unpacked to factors at a time
 
@@ -67,7 +67,9 @@ def weighted_sum(
 def weighted_logsumexp(
     affinity: Affinity, query_auxiliary: Tensor, key_auxiliary: Tensor, pairs: Pairs
 ) -> Tensor:
-    """``log Σ w_ij e^{S_ij}`` over the keys that query i may meet, ``[N]``; −inf where not above 0."""
+    """``log Σ |w_ij| e^{S_ij}`` over the keys that query i may meet, of the weights above 0 and of those
+    below, ``[2, N]``; −inf where there are none.
+    """
 
     def tile(q: Tensor, k: Tensor, scale: Tensor, of_q: Tensor, of_k: Tensor, mask: Tensor) -> Tensor:
         weights = affinities.weights(affinity, of_q, of_k, q.dtype).masked_fill(~mask, 0)
@@ -80,9 +82,8 @@ def weighted_logsumexp(
             inputs = (pairs.queries[rows], pairs.keys[columns], pairs.scale)
             auxiliary = (query_auxiliary[rows], key_auxiliary[columns])
             tiles.append(_again(tile, *inputs, *auxiliary, pairs.tile("all", rows, columns)))
-        positive, negative = torch.stack(tiles, -1)
-        results.append(log_difference(_logsumexp(positive), _logsumexp(negative)))
-    return torch.cat(results)
+        results.append(torch.stack([_logsumexp(parts) for parts in torch.stack(tiles, -1)]))
+    return torch.cat(results, 1)
 
 
 def _logsumexp(parts: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Several processes as one: collectives over rows, and the loss over the batch of all ranks."""
+"""Several processes as one: collectives over rows, and the losses over the batch of all ranks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from wscl_fast.distributed.collectives import (
     sum_over_ranks,
     world_size,
 )
-from wscl_fast.distributed.infonce import Gather, clustered_infonce
+from wscl_fast.distributed.infonce import clustered_infonce
+from wscl_fast.distributed.known import hierarchical_infonce, soft_infonce
+from wscl_fast.distributed.shared import Gather
+from wscl_fast.distributed.two_way import siglip_loss
 
 __all__ = [
     "Gather",
@@ -18,7 +21,10 @@ __all__ = [
     "clustered_infonce",
     "first_row",
     "gather",
+    "hierarchical_infonce",
     "rank",
+    "siglip_loss",
+    "soft_infonce",
     "sum_over_ranks",
     "world_size",
 ]

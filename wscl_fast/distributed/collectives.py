@@ -17,6 +17,7 @@ __all__ = [
     "broadcast",
     "first_row",
     "gather",
+    "largest_over_ranks",
     "rank",
     "rows_of_ranks",
     "sum_over_ranks",
@@ -105,6 +106,11 @@ def rows_of_ranks(tensor: Tensor, group: Group) -> tuple[list[int], bool]:
             f"tensor: expected rows of one size on all ranks, got {[width for _, width, _ in heads]} elements"
         )
     return [length for length, _, _ in heads], any(wants for *_, wants in heads)
+
+
+def largest_over_ranks(values: Tensor, group: Group = None) -> Tensor:
+    """The largest of all ranks' numbers ``[K]``, each; its gradient comes back to the rank that has it."""
+    return values if world_size(group) == 1 else gather(values[None], group).amax(0)
 
 
 def first_row(tensor: Tensor, group: Group = None) -> int:

@@ -1,6 +1,6 @@
 """Sums over the keys of each query's id, block by block, without a pass over pairs.
 
-    count_i = |P(i)|,   sum_i = Σ_{j ∈ P(i)} k_j,   and for the keys  Σ_{i: j ∈ P(i)} v_i
+    sum_i = Σ_{j ∈ P(i)} k_j,   and for the keys  Σ_{i: j ∈ P(i)} v_i
 
 One sum for each id, less what a query's own key adds. In double precision, a few thousand keys at a time, so
 that a block in single precision is never copied whole.
@@ -29,34 +29,22 @@ class Matching:
         self.ordered = query_ids.sort().values
         # The sum of an id lies where the id first stands in order; slot n takes what belongs to no query.
         self.of_query = self._slots(query_ids)
-        self.counts = torch.zeros(n + 1, dtype=torch.int64, device=query_ids.device)
         self.sums = torch.zeros(n + 1, width, dtype=torch.float64, device=query_ids.device)
-        self.own_count = torch.zeros_like(query_ids)
         self.own_sum = torch.zeros(n, width, dtype=torch.float64, device=query_ids.device)
 
     def add(self, pairs: Pairs) -> None:
         """Add a block of keys."""
         slots = self._slots(pairs.key_ids)
-        self.counts += slots.bincount(minlength=len(self.counts))
-        if self.sums.shape[1]:
-            for chunk in _chunks(len(slots)):
-                self.sums.index_add_(0, slots[chunk], pairs.keys[chunk].double())
+        for chunk in _chunks(len(slots)):
+            self.sums.index_add_(0, slots[chunk], pairs.keys[chunk].double())
         if pairs.own is not None and len(slots):
             rows, own = self._own(pairs)
-            self.own_count[rows] += 1
-            if self.sums.shape[1]:
-                self.own_sum[rows] += pairs.keys[own].double()
+            self.own_sum[rows] += pairs.keys[own].double()
 
-    def count(self) -> Tensor:
-        """``[N]`` int64: how many keys of its id a query met."""
-        count = self.counts[self.of_query] - self.own_count
-        return count.masked_fill(self.query_ids == self.ignore_index, 0)
-
-    def mean(self) -> Tensor:
-        """``[N, d]`` float64: the mean of these keys, 0 where there are none."""
-        count = self.count()
-        mean = (self.sums[self.of_query] - self.own_sum) / count.clamp(min=1)[:, None]
-        return torch.where((count > 0)[:, None], mean, 0.0)
+    def sum(self) -> Tensor:
+        """``[N, d]`` float64: the sum of these keys."""
+        ignored = (self.query_ids == self.ignore_index)[:, None]
+        return (self.sums[self.of_query] - self.own_sum).masked_fill(ignored, 0)
 
     def per_id(self, values: Tensor) -> Tensor:
         """``[N + 1, d]``: for every id the sum of its queries' rows of ``values [N, d]``."""
@@ -65,14 +53,14 @@ class Matching:
         sums[-1] = 0
         return sums.to(values.dtype)
 
-    def subtract(self, grad: Tensor, pairs: Pairs, values: Tensor, per_id: Tensor) -> None:
-        """Take from every key's row of ``grad [M, d]`` the ``values`` of the queries whose positive it is."""
+    def spread(self, grad: Tensor, pairs: Pairs, values: Tensor, per_id: Tensor) -> None:
+        """Add to every key's row of ``grad [M, d]`` the ``values`` of the queries that have its id."""
         slots = self._slots(pairs.key_ids)
         for chunk in _chunks(len(slots)):
-            grad[chunk] -= per_id[slots[chunk]]
+            grad[chunk] += per_id[slots[chunk]]
         if pairs.own is not None and len(slots):
             rows, own = self._own(pairs)
-            grad.index_add_(0, own, values[rows])
+            grad.index_add_(0, own, values[rows], alpha=-1)
 
     def _slots(self, ids: Tensor) -> Tensor:
         none = len(self.ordered)

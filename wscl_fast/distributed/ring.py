@@ -1,10 +1,9 @@
 """Keys streamed round the ranks, so that none of them ever holds all keys.
 
 Every rank keeps its queries. Its block of keys goes from rank to rank; at each of the W stops it meets the
-queries there, while the next block is already on its way. After one trip every rank has, over all keys, the
-log-sum-exp of its queries and their mean keys, from which the queries' gradient is read off. The gradient
-of the keys takes a second trip: each block travels with the gradient gathered so far and comes home with
-all of it.
+queries there, while the next block is already on its way. After one trip every rank has, over all keys, what
+was asked of its queries. The gradient takes a second trip: each block travels with the gradient gathered so
+far and comes home with all of it.
 
 On a rank, in memory: two blocks of keys, and as many of their gradients in the backward pass. On the wire:
 M · d numbers a rank in the forward pass, as an all-gather sends, and twice that in the backward pass.
@@ -12,59 +11,69 @@ M · d numbers a rank in the forward pass, as an all-gather sends, and twice tha
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from wscl_fast._ops import merge_blocks
-from wscl_fast.distributed import blocks
-from wscl_fast.distributed.collectives import Group, agree, peer, rank, rows_of_ranks, world_size
-from wscl_fast.distributed.matching import Matching
-from wscl_fast.pairs import Pairs
+from wscl_fast.distributed.collectives import (
+    Group,
+    agree,
+    largest_over_ranks,
+    peer,
+    rank,
+    rows_of_ranks,
+    sum_over_ranks,
+    world_size,
+)
+from wscl_fast.distributed.terms import Needs, Term, term_of
+from wscl_fast.functional._passes import Passes, Request
 
-__all__ = ["clustered_infonce"]
-
-
-def clustered_infonce(
-    queries: Tensor,  # [N, d], this rank's
-    keys: Tensor,  # [M of this rank, d]
-    query_ids: Tensor,  # [N] int64
-    key_ids: Tensor,  # [M of this rank] int64
-    own: Tensor | None,  # [N] int64, the number among all ranks' keys
-    scale: Tensor,  # 0-dim
-    *,
-    inner: bool,
-    ignore_index: int,
-    fused: bool,
-    group: Group,
-) -> tuple[Tensor, Tensor]:
-    """Loss ``[N]`` of this rank's queries over all ranks' keys, and the counts of their positives ``[N]``."""
-    rows, wanted = rows_of_ranks(keys, group)
-    task = _Task(query_ids, key_ids, own, inner, ignore_index, fused, tuple(rows), group)
-    keys = agree(keys) if wanted else keys.detach()
-    return cast("tuple[Tensor, Tensor]", _Ring.apply(queries, keys, scale, task))  # type: ignore[no-untyped-call]
+__all__ = ["Ring"]
 
 
-class _Task(NamedTuple):
-    """What both passes read beside the tensors that get gradients."""
+class Ring(Passes):
+    """Answers over the keys of all ranks, of which each has its own; own keys are numbered among all.
 
-    query_ids: Tensor
-    key_ids: Tensor
-    own: Tensor | None
-    inner: bool
-    ignore_index: int
+    The pairs' scales carry no gradient: they are folded into the queries. Every rank must ask the same.
+    """
+
+    whole = False
+
+    def __init__(self, fused: bool, group: Group) -> None:
+        super().__init__(fused)
+        self.group = group
+
+    def __call__(self, requests: Mapping[str, Request]) -> dict[str, Tensor]:
+        """The value of each request, all of them from one trip."""
+        pairs = next(iter(requests.values())).pairs
+        queries, keys = pairs.queries, pairs.keys
+        rows, wanted = rows_of_ranks(keys, self.group)
+        keys = agree(keys) if wanted else keys.detach()
+        inputs = [getattr(request, name) for request in requests.values() for name in request.inputs]
+        terms = [term_of(request) for request in requests.values()]
+        if any(term.again for term in terms):
+            # Their gradients take a trip, on which every rank must go if one does.
+            wants = torch.is_grad_enabled() and any(x.requires_grad for x in (queries, *inputs))
+            flag = torch.tensor(float(wants), device=queries.device)
+            queries = agree(queries) if sum_over_ranks(flag, self.group) > 0 else queries
+        route = _Route(rows, self.fused, self.group)
+        values = _Trip.apply(queries, keys, route, list(requests.values()), *inputs)  # type: ignore[no-untyped-call]
+        return dict(zip(requests, values, strict=True))
+
+    def largest(self, values: Tensor) -> Tensor:
+        return largest_over_ranks(values, self.group)
+
+
+class _Route(NamedTuple):
+    """What does not change on the way."""
+
+    rows: list[int]  # keys of every rank
     fused: bool
-    rows: tuple[int, ...]  # keys of every rank
     group: Group
-
-    def pairs(self, queries: Tensor, keys: Tensor, scale: Tensor, ids: Tensor, block: int) -> Pairs:
-        """The queries here and a block of keys; an own key that lies in another block is none."""
-        own = None if self.own is None else self.own - sum(self.rows[:block])
-        own = None if own is None else torch.where((own >= 0) & (own < len(keys)), own, -1)
-        return Pairs(queries, keys.to(queries.dtype), self.query_ids, ids, own, scale, self.ignore_index)
 
 
 class _Traffic:
@@ -97,92 +106,134 @@ class _Traffic:
         self.operations, self.requests = [], []  # what was sent may be freed
 
 
-# What happens where a block meets this rank's queries: given the block's rank, keys and ids, the gradient of
-# its keys, or None.
-_Visit = Callable[[int, Tensor, Tensor], "Tensor | None"]
+# What happens where a block meets this rank's queries: given the requests of this block alone, the gradient
+# of its keys, or None.
+_Visit = Callable[[list[Request]], "Tensor | None"]
 
 
-def _trip(keys: Tensor, task: _Task, visit: _Visit) -> Tensor | None:
+def _round(
+    queries: Tensor, keys: Tensor, requests: list[Request], route: _Route, visit: _Visit
+) -> Tensor | None:
     """Sends every rank's keys once round; the gradient of this rank's block comes home with all in it."""
-    me, size, ids = rank(task.group), world_size(task.group), task.key_ids
+    me, size = rank(route.group), world_size(route.group)
+    luggage = _Luggage(requests)
+    travelling = [keys, *luggage.columns]
     gathered: Tensor | None = None  # the gradient of the block that was here before
     for step in range(size):
         block = (me - step) % size
-        traffic = _Traffic(task.group)
+        traffic = _Traffic(route.group)
         following, came = None, None
         if step + 1 < size:
-            following = [traffic.pass_on(tensor, task.rows[block - 1]) for tensor in (keys, ids)]
+            following = [traffic.pass_on(tensor, route.rows[block - 1]) for tensor in travelling]
         if gathered is not None:
-            came = traffic.pass_on(gathered, task.rows[block])
+            came = traffic.pass_on(gathered, route.rows[block])
         traffic.start()
-        mine = visit(block, keys, ids)
+        mine = visit(luggage.unpacked(queries, travelling, sum(route.rows[:block])))
         traffic.wait()
         gathered = mine if mine is None or came is None else mine.add_(came)
         if following is not None:
-            keys, ids = following
+            travelling = following
     if gathered is None or size == 1:
         return gathered
-    traffic = _Traffic(task.group)
-    home = traffic.pass_on(gathered, task.rows[me])
+    traffic = _Traffic(route.group)
+    home = traffic.pass_on(gathered, route.rows[me])
     traffic.start()
     traffic.wait()
     return home
 
 
-class _Ring(torch.autograd.Function):
+class _Luggage:
+    """What travels beside the keys: ids and whatever else has a row for each key, each of them once."""
+
+    def __init__(self, requests: list[Request]) -> None:
+        self.requests = requests
+        self.columns: list[Tensor] = []
+        self.places = [
+            [self._place(column) for column in (request.pairs.key_ids, *_more(request))]
+            for request in requests
+        ]
+
+    def _place(self, column: Tensor) -> int:
+        for place, known in enumerate(self.columns):
+            if known is column:
+                return place
+        self.columns.append(column)
+        return len(self.columns) - 1
+
+    def unpacked(self, queries: Tensor, travelling: list[Tensor], first: int) -> list[Request]:
+        """The requests of a block whose first key has this number; an own key outside of it is none."""
+        keys, *columns = travelling
+        keys = keys.to(queries.dtype)
+        own = self.requests[0].pairs.own
+        if own is not None:
+            own = own - first
+            own = torch.where((own >= 0) & (own < len(keys)), own, -1)
+        made = []
+        for request, (ids, *more) in zip(self.requests, self.places, strict=True):
+            pairs = request.pairs._replace(queries=queries, keys=keys, key_ids=columns[ids], own=own)
+            fields: dict[str, Any] = {"pairs": pairs}
+            fields |= {name: columns[place] for name, place in zip(request.of_keys, more, strict=True)}
+            made.append(replace(request, **fields))
+        return made
+
+
+def _more(request: Request) -> list[Tensor]:
+    return [getattr(request, name) for name in request.of_keys]
+
+
+class _Trip(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, queries: Tensor, keys: Tensor, scale: Tensor, task: _Task) -> tuple[Tensor, Tensor]:
-        need_mean = ctx.needs_input_grad[0] or ctx.needs_input_grad[2]
-        met = positive = blocks.nothing(queries, need_mean)
-        matching = Matching(task.query_ids, task.ignore_index, 0 if task.inner else queries.shape[1])
+    def forward(
+        ctx: Any, queries: Tensor, keys: Tensor, route: _Route, requests: list[Request], *inputs: Tensor
+    ) -> tuple[Tensor, ...]:
+        requests = _with_inputs(requests, [x.detach() for x in inputs])
+        needs = Needs(*ctx.needs_input_grad[:2])
+        terms = [term_of(request) for request in requests]
 
-        def visit(block: int, keys: Tensor, ids: Tensor) -> None:
-            nonlocal met, positive
-            pairs = task.pairs(queries, keys, scale, ids, block)
-            matching.add(pairs)
-            met = merge_blocks(met, blocks.logsumexp(pairs, "all", need_mean, task.fused))
-            if task.inner:
-                positive = merge_blocks(positive, blocks.logsumexp(pairs, "same", need_mean, task.fused))
+        def visit(of_block: list[Request]) -> None:
+            for term, request in zip(terms, of_block, strict=True):
+                term.add(request, needs, route.fused)
 
-        _trip(keys, task, visit)
-        count = matching.count()
-        if task.inner:
-            numerator, pulled = positive.lse() - count.clamp(min=1).double().log(), positive.mean
-        else:
-            mean = matching.mean()
-            numerator, pulled = scale * (queries * mean).sum(1), mean.to(queries.dtype)
-        loss = torch.where(count > 0, met.lse() - numerator, 0.0).to(queries.dtype)
-        direction = torch.where((count > 0)[:, None], met.mean - pulled, 0.0) if need_mean else met.mean
-        ctx.save_for_backward(queries, keys, scale, met.stats, positive.stats, direction, count)
-        ctx.task = task
-        ctx.mark_non_differentiable(count)
-        return loss, count
+        _round(queries, keys, requests, route, visit)
+        values = tuple(term.value() for term in terms)
+        ctx.mark_non_differentiable(
+            *(value for value, request in zip(values, requests, strict=True) if not request.differentiable)
+        )
+        ctx.save_for_backward(queries, keys, *inputs)
+        # Of the requests the backward pass reads all but the tensors that were saved.
+        ctx.needs, ctx.route, ctx.terms, ctx.requests = needs, route, terms, requests
+        return values
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        queries, keys, scale, stats, positive_stats, direction, count = ctx.saved_tensors
-        task: _Task = ctx.task
-        grad_queries = grad_keys = grad_scale = None
-        upstream = torch.where(count > 0, grad, 0.0)
-        if ctx.needs_input_grad[0]:
-            grad_queries = scale * upstream[:, None] * direction
-        if ctx.needs_input_grad[2]:
-            grad_scale = (upstream * (queries * direction).sum(1)).sum()
-        if ctx.needs_input_grad[1]:
-            matching = Matching(task.query_ids, task.ignore_index, 0)
-            pulls = (scale * upstream / count.clamp(min=1))[:, None] * queries
-            per_id = matching.per_id(pulls)
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        queries, keys, *inputs = ctx.saved_tensors
+        terms: list[Term] = ctx.terms
+        needs: Needs = ctx.needs
+        requests = _with_inputs(ctx.requests, inputs)
+        for term, request, grad in zip(terms, requests, grads, strict=True):
+            term.turn(grad, request, queries)
 
-            def visit(block: int, keys: Tensor, ids: Tensor) -> Tensor:
-                pairs = task.pairs(queries, keys, scale, ids, block)
-                grad = blocks.logsumexp_backward(pairs, "all", stats, upstream, task.fused)
-                if task.inner:
-                    grad -= blocks.logsumexp_backward(pairs, "same", positive_stats, upstream, task.fused)
-                else:
-                    matching.subtract(grad, pairs, pulls, per_id)
-                return grad
+        def visit(of_block: list[Request]) -> Tensor | None:
+            grad: Tensor | None = None
+            for term, request in zip(terms, of_block, strict=True):
+                grad = term.back(request, needs, grad, ctx.route.fused)
+            return grad
 
-            home = _trip(keys, task, visit)
-            grad_keys = None if home is None else home.to(keys.dtype)
-        return grad_queries, grad_keys, grad_scale, None
+        home = None
+        if needs.keys or any(term.again for term in terms):
+            home = _round(queries, keys, requests, ctx.route, visit)
+        grad_queries = sum((term.grad_queries for term in terms), torch.zeros_like(queries))
+        grad_inputs = [grad for term in terms for grad in term.grad_inputs]
+        grad_keys = None if home is None else home.to(keys.dtype)
+        return grad_queries if needs.queries else None, grad_keys, None, None, *grad_inputs
+
+
+def _with_inputs(requests: list[Request], inputs: list[Tensor]) -> list[Request]:
+    """The requests with these tensors for the ones that get a gradient."""
+    left = iter(inputs)
+    made = []
+    for request in requests:
+        fields: dict[str, Any] = {name: next(left) for name in request.inputs}
+        made.append(replace(request, **fields))
+    return made

@@ -18,21 +18,28 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from wscl_fast import chunked
-from wscl_fast.functional._passes import logsumexp, softmax, softplus_sum
+from wscl_fast.functional._passes import (
+    Count,
+    LogitSum,
+    LogSumExp,
+    Passes,
+    Request,
+    SigmoidLogSumExp,
+    Similarities,
+    Softmax,
+    SoftplusSum,
+)
+from wscl_fast.functional._variant import Variant
 from wscl_fast.functional.statistics import RowStats, row_stats
-from wscl_fast.pairs import Pairs, allowed_count, matching_count, matching_mean
+from wscl_fast.pairs import Pairs
 
 
 def composed_infonce(
     positive: Pairs,
     negative: Pairs,
+    variant: Variant,
+    passes: Passes,
     *,
-    fused: bool,
-    inner: bool,
-    denominator: str,
-    hardness: float,
-    prior: float,
     floor: Tensor,
     need_stats: bool = False,
 ) -> tuple[Tensor, Tensor, RowStats | None]:
@@ -41,75 +48,80 @@ def composed_infonce(
     With ``need_stats`` the rows' statistics as well. They cost no pass of their own but where there is
     hardness, which looks at the logits at other scales.
     """
-    queries, one = positive.folded().queries, torch.ones_like(positive.scale)
-    positive = positive._replace(queries=queries, scale=one)
-    negative = negative._replace(queries=queries, scale=one)
-    count = matching_count(positive)
-    log_count = count.clamp(min=1).to(queries.dtype).log()
-    everyone = denominator == "all" and not (hardness or prior)
+    positive = positive.folded()
+    negative = negative._replace(queries=positive.queries, scale=positive.scale)
+    got = passes(_requests(positive, negative, variant, need_stats))
+    count = got["count"]
+    log_count = count.clamp(min=1).to(positive.queries.dtype).log()
     # The positives' log-mean-exp, where it is needed.
-    pooled = (inner and denominator != "other") or prior > 0 or (denominator == "all" and not everyone)
     mean_exponential = -log_count
-    if pooled:
-        mean_exponential = logsumexp(positive, "same", fused=fused).masked_fill(count == 0, 0) - log_count
-    plain, stats = None, None
+    if "pooled" in got:
+        mean_exponential = got["pooled"].masked_fill(count == 0, 0) - log_count
+    stats = None
     if need_stats:
-        plain, mean_logit = softmax(negative, "all" if everyone else "other", fused=fused)
-        stats = row_stats(positive, negative, plain, mean_logit, -floor.detach(), everyone=everyone)
-    if everyone:
-        mass = logsumexp(negative, "all", fused=fused) if plain is None else plain
-    else:
-        mass = _negative_mass(negative, plain, mean_exponential, hardness, prior, floor, fused=fused)
-    if denominator == "decoupled":  # without a negative there is nothing to be told apart from
+        got["mass"], mean_logit = got["softmax"]
+        scale = (-floor).detach()
+        stats = row_stats(
+            positive.queries, scale, got["similarities"], got["mass"], mean_logit, variant.plain
+        )
+    mass = got["mass"] if variant.plain else _negative_mass(got, mean_exponential, variant, floor)
+    if variant.denominator == "decoupled":  # without a negative there is nothing to be told apart from
         count = count.masked_fill(mass == -torch.inf, 0)
     mass = mass.masked_fill(mass == -torch.inf, torch.finfo(mass.dtype).min / 4)
 
-    if denominator == "other" and inner:
-        loss = log_count - chunked.logsumexp_of_logsigmoid(positive, -mass)
-    elif denominator == "other":
-        turned = positive._replace(queries=-positive.queries)
-        loss = softplus_sum(turned, "same", mass, fused=fused) / count.clamp(min=1).to(mass.dtype)
+    size = count.clamp(min=1).to(mass.dtype)
+    if variant.denominator == "other" and variant.inner:
+        loss = log_count - passes({"": SigmoidLogSumExp(positive, -mass)})[""]
+    elif variant.denominator == "other":
+        turned = positive._replace(scale=-positive.scale)
+        loss = passes({"": SoftplusSum(turned, "same", mass)})[""] / size
     else:
-        numerator = mean_exponential if inner else matching_mean(positive)[0]
-        if denominator == "all" and not everyone:
+        if variant.denominator == "all" and not variant.plain:
             pooled_mass = mean_exponential + log_count
             mass = pooled_mass - logsigmoid(pooled_mass - mass)
-        loss = mass - numerator
+        loss = mass - (mean_exponential if variant.inner else got["logits"] / size)
     return torch.where(count > 0, loss, 0.0), count, stats
 
 
+def _requests(positive: Pairs, negative: Pairs, variant: Variant, need_stats: bool) -> dict[str, Request]:
+    """What the formula reads that does not depend on a first answer."""
+    other, plain = variant.denominator == "other", variant.plain
+    wanted: dict[str, Request] = {"count": Count(positive)}
+    if (variant.inner and not other) or variant.prior or (variant.denominator == "all" and not plain):
+        wanted["pooled"] = LogSumExp(positive, "same")
+    if not variant.inner and not other:
+        wanted["logits"] = LogitSum(positive)
+    if need_stats:
+        wanted["softmax"] = Softmax(negative, "all" if plain else "other")
+        wanted["similarities"] = Similarities(positive, negative.query_ids, negative.key_ids)
+    elif not variant.hardness:
+        wanted["mass"] = LogSumExp(negative, "all" if plain else "other")
+    if variant.hardness or variant.prior:
+        wanted["met"], wanted["kind"] = Count(negative, "all"), Count(negative, "same")
+    if variant.hardness:
+        wanted["weighted"] = LogSumExp(negative, "other", 1 + variant.hardness)
+        wanted["weights"] = LogSumExp(negative, "other", variant.hardness)
+    return wanted
+
+
 def _negative_mass(
-    pairs: Pairs,
-    plain: Tensor | None,  # the log-sum-exp of the negatives where it is known
-    mean_exponential: Tensor,
-    hardness: float,
-    prior: float,
-    floor: Tensor,
-    *,
-    fused: bool,
+    got: dict[str, Tensor], mean_exponential: Tensor, variant: Variant, floor: Tensor
 ) -> Tensor:
     """The logarithm of the mass of every row's negatives, −inf without one.
 
     ``|N| e^m``, m the log-mean-exp of the negatives' logits S weighted by ``e^{hardness · S}``; with a prior,
     the positives that are expected among the negatives are taken out again.
     """
-    if plain is None and not hardness:
-        plain = logsumexp(pairs, "other", fused=fused)
-    if not (hardness or prior):
-        assert plain is not None
-        return plain
-    negatives = allowed_count(pairs) - matching_count(pairs)
-    size = negatives.clamp(min=1).to(pairs.queries.dtype).log()
-    weighted, weights = plain, size
-    if hardness:
-        weighted = logsumexp(pairs, "other", factor=1 + hardness, fused=fused)
-        weights = logsumexp(pairs, "other", factor=hardness, fused=fused)
-    assert weighted is not None
+    if not (variant.hardness or variant.prior):
+        return got["mass"]
+    negatives = got["met"] - got["kind"]
+    size = negatives.clamp(min=1).to(mean_exponential.dtype).log()
+    weighted, weights = (got["weighted"], got["weights"]) if variant.hardness else (got["mass"], size)
     none = negatives == 0
     mean = weighted.masked_fill(none, 0) - weights.masked_fill(none, 0)
-    if prior:
-        taken = math.log(prior) + mean_exponential
-        mean = torch.maximum(_log_difference(mean, taken) - math.log1p(-prior), floor)
+    if variant.prior:
+        taken = math.log(variant.prior) + mean_exponential
+        mean = torch.maximum(_log_difference(mean, taken) - math.log1p(-variant.prior), floor)
     return (size + mean).masked_fill(none, -torch.inf)
 
 

@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from wscl_fast import _ops
-from wscl_fast.functional._checks import check_device, check_matrix, check_positive, check_vector, is_fake
+from wscl_fast.functional._checks import (
+    check_choice,
+    check_device,
+    check_matrix,
+    check_positive,
+    check_vector,
+    is_fake,
+)
+from wscl_fast.functional._passes import Passes
 from wscl_fast.pairs import Pairs
 
 Impl = Literal["auto", "fused", "chunked", "reference"]
 Reduction = Literal["mean", "sum", "none"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What every loss is over, as it was given."""
+
+    queries: Tensor
+    keys: Tensor | None
+    query_clusters: Tensor
+    key_clusters: Tensor | None
+    temperature: float | Tensor
+    ignore_index: int = -1
+    exclude_self: bool | Tensor | None = None
 
 
 class Inputs(NamedTuple):
@@ -27,24 +50,17 @@ class Inputs(NamedTuple):
         return self.pairs._replace(query_ids=query_ids.contiguous(), key_ids=key_ids.contiguous())
 
 
-def check_inputs(
-    queries: Tensor,
-    keys: Tensor | None,
-    query_clusters: Tensor,
-    key_clusters: Tensor | None,
-    temperature: float | Tensor,
-    ignore_index: int,
-    exclude_self: bool | Tensor | None,
-    *,
-    halves: bool = False,
-) -> Inputs:
+def check_inputs(batch: Batch, keep: Literal["none", "halves", "keys"] = "none") -> Inputs:
     """Refuse what does not fit together; the rest as :class:`Pairs`, in float32 or float64.
 
-    With ``halves``, bfloat16 or float16 rows of one kind stay as they are, for kernels that read them.
+    With ``keep="halves"``, bfloat16 or float16 rows of one kind stay as they are, for kernels that read
+    them; with ``"keys"`` the keys do, for those who pass them on.
     """
+    queries, keys, in_batch = batch.queries, batch.keys, batch.keys is None
+    key_clusters = batch.key_clusters
     check_matrix("queries", queries)
-    n, in_batch = len(queries), keys is None
-    check_vector("query_clusters", query_clusters, n, queries, integer=True)
+    n = len(queries)
+    check_vector("query_clusters", batch.query_clusters, n, queries, integer=True)
     if keys is None:
         if key_clusters is not None:
             raise ValueError("key_clusters: expected None where keys is None, got a tensor")
@@ -62,26 +78,38 @@ def check_inputs(
                 f"key_clusters: needed where there are not as many keys ({len(keys)})"
                 f" as queries ({n}), got None"
             )
-        key_clusters = query_clusters
+        key_clusters = batch.query_clusters
     check_vector("key_clusters", key_clusters, len(keys), queries, integer=True)
-    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
-        raise TypeError(f"ignore_index: expected an int, got {type(ignore_index).__name__}")
-    own = _own_keys(exclude_self, queries, keys, in_batch)
+    if isinstance(batch.ignore_index, bool) or not isinstance(batch.ignore_index, int):
+        raise TypeError(f"ignore_index: expected an int, got {type(batch.ignore_index).__name__}")
+    own = _own_keys(batch.exclude_self, queries, keys, in_batch)
     dtype = torch.float64 if torch.float64 in (queries.dtype, keys.dtype) else torch.float32
-    scale = scale_of(temperature, queries, dtype)
+    scale = scale_of(batch.temperature, queries, dtype)
     lowest = -scale
-    if not halves or scale.ndim or queries.dtype != keys.dtype:
-        keys = keys.to(dtype)
-        queries = keys if in_batch else queries.to(dtype)
+    if keep != "halves" or scale.ndim or queries.dtype != keys.dtype:
+        keys = keys if keep == "keys" else keys.to(dtype)
+        queries = keys if in_batch and keys.dtype == dtype else queries.to(dtype)
     if scale.ndim:  # a scale for each row is a scaling of the rows
         queries, scale, in_batch = queries * scale[:, None], scale.new_ones(()), False
-    return Inputs(
-        Pairs(
-            queries, keys, query_clusters.contiguous(), key_clusters.contiguous(), own, scale, ignore_index
-        ),
-        in_batch,
-        lowest,
-    )
+    query_ids, key_ids = batch.query_clusters.contiguous(), key_clusters.contiguous()
+    pairs = Pairs(queries, keys, query_ids, key_ids, own, scale, batch.ignore_index)
+    return Inputs(pairs, in_batch, lowest)
+
+
+def prepare(
+    batch: Batch, impl: Impl, passes: Callable[[bool], Passes] = Passes, *, halves: bool = False
+) -> tuple[Inputs, Impl, Passes]:
+    """The checked inputs, the implementation that ``impl`` stands for, and who answers by it.
+
+    ``halves`` says that the fused kernels, where they are chosen, read rows of half precision as they are.
+    """
+    check_choice("impl", impl, Impl)
+    check_matrix("queries", batch.queries)
+    whole = passes(False).whole
+    as_they_are = halves and whole and choose(impl, batch.queries) == "fused"
+    inputs = check_inputs(batch, "halves" if as_they_are else "none" if whole else "keys")
+    impl = choose(impl, inputs.pairs.queries)
+    return inputs, impl, passes(impl == "fused")
 
 
 def choose(impl: Impl, rows: Tensor) -> Impl:
@@ -92,19 +120,25 @@ def choose(impl: Impl, rows: Tensor) -> Impl:
 
 
 def reduce_rows(loss: Tensor, count: Tensor, weights: Tensor | None, reduction: Reduction) -> Tensor:
-    """Rows to a result; the mean is over the rows with a positive ``count``, by their weights."""
-    if weights is not None:
-        loss = loss * weights.to(loss.dtype)
+    """Rows ``[N]`` or ``[N, L]`` to a result; the mean is over those with a positive ``count``, by weight."""
+    loss, share = weighted_rows(loss, count, weights)
     if reduction == "none":
         return loss
-    total = loss.sum()
+    total = loss.sum(0)
     if reduction == "sum":
         return total
+    size = share.sum(0)
+    return total / torch.where(size == 0, torch.ones_like(size), size).to(total.dtype)
+
+
+def weighted_rows(loss: Tensor, count: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The loss of every row by its weight, and the weight by which it counts in a mean."""
     anchors = count > 0
     if weights is None:
-        return total / anchors.sum().clamp(min=1)
-    share = torch.where(anchors, weights.to(loss.dtype), 0.0).sum()
-    return total / torch.where(share == 0, torch.ones_like(share), share)
+        return loss, anchors
+    check_vector("weights", weights, len(loss), loss, integer=False)
+    weights = weights.to(loss.dtype).view(-1, *(1,) * (loss.ndim - 1))
+    return loss * weights, torch.where(anchors, weights, 0.0)
 
 
 def _own_keys(

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from wscl_fast import chunked, reference
+from wscl_fast import reference
 from wscl_fast.functional._arrays import takes_arrays
-from wscl_fast.functional._checks import check_choice, check_vector
-from wscl_fast.functional._inputs import Impl, Inputs, Reduction, check_inputs, choose, reduce_rows
-from wscl_fast.functional._passes import logsumexp
-from wscl_fast.functional.infonce import Positives
-from wscl_fast.pairs import Pairs, matching_count, matching_mean
+from wscl_fast.functional._checks import check_choice
+from wscl_fast.functional._inputs import Batch, Impl, Reduction, prepare, reduce_rows
+from wscl_fast.functional._passes import (
+    Count,
+    LargestPairLoss,
+    LogitSum,
+    LogSumExp,
+    PairLosses,
+    Passes,
+    Request,
+)
+from wscl_fast.functional._variant import Positives
+from wscl_fast.pairs import Pairs
 
 __all__ = ["Constraint", "hierarchical_infonce"]
 
@@ -80,87 +89,135 @@ def hierarchical_infonce(
     Source: Zhang et al., *Use All The Labels: A Hierarchical Multi-Label Contrastive Learning Framework*,
     CVPR 2022 (arXiv 2204.13207): HiMulCon with level weights, HiConE and HiMulConE with the constraint.
     """
-    check_choice("positives", positives, Positives)
-    check_choice("constraint", constraint, Constraint)
     check_choice("reduction", reduction, Reduction)
-    check_choice("impl", impl, Impl)
-    if constraint == "level" and reduction == "none":
-        raise ValueError("constraint: 'level' is one between means or sums, got reduction='none'")
-    if constraint == "pair" and positives == "in":
-        raise ValueError("constraint: 'pair' needs a loss of each pair, got positives='in'")
-    _check_levels("query_clusters", query_clusters)
-    levels = query_clusters.shape[1]
-    if key_clusters is not None:
-        _check_levels("key_clusters", key_clusters)
-        if key_clusters.shape[1] != levels:
+    levels = Levels(positives, constraint, level_weights)
+    batch = Batch(queries, keys, query_clusters, key_clusters, temperature, ignore_index, exclude_self)
+    loss, count = hierarchical_rows(batch, levels, reduction, impl=impl)
+    return levels.together(reduce_rows(loss, count, weights, reduction), reduction)
+
+
+@dataclass(frozen=True)
+class Levels:
+    """What :func:`hierarchical_infonce` says of each of these, checked."""
+
+    positives: Positives
+    constraint: Constraint
+    weights: Sequence[float] | Tensor | None
+
+    def __post_init__(self) -> None:
+        check_choice("positives", self.positives, Positives)
+        check_choice("constraint", self.constraint, Constraint)
+        if self.constraint == "pair" and self.positives == "in":
+            raise ValueError("constraint: 'pair' needs a loss of each pair, got positives='in'")
+
+    def check(self, query_clusters: object, key_clusters: object, reduction: Reduction) -> None:
+        """Refuse what does not fit to the levels."""
+        if self.constraint == "level" and reduction == "none":
+            raise ValueError("constraint: 'level' is one between means or sums, got reduction='none'")
+        levels = _check_levels("query_clusters", query_clusters)
+        if key_clusters is not None and (got := _check_levels("key_clusters", key_clusters)) != levels:
+            raise ValueError(f"key_clusters: expected {levels} levels as in query_clusters, got {got}")
+        if self.weights is None:
+            return
+        if len(self.weights) != levels:
             raise ValueError(
-                f"key_clusters: expected {levels} levels as in query_clusters, got {key_clusters.shape[1]}"
+                f"level_weights: expected {levels} numbers, one a level, got {len(self.weights)}"
             )
-    level_weight = _level_weights(level_weights, levels)
-    inputs = check_inputs(
-        queries,
-        keys,
-        _somewhere(query_clusters, ignore_index),
-        None if key_clusters is None else _somewhere(key_clusters, ignore_index),
-        temperature,
-        ignore_index,
-        exclude_self,
-    )
-    if weights is not None:
-        check_vector("weights", weights, len(queries), queries, integer=False)
-    key_levels = query_clusters if key_clusters is None else key_clusters
-    impl = choose(impl, inputs.pairs.queries)
-    with torch.autocast(queries.device.type, enabled=False):
-        pairs = [
-            inputs.with_ids(ids, key_ids)
-            for ids, key_ids in zip(query_clusters.unbind(1), key_levels.unbind(1), strict=True)
-        ]
-        if impl == "reference":
-            rows = reference.hierarchical_infonce(
-                inputs.pairs, pairs, inner=positives == "in", by_pair=constraint == "pair"
-            )
+        if not isinstance(self.weights, Tensor):
+            numbers = [float(value) for value in self.weights]
+            if not all(math.isfinite(value) and value >= 0 for value in numbers):
+                raise ValueError(f"level_weights: expected finite numbers of at least 0, got {numbers}")
+
+    def together(self, losses: Tensor, reduction: Reduction) -> Tensor:
+        """The levels' losses ``[..., L]`` under the constraint between levels, by their weights, as one."""
+        levels = losses.shape[-1]
+        if self.constraint == "level":
+            raised = [losses[-1]]
+            for loss in losses[:-1].flip(0):
+                raised.insert(0, torch.maximum(loss, raised[0]))
+            losses = torch.stack(raised)
+        if self.weights is None:
+            weighted = losses / levels
+        elif isinstance(self.weights, Tensor):
+            weighted = losses * self.weights.to(losses)
         else:
-            rows = _rows(inputs, pairs, positives == "in", constraint == "pair", impl == "fused")
-        losses = [reduce_rows(loss, count, weights, reduction) for loss, count in rows]
-        if constraint == "level":
-            for level in reversed(range(levels - 1)):
-                losses[level] = torch.maximum(losses[level], losses[level + 1])
-        weighted = torch.stack(losses, -1) * _beside(level_weight, losses[0])
+            weighted = losses * torch.tensor(self.weights, dtype=losses.dtype, device=losses.device)
         return weighted if reduction == "none" else weighted.sum(-1)
 
 
-def _beside(values: list[float] | Tensor, like: Tensor) -> Tensor:
-    """Numbers as a tensor beside another."""
-    if isinstance(values, Tensor):
-        return values.to(like)
-    return torch.tensor(values, dtype=like.dtype, device=like.device)
+def hierarchical_rows(
+    batch: Batch,  # with a column of clusters for each level
+    levels: Levels,
+    reduction: Reduction,
+    *,
+    impl: Impl = "auto",
+    passes: Callable[[bool], Passes] = Passes,
+) -> tuple[Tensor, Tensor]:
+    """Loss and positives' count of every row and level, ``[N, L]``, neither weighted nor reduced."""
+    levels.check(batch.query_clusters, batch.key_clusters, reduction)
+    query_levels, ignored = batch.query_clusters, batch.ignore_index
+    key_levels = query_levels if batch.key_clusters is None else batch.key_clusters
+    somewhere = replace(
+        batch,
+        query_clusters=_somewhere(query_levels, ignored),
+        key_clusters=None if batch.key_clusters is None else _somewhere(key_levels, ignored),
+    )
+    inputs, impl, answers = prepare(somewhere, impl, passes)
+    inner, by_pair = levels.positives == "in", levels.constraint == "pair"
+    with torch.autocast(batch.queries.device.type, enabled=False):
+        of_level = [
+            inputs.with_ids(*ids) for ids in zip(query_levels.unbind(1), key_levels.unbind(1), strict=True)
+        ]
+        if impl == "reference":
+            rows = reference.hierarchical_infonce(inputs.pairs, of_level, inner=inner, by_pair=by_pair)
+        else:
+            everyone = inputs.pairs.folded()
+            folded = [everyone._replace(query_ids=p.query_ids, key_ids=p.key_ids) for p in of_level]
+            rows = _rows(everyone, folded, inner, by_pair, answers)
+        losses, counts = zip(*rows, strict=True)
+        return torch.stack(losses, 1), torch.stack(counts, 1)
 
 
 def _rows(
-    inputs: Inputs, levels: list[Pairs], inner: bool, by_pair: bool, fused: bool
+    everyone: Pairs, levels: list[Pairs], inner: bool, by_pair: bool, passes: Passes
 ) -> list[tuple[Tensor, Tensor]]:
     """Loss and positives' count of every row, level by level."""
-    everyone = inputs.pairs.folded()
-    lse = logsumexp(everyone, "all", fused=fused)
-    lse = lse.masked_fill(lse == -torch.inf, 0)
-    rows: list[tuple[Tensor, Tensor]] = []
-    worst = lse.new_full((), -torch.inf)
-    for pairs in reversed(levels):
-        level = everyone._replace(query_ids=pairs.query_ids, key_ids=pairs.key_ids)
+    wanted: dict[str, Request] = {"lse": LogSumExp(everyone)}
+    for level, pairs in enumerate(levels):
+        wanted[f"count {level}"] = Count(pairs)
+        if not by_pair:
+            wanted[f"{level}"] = LogSumExp(pairs, "same") if inner else LogitSum(pairs)
+    got = passes(wanted)
+    lse = got["lse"].masked_fill(got["lse"] == -torch.inf, 0)
+    if by_pair:
+        got |= _pair_losses(levels, lse, passes)
+    rows = []
+    for level in range(len(levels)):
+        count = got[f"count {level}"]
+        size, value = count.clamp(min=1).to(lse.dtype), got[f"{level}"]
         if by_pair:
-            count = matching_count(level)
-            total, largest = chunked.pair_losses(level, lse, worst)
-            loss = total / count.clamp(min=1).to(total.dtype)
-            worst = torch.maximum(worst, largest)
+            loss = value / size
         elif inner:
-            count = matching_count(level)
-            pooled = logsumexp(level, "same", fused=fused).masked_fill(count == 0, 0)
-            loss = lse - pooled + count.clamp(min=1).to(lse.dtype).log()
+            loss = lse - value.masked_fill(count == 0, 0) + size.log()
         else:
-            mean, count = matching_mean(level)
-            loss = lse - mean
-        rows.insert(0, (torch.where(count > 0, loss, 0.0), count))
+            loss = lse - value / size
+        rows.append((torch.where(count > 0, loss, 0.0), count))
     return rows
+
+
+def _pair_losses(levels: list[Pairs], lse: Tensor, passes: Passes) -> dict[str, Tensor]:
+    """The sum of every row's pair losses at each level, none below the largest of all finer levels' pairs."""
+    nothing = lse.new_full((1,), -torch.inf)
+    floors = [nothing[0]]  # of the finest level, then of the next coarser one
+    if len(levels) > 1:
+        largest = passes({f"{level}": LargestPairLoss(p, lse) for level, p in enumerate(levels) if level})
+        # Rows or none, the value hangs on them: on every process the same passes have a gradient.
+        of_levels = [torch.cat([terms, nothing]).amax() for terms in largest.values()]
+        for value in passes.largest(torch.stack(of_levels)).flip(0):
+            floors.append(torch.maximum(floors[-1], value))
+    floors.reverse()
+    both = enumerate(zip(levels, floors, strict=True))
+    return passes({f"{level}": PairLosses(pairs, lse, floor) for level, (pairs, floor) in both})
 
 
 def _somewhere(clusters: Tensor, ignore_index: int) -> Tensor:
@@ -169,23 +226,12 @@ def _somewhere(clusters: Tensor, ignore_index: int) -> Tensor:
     return torch.where((clusters != ignore_index).any(1), someone, ignore_index)
 
 
-def _check_levels(name: str, value: object) -> None:
+def _check_levels(name: str, value: object) -> int:
+    """How many levels there are, if it is a column of ids for each."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
     if value.dtype != torch.int64:
         raise TypeError(f"{name}: expected int64, got {value.dtype}")
     if value.ndim != 2 or value.shape[1] == 0:
         raise ValueError(f"{name}: expected a matrix [rows, levels], got shape {tuple(value.shape)}")
-
-
-def _level_weights(values: Sequence[float] | Tensor | None, levels: int) -> list[float] | Tensor:
-    if values is None:
-        return [1 / levels] * levels
-    if len(values) != levels:
-        raise ValueError(f"level_weights: expected {levels} numbers, one a level, got {len(values)}")
-    if isinstance(values, Tensor):
-        return values
-    numbers = [float(value) for value in values]
-    if not all(math.isfinite(value) and value >= 0 for value in numbers):
-        raise ValueError(f"level_weights: expected finite numbers of at least 0, got {numbers}")
-    return numbers
+    return value.shape[1]

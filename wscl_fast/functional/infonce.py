@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
 
-from wscl_fast import _ops, reference
+from wscl_fast import reference
 from wscl_fast.functional._arrays import takes_arrays
 from wscl_fast.functional._checks import check_choice, check_vector
 from wscl_fast.functional._denominators import composed_infonce
-from wscl_fast.functional._inputs import Impl, Inputs, Reduction, check_inputs, choose, reduce_rows
+from wscl_fast.functional._inputs import Batch, Impl, Inputs, Reduction, prepare, reduce_rows
+from wscl_fast.functional._passes import Passes, fused_infonce
+from wscl_fast.functional._variant import Denominator, Positives, Variant
 from wscl_fast.functional.statistics import InfoNCEStats, RowStats, summarise
 from wscl_fast.pairs import Pairs
 
 __all__ = ["Denominator", "Positives", "clustered_infonce"]
-
-Positives = Literal["out", "in"]
-Denominator = Literal["all", "other", "decoupled"]
 
 
 @overload
@@ -148,24 +147,13 @@ def clustered_infonce(
     """
     check_choice("reduction", reduction, Reduction)
     rows = infonce_rows(
-        queries,
-        keys,
-        query_clusters=query_clusters,
-        key_clusters=key_clusters,
-        temperature=temperature,
-        positives=positives,
-        denominator=denominator,
-        hardness=hardness,
-        prior=prior,
-        query_samples=query_samples,
-        key_samples=key_samples,
-        ignore_index=ignore_index,
-        exclude_self=exclude_self,
+        Batch(queries, keys, query_clusters, key_clusters, temperature, ignore_index, exclude_self),
+        Variant(positives, denominator, hardness, prior),
+        query_samples,
+        key_samples,
         impl=impl,
         need_stats=return_stats,
     )
-    if weights is not None:
-        check_vector("weights", weights, len(queries), queries, integer=False)
     loss = reduce_rows(rows.loss, rows.positives, weights, reduction)
     return loss if rows.stats is None else (loss, summarise(rows.stats, rows.positives, rows.scale))
 
@@ -180,78 +168,45 @@ class Rows(NamedTuple):
 
 
 def infonce_rows(
-    queries: Tensor,
-    keys: Tensor | None,
-    *,
-    query_clusters: Tensor,
-    key_clusters: Tensor | None,
-    temperature: float | Tensor,
-    positives: Positives = "out",
-    denominator: Denominator = "all",
-    hardness: float = 0.0,
-    prior: float = 0.0,
+    batch: Batch,
+    variant: Variant,
     query_samples: Tensor | None = None,
     key_samples: Tensor | None = None,
-    ignore_index: int = -1,
-    exclude_self: bool | Tensor | None = None,
+    *,
     impl: Impl = "auto",
     need_stats: bool = False,
+    passes: Callable[[bool], Passes] = Passes,
 ) -> Rows:
     """:func:`clustered_infonce` of every row, neither weighted nor reduced."""
-    check_choice("positives", positives, Positives)
-    check_choice("denominator", denominator, Denominator)
-    check_choice("impl", impl, Impl)
-    _check_number("hardness", hardness, 0, math.inf)
-    _check_number("prior", prior, 0, 1)
-    plain = denominator == "all" and not hardness and not prior
-    halves = plain and not need_stats and isinstance(queries, Tensor)
-    inputs = check_inputs(
-        queries,
-        keys,
-        query_clusters,
-        key_clusters,
-        temperature,
-        ignore_index,
-        exclude_self,
-        halves=halves and choose(impl, queries) == "fused",
-    )
-    impl = choose(impl, inputs.pairs.queries)
+    inputs, impl, answers = prepare(batch, impl, passes, halves=variant.plain and not need_stats)
     positive = _check_samples(inputs, query_samples, key_samples)
-    negative = positive if denominator == "all" else inputs.pairs
-    scale, inner = -inputs.lowest, positives == "in"
-    with torch.autocast(queries.device.type, enabled=False):
-        if impl == "fused" and plain and not need_stats:
-            # Where queries are keys in every respect there is a kernel that uses it.
-            in_batch = inputs.in_batch and query_samples is None
-            loss, count = _ops.clustered_infonce(
-                positive.queries,
-                None if in_batch else positive.keys,
-                positive.query_ids,
-                None if in_batch else positive.key_ids,
-                None if in_batch else positive.own,
-                positive.scale,
-                exclude_self=in_batch and positive.own is not None,
-                inner=inner,
-                ignore_index=positive.ignore_index,
-            )
-            return Rows(loss, count, None, scale)
-        options = {"inner": inner, "denominator": denominator, "hardness": hardness, "prior": prior}
-        if impl != "reference":
-            loss, count, stats = composed_infonce(
+    negative = positive if variant.denominator == "all" else inputs.pairs
+    scale = -inputs.lowest
+    with torch.autocast(positive.queries.device.type, enabled=False):
+        if impl == "reference":
+            loss, count = reference.clustered_infonce(
                 positive,
                 negative,
-                fused=impl == "fused",
-                need_stats=need_stats,
+                inner=variant.inner,
+                denominator=variant.denominator,
+                hardness=variant.hardness,
+                prior=variant.prior,
                 floor=inputs.lowest,
-                **options,  # type: ignore[arg-type]
             )
-            return Rows(loss, count, stats, scale)
-        loss, count = reference.clustered_infonce(positive, negative, floor=inputs.lowest, **options)  # type: ignore[arg-type]
-        if not need_stats:
-            return Rows(loss, count, None, scale)
-        with torch.no_grad():
-            stats = RowStats(*reference.row_stats(positive, negative, scale, everyone=plain))
-        return Rows(loss, count, stats, scale)
+            stats = None
+            if need_stats:
+                with torch.no_grad():
+                    stats = RowStats(*reference.row_stats(positive, negative, scale, everyone=variant.plain))
+        elif answers.fused and answers.whole and variant.plain and not need_stats:
+            # Where queries are keys in every respect there is a kernel that uses it.
+            in_batch = inputs.in_batch and query_samples is None
+            loss, count = fused_infonce(positive, variant.inner, in_batch=in_batch)
+            stats = None
+        else:
+            loss, count, stats = composed_infonce(
+                positive, negative, variant, answers, floor=inputs.lowest, need_stats=need_stats
+            )
+    return Rows(loss, count, stats, scale)
 
 
 def _check_samples(inputs: Inputs, query_samples: Tensor | None, key_samples: Tensor | None) -> Pairs:
@@ -277,11 +232,3 @@ def _check_samples(inputs: Inputs, query_samples: Tensor | None, key_samples: Te
     query_ids = torch.where(pairs.query_ids == ignored, ignored, query_samples)
     key_ids = torch.where(key_samples == ignored, nobody, key_samples)
     return inputs.with_ids(query_ids, torch.where(pairs.key_ids == ignored, ignored, key_ids))
-
-
-def _check_number(name: str, value: object, low: float, below: float) -> None:
-    """Refuse what is not a number of ``[low, below)``."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    if not low <= value < below:
-        raise ValueError(f"{name}: expected a number of at least {low} and below {below}, got {value}")

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from wscl_fast import affinity as affinities
-from wscl_fast import chunked, reference
+from wscl_fast import reference
 from wscl_fast.affinity import Affinity
 from wscl_fast.functional._arrays import takes_arrays
-from wscl_fast.functional._checks import (
-    check_choice,
-    check_device,
-    check_matrix,
-    check_vector,
-    refuse_vmap,
-)
-from wscl_fast.functional._inputs import Impl, Reduction, check_inputs, choose, reduce_rows
-from wscl_fast.functional._passes import logsumexp, weighted_sum
-from wscl_fast.functional.infonce import Positives
+from wscl_fast.functional._checks import check_choice, check_device, check_matrix, refuse_vmap
+from wscl_fast.functional._inputs import Batch, Impl, Reduction, prepare, reduce_rows
+from wscl_fast.functional._passes import AffinityLogSumExp, AffinitySum, LogSumExp, Passes, Request
+from wscl_fast.functional._variant import Positives
 from wscl_fast.pairs import Pairs
 
 __all__ = ["conditional_factors", "soft_infonce"]
@@ -90,93 +86,91 @@ def soft_infonce(
     Source: Dufumier et al., MICCAI 2021 (arXiv 2106.08808; a kernel's weights outside the logarithm); Tsai et
     al., *Conditional Contrastive Learning with Kernels*, ICLR 2022 (arXiv 2202.05458; inside of it).
     """
-    check_choice("positives", positives, Positives)
-    check_choice("affinity", affinity, Affinity)
     check_choice("reduction", reduction, Reduction)
-    check_choice("impl", impl, Impl)
-    query_auxiliary = _check_auxiliary("query_auxiliary", query_auxiliary, affinity)
-    of_keys = query_auxiliary
-    if key_auxiliary is not None:
-        of_keys = _check_auxiliary("key_auxiliary", key_auxiliary, affinity)
-    check_matrix("queries", queries)
-    if keys is not None:
-        check_matrix("keys", keys)
-    for name, value, rows in (
-        ("query_auxiliary", query_auxiliary, queries),
-        ("key_auxiliary", of_keys, queries if keys is None else keys),
-    ):
-        check_device(name, value, queries)
-        if value.shape != (len(rows), query_auxiliary.shape[1]):
-            raise ValueError(
-                f"{name}: expected shape {(len(rows), query_auxiliary.shape[1])}, got {tuple(value.shape)}"
-            )
-    inputs = check_inputs(
-        queries,
-        keys,
-        torch.zeros(len(queries), dtype=torch.int64, device=queries.device),
-        None if keys is None else _valid_ids(key_valid, of_keys),
-        temperature,
-        -1,
-        exclude_self,
+    known = Auxiliary(affinity, query_auxiliary, key_auxiliary, key_valid)
+    loss, valid = soft_rows(queries, keys, known, temperature, exclude_self, positives, impl=impl)
+    return reduce_rows(loss, valid, weights, reduction)
+
+
+@dataclass(frozen=True)
+class Auxiliary:
+    """What the samples are known by, as it was given."""
+
+    affinity: Affinity
+    of_queries: Tensor
+    of_keys: Tensor | None
+    key_valid: Tensor | None
+
+    def checked(self, queries: Tensor, keys: Tensor | None) -> Auxiliary:
+        """With the keys' own and masks as matrices; what does not fit to queries and keys is refused."""
+        check_choice("affinity", self.affinity, Affinity)
+        check_matrix("queries", queries)
+        if keys is not None:
+            check_matrix("keys", keys)
+        rows = {"query_auxiliary": queries, "key_auxiliary": queries if keys is None else keys}
+        of_queries = of_keys = _check_auxiliary("query_auxiliary", self.of_queries, self.affinity)
+        if self.of_keys is not None:
+            of_keys = _check_auxiliary("key_auxiliary", self.of_keys, self.affinity)
+        for (name, vectors), value in zip(rows.items(), (of_queries, of_keys), strict=True):
+            check_device(name, value, queries)
+            shape = (len(vectors), of_queries.shape[1])
+            if value.shape != shape:
+                raise ValueError(f"{name}: expected shape {shape}, got {tuple(value.shape)}")
+        if self.key_valid is not None:
+            _check_valid(self.key_valid, len(of_keys))
+        return Auxiliary(self.affinity, of_queries, of_keys, self.key_valid)
+
+
+def soft_rows(
+    queries: Tensor,
+    keys: Tensor | None,
+    known: Auxiliary,
+    temperature: float | Tensor,
+    exclude_self: bool | Tensor | None,
+    positives: Positives,
+    *,
+    impl: Impl = "auto",
+    passes: Callable[[bool], Passes] = Passes,
+) -> tuple[Tensor, Tensor]:
+    """The loss of every row, neither weighted nor reduced, and which rows take part."""
+    check_choice("positives", positives, Positives)
+    known = known.checked(queries, keys)
+    assert known.of_keys is not None
+    ids, key_ids = (
+        torch.zeros(len(side), dtype=torch.int64, device=queries.device) for side in (queries, known.of_keys)
     )
-    pairs = inputs.pairs
-    if keys is None and key_valid is not None:
-        pairs = pairs._replace(key_ids=_valid_ids(key_valid, of_keys))
-    if weights is not None:
-        check_vector("weights", weights, len(queries), queries, integer=False)
-    impl, inner = choose(impl, pairs.queries), positives == "in"
+    if known.key_valid is not None:
+        key_ids = torch.where(known.key_valid, key_ids, -1)
+    batch = Batch(queries, keys, ids, None if keys is None else key_ids, temperature, -1, exclude_self)
+    inputs, impl, answers = prepare(batch, impl, passes)
+    pairs, inner = inputs.pairs._replace(key_ids=key_ids), positives == "in"
     with torch.autocast(queries.device.type, enabled=False):
         if impl == "reference":
-            matrix = affinities.weights(affinity, query_auxiliary, of_keys, pairs.queries.dtype)
-            loss, valid = reference.soft_infonce(pairs, matrix, inner=inner)
-        else:
-            loss, valid = _rows(
-                pairs,
-                affinity,
-                query_auxiliary,
-                of_keys,
-                some_missing=key_valid is not None,
-                inner=inner,
-                fused=impl == "fused",
-            )
-        return reduce_rows(loss, valid, weights, reduction)
+            matrix = affinities.weights(known.affinity, known.of_queries, known.of_keys, pairs.queries.dtype)
+            return reference.soft_infonce(pairs, matrix, inner=inner)
+        return _rows(pairs.folded(), known, inner, answers)
 
 
-def _rows(
-    pairs: Pairs,
-    affinity: Affinity,
-    of_queries: Tensor,
-    of_keys: Tensor,
-    *,
-    some_missing: bool,
-    inner: bool,
-    fused: bool,
-) -> tuple[Tensor, Tensor]:
-    """The loss of every row, and which rows take part."""
-    pairs = pairs.folded()
-    lse = logsumexp(pairs, "all", fused=fused)
-    keys = pairs.keys
-    if some_missing:  # a key that is not there has no tags, or no features
-        there = (pairs.key_ids != pairs.ignore_index)[:, None]
-        of_keys = torch.where(there, of_keys, torch.zeros_like(of_keys))
-        keys = torch.where(there, keys, 0.0)
-    pulled, total = weighted_sum(affinity, of_queries, of_keys, keys, fused=fused)
-    least = torch.zeros_like(total)
-    if pairs.own is not None and len(keys):
-        own = pairs.own.clamp(min=0, max=len(keys) - 1)
-        weight = affinities.own_weights(affinity, of_queries, of_keys[own], torch.float64)
-        weight = torch.where((pairs.own >= 0) & (pairs.own < len(keys)), weight, 0.0)
-        pulled = pulled - weight[:, None].to(keys.dtype) * keys.index_select(0, own)
-        total, least = total - weight, LEAST * weight.abs()
-    valid = total > least
+def _rows(pairs: Pairs, known: Auxiliary, inner: bool, passes: Passes) -> tuple[Tensor, Tensor]:
+    assert known.of_keys is not None
+    weights = known.affinity, known.of_queries, known.of_keys
+    wanted: dict[str, Request] = {
+        "lse": LogSumExp(pairs),
+        "sums": AffinitySum(pairs, *weights, some_missing=known.key_valid is not None),
+    }
+    if inner:
+        wanted["masses"] = AffinityLogSumExp(pairs, *weights)
+    got = passes(wanted)
+    logits, total, taken = got["sums"]
+    valid = total > LEAST * taken.abs()
     share = torch.where(valid, total, 1.0)
     if inner:
-        mass = chunked.weighted_logsumexp(affinity, of_queries, of_keys, pairs)
+        mass = reference.log_difference(*got["masses"])
         valid = valid & (mass > -torch.inf)
         numerator = mass.masked_fill(~valid, 0) - share.log().to(mass.dtype)
     else:
-        numerator = (pairs.queries * (pulled / share[:, None].to(pulled.dtype))).sum(1)
-    return torch.where(valid, lse.masked_fill(~valid, 0) - numerator.masked_fill(~valid, 0), 0.0), valid
+        numerator = (logits / share).to(got["lse"].dtype).masked_fill(~valid, 0)
+    return torch.where(valid, got["lse"].masked_fill(~valid, 0) - numerator, 0.0), valid
 
 
 @takes_arrays
@@ -232,15 +226,10 @@ def _check_auxiliary(name: str, value: object, affinity: Affinity) -> Tensor:
     return value[:, None] if value.ndim == 1 else value
 
 
-def _valid_ids(valid: Tensor | None, of_keys: Tensor) -> Tensor:
-    """The id 0 for every key that counts, else −1."""
-    ids = torch.zeros(len(of_keys), dtype=torch.int64, device=of_keys.device)
-    if valid is None:
-        return ids
+def _check_valid(valid: object, keys: int) -> None:
     if not isinstance(valid, Tensor):
         raise TypeError(f"key_valid: expected a tensor, got {type(valid).__name__}")
     if valid.dtype != torch.bool:
         raise TypeError(f"key_valid: expected bool, got {valid.dtype}")
-    if valid.shape != ids.shape:
-        raise ValueError(f"key_valid: expected shape {tuple(ids.shape)}, got {tuple(valid.shape)}")
-    return torch.where(valid, ids, -1)
+    if valid.shape != (keys,):
+        raise ValueError(f"key_valid: expected shape {(keys,)}, got {tuple(valid.shape)}")

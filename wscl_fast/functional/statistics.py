@@ -10,12 +10,11 @@ With LSE_i and p_ij the loss's own log-sum-exp and softmax over the keys D(i) of
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-from wscl_fast.pairs import Pairs, allowed_count, allowed_sum, matching_count, matching_sum
 
 __all__ = ["InfoNCEStats"]
 
@@ -26,7 +25,7 @@ class InfoNCEStats(NamedTuple):
     Means are over the queries that take part, each the mean over its keys; NaN where there is nothing to
     average. The denominator's keys are all that a query may meet; with another denominator than ``"all"``,
     with hardness or with a prior those of other clusters. Similarities and distances are of the vectors as
-    they are given.
+    they are given. Over ranks the numbers are those of all ranks' queries, and a rank has its own rows.
     """
 
     positives: Tensor  # [N] int64: each query's positives, 0 where it takes no part
@@ -52,50 +51,61 @@ class RowStats(NamedTuple):
 
 @torch.no_grad()
 def row_stats(
-    positive: Pairs, negative: Pairs, lse: Tensor, mean_logit: Tensor, scale: Tensor, *, everyone: bool
+    queries: Tensor,  # times the scale
+    scale: Tensor,  # 1 / temperature, 0-dim or [N]
+    similarities: Tensor,  # as `_passes.Similarities` has them, of these queries
+    lse: Tensor,
+    mean_logit: Tensor,
+    everyone: bool,  # whether the denominator has the positives too
 ) -> RowStats:
-    """From a pass's log-sum-exp and mean logit, without another pass over pairs.
-
-    ``scale`` is 1 / temperature, 0-dim or ``[N]``, whether the queries were multiplied by it or not;
-    ``everyone`` says that the denominator has the positives too.
-    """
-    queries = positive.queries.double() * (positive.scale / scale).double().expand(len(lse))[:, None]
-    count, same = matching_count(positive), matching_count(negative)
-    others = allowed_count(negative) - same
-    keys = positive.keys.double()
-    pulled = (queries * matching_sum(positive, keys)).sum(1)
-    pushed = (queries * (allowed_sum(negative, keys) - matching_sum(negative, keys))).sum(1)
-    squares = matching_sum(positive, keys.square().sum(1, keepdim=True))[:, 0]
-    mean, one = pulled / count.clamp(min=1), torch.ones((), dtype=torch.int64, device=count.device)
+    """From a pass's log-sum-exp and mean logit and sums over clusters, without another pass over pairs."""
+    count, kind, allowed, pulled, pushed, squares = similarities
+    wide = scale.double()
+    positives, others = count.clamp(min=1), allowed - kind
+    mean = pulled / wide / positives
+    own_square = (queries.double() / wide.expand(len(lse))[:, None]).square().sum(1)
     return RowStats(
         lse.detach(),
-        allowed_count(negative) if everyone else others,
-        mean_logit,
+        (allowed if everyone else others).long(),
+        mean_logit.detach(),
         mean,
-        torch.where(others > 0, pushed / torch.maximum(others, one), torch.nan),
-        (queries.square().sum(1) + squares / count.clamp(min=1) - 2 * mean).clamp(min=0),
+        torch.where(others > 0, pushed / wide / others.clamp(min=1), torch.nan),
+        (own_square + squares / positives - 2 * mean).clamp(min=0),
     )
 
 
+def alone(values: Tensor) -> Tensor:
+    """The rows of all processes where there is one."""
+    return values
+
+
 @torch.no_grad()
-def summarise(rows: RowStats, count: Tensor, scale: Tensor) -> InfoNCEStats:
-    """Rows to a result."""
+def summarise(
+    rows: RowStats, count: Tensor, scale: Tensor, gather: Callable[[Tensor], Tensor] = alone
+) -> InfoNCEStats:
+    """Rows to a result; ``gather`` gives the rows of all processes that share the loss."""
     takes_part = count > 0
     lse = rows.logsumexp
     finite = lse.masked_fill(lse == -torch.inf, 0)
-    potential = (lse - scale.detach()).double().logsumexp(0) - rows.met.sum().double().log()
-
-    def mean(values: Tensor) -> Tensor:
-        use = takes_part & ~values.isnan()
-        return (torch.where(use, values, 0.0).double().sum() / use.sum()).to(lse.dtype)
-
+    entropy = torch.where(rows.met > 0, (finite - rows.mean_logit).clamp(min=0), torch.nan)
+    means = [rows.positive_similarity, rows.negative_similarity, rows.distance, entropy]
+    used = torch.stack([takes_part & ~values.isnan() for values in means])
+    sums = torch.where(used, torch.stack([values.double() for values in means]), 0.0).sum(1)
+    sizes = [len(count), takes_part.sum(), rows.met.sum()]
+    here = torch.stack([torch.as_tensor(size, device=lse.device).double() for size in sizes])
+    potential = (lse - scale.detach()).double().logsumexp(0, keepdim=True)
+    parts = gather(torch.cat([sums, used.sum(1).double(), here, potential])[None])
+    *totals, size, share, met = parts[:, :-1].sum(0)
+    similarity, dissimilarity, alignment, mean_entropy = (
+        (total / of).to(lse.dtype) for total, of in zip(totals[:4], totals[4:], strict=True)
+    )
     return InfoNCEStats(
         count,
         lse,
-        takes_part.to(lse.dtype).mean(),
-        mean(rows.positive_similarity),
-        mean(rows.negative_similarity),
-        mean(rows.distance),
-        potential.to(lse.dtype),
-        mean(torch.where(rows.met > 0, (finite - rows.mean_logit).clamp(min=0), torch.nan)),
+        (share / size).to(lse.dtype),
+        similarity,
+        dissimilarity,
+        alignment,
+        (parts[:, -1].logsumexp(0) - met.log()).to(lse.dtype),
+        mean_entropy,
     )

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from wscl_fast import reference
 from wscl_fast.functional._arrays import takes_arrays
 from wscl_fast.functional._checks import check_choice, check_device, check_matrix, check_vector
-from wscl_fast.functional._inputs import Impl, Inputs, Reduction, check_inputs, choose, reduce_rows
-from wscl_fast.functional._passes import softplus_sum, two_way_logsumexp
-from wscl_fast.functional.infonce import Positives
-from wscl_fast.pairs import Meets, Pairs, matching_count, matching_mean
+from wscl_fast.functional._inputs import Batch, Impl, Inputs, Reduction, prepare, reduce_rows
+from wscl_fast.functional._passes import Passes, SoftplusSum, two_way_logsumexp
+from wscl_fast.functional._variant import Positives
+from wscl_fast.pairs import Pairs, matching_count, matching_logits
 
 __all__ = ["clip_loss", "siglip_loss"]
 
@@ -73,14 +75,12 @@ def clip_loss(
     if isinstance(temperature, Tensor) and temperature.ndim:
         raise TypeError(f"temperature: expected a number or a 0-dim tensor, got shape {temperature.shape}")
     check_choice("positives", positives, Positives)
-    check_choice("impl", impl, Impl)
-    pairs = check_inputs(x, y, x_clusters, y_clusters, temperature, ignore_index, None).pairs
+    inputs, impl, _ = prepare(Batch(x, y, x_clusters, y_clusters, temperature, ignore_index), impl)
     for name, side, weights in (("x_weights", x, x_weights), ("y_weights", y, y_weights)):
         if weights is not None:
             check_vector(name, weights, len(side), x, integer=False)
-    impl = choose(impl, pairs.queries)
     with torch.autocast(x.device.type, enabled=False):
-        one, two = _clip_rows(pairs, positives == "in", impl)
+        one, two = _clip_rows(inputs.pairs, positives == "in", impl)
         losses = [reduce_rows(*one, x_weights, reduction), reduce_rows(*two, y_weights, reduction)]
         return torch.cat(losses) if reduction == "none" else (losses[0] + losses[1]) / 2
 
@@ -96,12 +96,12 @@ def _clip_rows(pairs: Pairs, inner: bool, impl: Impl) -> list[tuple[Tensor, Tens
     own_kind = two_way_logsumexp(pairs, "same", fused=fused) if inner else None
     rows = []
     for direction, side in enumerate((pairs, pairs.swapped())):
+        count = matching_count(side)
+        size = count.clamp(min=1).to(pairs.queries.dtype)
         if own_kind is None:
-            numerator, count = matching_mean(side)
+            numerator = matching_logits(side) / size
         else:
-            count = matching_count(side)
-            numerator = own_kind[direction].masked_fill(count == 0, 0)
-            numerator = numerator - count.clamp(min=1).to(numerator.dtype).log()
+            numerator = own_kind[direction].masked_fill(count == 0, 0) - size.log()
         loss = everyone[direction].masked_fill(count == 0, 0) - numerator
         rows.append((torch.where(count > 0, loss, 0.0), count))
     return rows
@@ -153,24 +153,32 @@ def siglip_loss(
     Source: Zhai et al., *Sigmoid Loss for Language Image Pre-Training*, ICCV 2023 (arXiv 2303.15343).
     """
     check_choice("reduction", reduction, Reduction)
-    check_choice("impl", impl, Impl)
     x_clusters, y_clusters = _check_sides(x, y, x_clusters, y_clusters)
-    inputs = check_inputs(x, y, x_clusters, y_clusters, temperature, ignore_index, None)
-    if weights is not None:
-        check_vector("weights", weights, len(x), x, integer=False)
+    batch = Batch(x, y, x_clusters, y_clusters, temperature, ignore_index)
+    loss, has_id = siglip_rows(batch, bias, impl=impl)
+    return reduce_rows(loss, has_id, weights, reduction)
+
+
+def siglip_rows(
+    batch: Batch,
+    bias: float | Tensor,
+    *,
+    impl: Impl = "auto",
+    passes: Callable[[bool], Passes] = Passes,
+) -> tuple[Tensor, Tensor]:
+    """:func:`siglip_loss` of every row, neither weighted nor reduced, and which rows have an id."""
+    inputs, impl, answers = prepare(batch, impl, passes)
     offset = _bias(bias, inputs)
-    impl = choose(impl, inputs.pairs.queries)
-    with torch.autocast(x.device.type, enabled=False):
-        pairs = inputs.pairs
-        turned = pairs._replace(queries=-pairs.queries)
-        loss = _pass(pairs, "other", offset, impl) + _pass(turned, "same", -offset, impl)
-        return reduce_rows(loss, x_clusters != ignore_index, weights, reduction)
-
-
-def _pass(pairs: Pairs, meets: Meets, offset: Tensor, impl: Impl) -> Tensor:
-    if impl == "reference":
-        return reference.softplus_sum(pairs, meets, offset)
-    return softplus_sum(pairs, meets, offset, fused=impl == "fused")
+    with torch.autocast(batch.queries.device.type, enabled=False):
+        pairs = inputs.pairs.folded()
+        turned = pairs._replace(scale=-pairs.scale)
+        if impl == "reference":
+            loss = reference.softplus_sum(pairs, "other", offset)
+            loss = loss + reference.softplus_sum(turned, "same", -offset)
+        else:
+            apart, together = SoftplusSum(pairs, "other", offset), SoftplusSum(turned, "same", -offset)
+            loss = sum(answers({"apart": apart, "together": together}).values(), torch.zeros_like(offset))
+        return loss, pairs.query_ids != pairs.ignore_index
 
 
 def _check_sides(

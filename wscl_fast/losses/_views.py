@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 
@@ -41,10 +40,3 @@ def temperature_of_views(temperature: float | Tensor, batch: int, views: int) ->
 def unit(rows: Tensor) -> Tensor:
     """Rows of length one."""
     return nn.functional.normalize(rows, dim=-1)
-
-
-def is_zero(loss: Tensor) -> bool:
-    """Whether a loss on the CPU is exactly zero: no query had a positive. Never while a graph is traced."""
-    if loss.device.type != "cpu" or torch.compiler.is_compiling() or loss.numel() == 0:
-        return False
-    return not bool(loss.detach().any())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, get_args
@@ -22,15 +21,16 @@ from wscl_fast.functional import (
     clip_loss,
     clustered_infonce,
 )
-from wscl_fast.losses._temperature import WithTemperature, check_number
-from wscl_fast.losses._views import check_features, check_rows, is_zero, temperature_of_views, unit
+from wscl_fast.losses._module import LossModule
+from wscl_fast.losses._temperature import check_number
+from wscl_fast.losses._views import check_features, check_rows, temperature_of_views, unit
 
 __all__ = ["ClusteredInfoNCE"]
 
 Contrast = Literal["all", "cross"]
 
 
-class ClusteredInfoNCE(WithTemperature):
+class ClusteredInfoNCE(LossModule):
     """Clustered InfoNCE of a batch of embeddings, one or several views of each sample.
 
     In plain PyTorch, for ``features [B, V, d]``::
@@ -106,12 +106,10 @@ class ClusteredInfoNCE(WithTemperature):
         group: Group = None,
         ddp: bool = False,
     ) -> None:
-        super().__init__(temperature, learnable_temperature, min_temperature)
+        super().__init__(temperature, learnable_temperature, min_temperature, gather, group, ddp)
         check_number("base_temperature", base_temperature)
         if contrast not in get_args(Contrast):
             raise ValueError(f"contrast: expected 'all' or 'cross', got {contrast!r}")
-        if gather not in ("none", *get_args(Gather)):
-            raise ValueError(f"gather: expected 'none', 'all', 'ring' or 'count', got {gather!r}")
         self.positives: Positives = positives
         self.denominator: Denominator = denominator
         self.hardness, self.prior = hardness, prior
@@ -121,9 +119,6 @@ class ClusteredInfoNCE(WithTemperature):
         self.ignore_index = ignore_index
         self.reduction: Reduction = reduction
         self.impl: Impl = impl
-        self.gather: Gather | Literal["none"] = gather
-        self.group, self.ddp = group, ddp
-        self._warned = False
 
     def forward(
         self,
@@ -170,7 +165,8 @@ class ClusteredInfoNCE(WithTemperature):
             "ignore_index": self.ignore_index,
             "reduction": self.reduction,
             "impl": self.impl,
-            **self._options(return_stats),
+            **self._options(),
+            **({"return_stats": True} if return_stats else {}),
         }
         samples = self._samples(clusters, samples, keys, key_samples)
         rows = _Rows(views, clusters, samples, weights, temperature)
@@ -200,15 +196,10 @@ class ClusteredInfoNCE(WithTemperature):
             loss = loss.reshape(features.shape[:-1])
         return loss if stats is None else (loss, stats)
 
-    def _options(self, return_stats: bool) -> dict[str, Any]:
-        """What is not as it is by default: not every way of gathering takes all of it."""
-        chosen: dict[str, Any] = {
-            "denominator": self.denominator,
-            "hardness": self.hardness,
-            "prior": self.prior,
-            "return_stats": return_stats,
-        }
-        return {name: value for name, value in chosen.items() if value not in ("all", 0, False)}
+    def _options(self) -> dict[str, Any]:
+        """What is not as it is by default."""
+        chosen = {"denominator": self.denominator, "hardness": self.hardness, "prior": self.prior}
+        return {name: value for name, value in chosen.items() if value not in ("all", 0)}
 
     def _samples(
         self, clusters: Tensor, samples: Tensor | None, keys: Tensor | None, key_samples: Tensor | None
@@ -228,9 +219,7 @@ class ClusteredInfoNCE(WithTemperature):
         return samples
 
     def _compute(self, options: dict[str, Any]) -> Callable[..., Any]:
-        if self.gather == "none":
-            return partial(clustered_infonce, **options)
-        return partial(distributed_infonce, gather=self.gather, group=self.group, ddp=self.ddp, **options)
+        return partial(self._choose(clustered_infonce, distributed_infonce), **options)
 
     def _cross(self, rows: _Rows, options: dict[str, Any]) -> Tensor:
         """Each view against all others. All have the same anchors, so that the mean is the views' mean."""
@@ -272,16 +261,6 @@ class ClusteredInfoNCE(WithTemperature):
         if self.reduction == "none":
             return stacked
         return stacked.mean() if self.reduction == "mean" else stacked.sum()
-
-    def _warn_without_positives(self, loss: Tensor) -> None:
-        """Say once that no query had a positive: the loss is then exactly zero, and nothing is learnt."""
-        if not self._warned and is_zero(loss):
-            self._warned = True
-            warnings.warn(
-                "ClusteredInfoNCE: no query of this batch had a positive key, so its loss is 0;"
-                " draw batches with several samples per cluster or several views per sample",
-                stacklevel=3,
-            )
 
     def extra_repr(self) -> str:
         """The settings, for ``print(module)``."""

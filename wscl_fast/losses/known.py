@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
+from wscl_fast.distributed import Gather
+from wscl_fast.distributed import hierarchical_infonce as distributed_hierarchical
+from wscl_fast.distributed import soft_infonce as distributed_soft
+from wscl_fast.distributed.collectives import Group
 from wscl_fast.functional import (
     Affinity,
     Constraint,
@@ -17,14 +20,14 @@ from wscl_fast.functional import (
     hierarchical_infonce,
     soft_infonce,
 )
-from wscl_fast.losses._temperature import WithTemperature
-from wscl_fast.losses._views import check_features, check_rows, is_zero, of_views, temperature_of_views, unit
+from wscl_fast.losses._module import LossModule
+from wscl_fast.losses._views import check_features, check_rows, of_views, temperature_of_views, unit
 
 __all__ = ["HierarchicalInfoNCE", "SoftInfoNCE"]
 
 
-class _OfViews(WithTemperature):
-    """What both have in common: views as rows of one batch, the temperature, the warning."""
+class _OfViews(LossModule):
+    """What both have in common: views as rows of one batch."""
 
     def __init__(
         self,
@@ -35,13 +38,15 @@ class _OfViews(WithTemperature):
         normalize: bool,
         reduction: Reduction,
         impl: Impl,
+        gather: Gather | Literal["none"],
+        group: Group,
+        ddp: bool,
     ) -> None:
-        super().__init__(temperature, learnable_temperature, min_temperature)
+        super().__init__(temperature, learnable_temperature, min_temperature, gather, group, ddp)
         self.positives: Positives = positives
         self.normalize = normalize
         self.reduction: Reduction = reduction
         self.impl: Impl = impl
-        self._warned = False
 
     def _arguments(
         self,
@@ -68,15 +73,6 @@ class _OfViews(WithTemperature):
             "impl": self.impl,
         }
 
-    def _warn(self, loss: Tensor) -> Tensor:
-        if not self._warned and is_zero(loss):
-            self._warned = True
-            warnings.warn(
-                f"{type(self).__name__}: no query of this batch had a positive key, so its loss is 0",
-                stacklevel=3,
-            )
-        return loss
-
 
 class HierarchicalInfoNCE(_OfViews):
     """Clustered InfoNCE over several levels of clusters, of one or several views of each sample.
@@ -93,6 +89,8 @@ class HierarchicalInfoNCE(_OfViews):
         constraint: ``"none"``, ``"level"`` or ``"pair"``, see
             :func:`wscl_fast.functional.hierarchical_infonce`.
         positives, normalize, reduction, impl: as in :class:`wscl_fast.ClusteredInfoNCE`.
+        gather, group, ddp: for the loss over the batch of all ranks, as there; ``gather="none"`` for this
+            process alone.
         ignore_index: the cluster id that says "no cluster at this level".
 
     Shape:
@@ -124,9 +122,21 @@ class HierarchicalInfoNCE(_OfViews):
         ignore_index: int = -1,
         reduction: Reduction = "mean",
         impl: Impl = "auto",
+        gather: Gather | Literal["none"] = "none",
+        group: Group = None,
+        ddp: bool = False,
     ) -> None:
         super().__init__(
-            temperature, learnable_temperature, min_temperature, positives, normalize, reduction, impl
+            temperature,
+            learnable_temperature,
+            min_temperature,
+            positives,
+            normalize,
+            reduction,
+            impl,
+            gather,
+            group,
+            ddp,
         )
         self.level_weights, self.constraint = level_weights, constraint
         self.ignore_index = ignore_index
@@ -145,7 +155,8 @@ class HierarchicalInfoNCE(_OfViews):
         """The loss of ``features [B, d]`` or ``[B, V, d]`` with cluster ids ``clusters [B, L]``."""
         views, arguments = self._arguments(features, keys, weights, temperature)
         check_rows("clusters", clusters, len(features), dimensions=(2,))
-        loss = hierarchical_infonce(
+        compute = self._choose(hierarchical_infonce, distributed_hierarchical)
+        loss: Tensor = compute(
             query_clusters=clusters.repeat_interleave(views, 0),
             key_clusters=key_clusters,
             level_weights=self.level_weights,
@@ -154,7 +165,8 @@ class HierarchicalInfoNCE(_OfViews):
             exclude_self=exclude_self,
             **arguments,
         )
-        return self._warn(loss)
+        self._warn_without_positives(loss)
+        return loss
 
     def extra_repr(self) -> str:
         """The settings, for ``print(module)``."""
@@ -178,6 +190,8 @@ class SoftInfoNCE(_OfViews):
         temperature: positive; the starting value where it is learnt.
         learnable_temperature, min_temperature: as in :class:`wscl_fast.ClusteredInfoNCE`.
         positives, normalize, reduction, impl: as in :class:`wscl_fast.ClusteredInfoNCE`.
+        gather, group, ddp: for the loss over the batch of all ranks, as there; ``gather="none"`` for this
+            process alone.
 
     Shape:
         features ``[B, d]`` or ``[B, V, d]``; auxiliary ``[B]`` or ``[B, words]`` int64 bit masks, or
@@ -207,9 +221,21 @@ class SoftInfoNCE(_OfViews):
         normalize: bool = True,
         reduction: Reduction = "mean",
         impl: Impl = "auto",
+        gather: Gather | Literal["none"] = "none",
+        group: Group = None,
+        ddp: bool = False,
     ) -> None:
         super().__init__(
-            temperature, learnable_temperature, min_temperature, positives, normalize, reduction, impl
+            temperature,
+            learnable_temperature,
+            min_temperature,
+            positives,
+            normalize,
+            reduction,
+            impl,
+            gather,
+            group,
+            ddp,
         )
         self.affinity: Affinity = affinity
 
@@ -230,7 +256,7 @@ class SoftInfoNCE(_OfViews):
         check_rows("auxiliary", auxiliary, len(features), dimensions=(1, 2))
         if keys is None and key_valid is not None:
             raise ValueError("key_valid: expected None where keys is None, got a tensor")
-        loss = soft_infonce(
+        loss: Tensor = self._choose(soft_infonce, distributed_soft)(
             query_auxiliary=auxiliary.repeat_interleave(views, 0),
             key_auxiliary=key_auxiliary,
             affinity=self.affinity,
@@ -238,7 +264,7 @@ class SoftInfoNCE(_OfViews):
             exclude_self=exclude_self,
             **arguments,
         )
-        loss = self._warn(loss)
+        self._warn_without_positives(loss)
         return loss.reshape(features.shape[:-1]) if self.reduction == "none" else loss
 
     def extra_repr(self) -> str:

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from wscl_fast.distributed import Gather, first_row, world_size
+from wscl_fast.distributed import Gather
 from wscl_fast.distributed import clustered_infonce as distributed_infonce
-from wscl_fast.distributed import gather as gather_rows
+from wscl_fast.distributed import siglip_loss as distributed_siglip
 from wscl_fast.distributed.collectives import Group
-from wscl_fast.distributed.infonce import reduce_over_ranks
+from wscl_fast.distributed.two_way import ids_of_rows
 from wscl_fast.functional import Impl, Positives, Reduction, clip_loss, siglip_loss
-from wscl_fast.losses._temperature import WithTemperature
+from wscl_fast.losses._module import LossModule
 from wscl_fast.losses._views import check_rows, unit
 
 __all__ = ["CLIPLoss", "SigLIPLoss"]
 
 
-def _ids(x: Tensor, clusters: Tensor | None, group: Group) -> Tensor:
-    """The ids of this rank's rows among those of all ranks; by default each row is its own."""
-    if clusters is not None:
-        return clusters
-    return torch.arange(len(x), device=x.device) + first_row(x, group)
-
-
-class CLIPLoss(WithTemperature):
+class CLIPLoss(LossModule):
     """InfoNCE in both directions between two encoders' outputs, over the clusters of their samples.
 
     In plain PyTorch: ``clip_loss(F.normalize(x, dim=-1), F.normalize(y, dim=-1), x_clusters=clusters,
@@ -59,6 +52,8 @@ class CLIPLoss(WithTemperature):
     Source: Radford et al., ICML 2021 (arXiv 2103.00020).
     """
 
+    gathers = ("all", "ring")
+
     def __init__(
         self,
         temperature: float = 0.07,
@@ -74,51 +69,31 @@ class CLIPLoss(WithTemperature):
         group: Group = None,
         ddp: bool = False,
     ) -> None:
-        super().__init__(temperature, learnable_temperature, min_temperature)
-        if gather not in ("none", "all", "ring"):
-            raise ValueError(f"gather: expected 'none', 'all' or 'ring', got {gather!r}")
+        super().__init__(temperature, learnable_temperature, min_temperature, gather, group, ddp)
         self.positives: Positives = positives
         self.normalize, self.ignore_index = normalize, ignore_index
         self.reduction: Reduction = reduction
         self.impl: Impl = impl
-        self.gather: Gather | Literal["none"] = gather
-        self.group, self.ddp = group, ddp
 
     def forward(self, x: Tensor, y: Tensor, clusters: Tensor | None = None) -> Tensor:
         """The loss of ``x [B, d]`` and ``y [B, d]``, row i of the one and of the other being one sample."""
         if self.normalize:
             x, y = unit(x), unit(y)
         temperature = self.clamped_temperature()
+        options: dict[str, Any] = {
+            "temperature": temperature,
+            "positives": self.positives,
+            "ignore_index": self.ignore_index,
+            "reduction": self.reduction,
+            "impl": self.impl,
+        }
         if self.gather == "none":
-            return clip_loss(
-                x,
-                y,
-                x_clusters=clusters,
-                temperature=temperature,
-                positives=self.positives,
-                ignore_index=self.ignore_index,
-                reduction=self.reduction,
-                impl=self.impl,
-            )
+            return clip_loss(x, y, x_clusters=clusters, **options)
         if len(y) != len(x):
             raise ValueError(f"y: expected {len(x)} rows as in x, got {len(y)}")
-        ids = _ids(x, clusters, self.group)
-        one, two = (
-            distributed_infonce(
-                rows,
-                others,
-                query_clusters=ids,
-                temperature=temperature,
-                positives=self.positives,
-                ignore_index=self.ignore_index,
-                reduction=self.reduction,
-                impl=self.impl,
-                gather=self.gather,
-                group=self.group,
-                ddp=self.ddp,
-            )
-            for rows, others in ((x, y), (y, x))
-        )
+        options["query_clusters"] = ids_of_rows(x, self.group) if clusters is None else clusters
+        compute = self._choose(clip_loss, distributed_infonce)
+        one, two = compute(x, y, **options), compute(y, x, **options)
         return torch.cat([one, two]) if self.reduction == "none" else (one + two) / 2
 
     def extra_repr(self) -> str:
@@ -126,7 +101,7 @@ class CLIPLoss(WithTemperature):
         return f"{self.describe_temperature()}, positives={self.positives!r}, impl={self.impl!r}"
 
 
-class SigLIPLoss(WithTemperature):
+class SigLIPLoss(LossModule):
     """A sigmoid for each pair of two encoders' outputs, over the clusters of their samples.
 
     In plain PyTorch: ``siglip_loss(F.normalize(x, dim=-1), F.normalize(y, dim=-1), x_clusters=clusters,
@@ -141,8 +116,8 @@ class SigLIPLoss(WithTemperature):
         ignore_index: the cluster id that says "no cluster".
         reduction: ``"mean"`` over the rows of x, ``"sum"`` or ``"none"``.
         impl: ``"auto"``, ``"fused"``, ``"chunked"`` or ``"reference"``.
-        gather: ``"all"`` for the loss over the pairs of all ranks: every rank's x meets all ranks' y;
-            ``"none"`` for this process alone.
+        gather: ``"all"`` or ``"ring"`` for the loss over the pairs of all ranks: every rank's x meets all
+            ranks' y; ``"none"`` for this process alone.
         group: the process group of ``gather``; by default all processes.
         ddp: with ``gather``, whether the gradients will be averaged over the ranks.
 
@@ -159,6 +134,8 @@ class SigLIPLoss(WithTemperature):
     Source: Zhai et al., ICCV 2023 (arXiv 2303.15343).
     """
 
+    gathers = ("all", "ring")
+
     def __init__(
         self,
         temperature: float = 0.1,
@@ -170,13 +147,11 @@ class SigLIPLoss(WithTemperature):
         ignore_index: int = -1,
         reduction: Reduction = "mean",
         impl: Impl = "auto",
-        gather: Literal["none", "all"] = "none",
+        gather: Gather | Literal["none"] = "none",
         group: Group = None,
         ddp: bool = False,
     ) -> None:
-        super().__init__(temperature, learnable, min_temperature)
-        if gather not in ("none", "all"):
-            raise ValueError(f"gather: expected 'none' or 'all', got {gather!r}")
+        super().__init__(temperature, learnable, min_temperature, gather, group, ddp)
         if reduction not in get_args(Reduction):
             raise ValueError(f"reduction: expected 'mean', 'sum' or 'none', got {reduction!r}")
         self.bias: nn.Parameter | float = (
@@ -185,7 +160,6 @@ class SigLIPLoss(WithTemperature):
         self.normalize, self.ignore_index = normalize, ignore_index
         self.reduction: Reduction = reduction
         self.impl: Impl = impl
-        self.gather, self.group, self.ddp = gather, group, ddp
 
     def forward(self, x: Tensor, y: Tensor, clusters: Tensor | None = None) -> Tensor:
         """The loss of ``x [B, d]`` and ``y [B, d]``, row i of the one and of the other being one sample."""
@@ -193,25 +167,19 @@ class SigLIPLoss(WithTemperature):
             x, y = unit(x), unit(y)
         if len(y) != len(x):
             raise ValueError(f"y: expected {len(x)} rows as in x, got {len(y)}")
-        over_ranks = self.gather == "all"
-        ids = _ids(x, clusters, self.group) if over_ranks else clusters
-        if ids is not None:
-            check_rows("clusters", ids, len(x))
-        rows = siglip_loss(
+        if clusters is not None:
+            check_rows("clusters", clusters, len(x))
+        loss: Tensor = self._choose(siglip_loss, distributed_siglip)(
             x,
-            gather_rows(y, self.group) if over_ranks else y,
-            x_clusters=ids,
-            y_clusters=gather_rows(ids, self.group) if over_ranks and ids is not None else None,
+            y,
+            x_clusters=clusters,
             temperature=self.clamped_temperature(),
             bias=self.bias,
             ignore_index=self.ignore_index,
-            reduction="none" if over_ranks else self.reduction,
+            reduction=self.reduction,
             impl=self.impl,
         )
-        if not over_ranks or ids is None:
-            return rows
-        factor = world_size(self.group) if self.ddp else 1
-        return reduce_over_ranks(rows, ids != self.ignore_index, None, self.reduction, self.group, factor)
+        return loss
 
     def extra_repr(self) -> str:
         """The settings, for ``print(module)``."""

@@ -1,0 +1,130 @@
+"""The loss modules over ranks, alone and under DistributedDataParallel, as one process has them.
+
+``tests/test_distributed.py`` reports it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+from rank_loss_cases import WAYS, levels, tags
+from ranks import close, cut, uneven
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from wscl_fast import CLIPLoss, ClusteredInfoNCE, HierarchicalInfoNCE, SigLIPLoss, SoftInfoNCE
+from wscl_fast.distributed import rank, sum_over_ranks, world_size
+
+CASES = {}
+
+
+def case(function):  # type: ignore[no-untyped-def]
+    CASES[function.__name__] = function
+    return function
+
+
+@case
+def options_through_the_module(group: Any) -> None:
+    """Own views, views across, other denominators."""
+    me, rows = rank(group), uneven(group)
+    for gathering, settings in itertools.product(
+        WAYS,
+        (
+            {"denominator": "other", "hardness": 0.4},
+            {"denominator": "decoupled", "positives": "in"},
+            {"denominator": "other", "own_views": True},
+            {"own_views": True, "contrast": "cross"},
+            {"contrast": "cross", "reduction": "sum"},
+        ),
+    ):
+        whole = torch.randn(sum(rows), 2, 4, dtype=torch.float64, requires_grad=True)
+        ids = torch.randint(-1, 3, (sum(rows),))
+        one = ClusteredInfoNCE(0.3, **settings)(whole, ids)
+        one.backward()
+        mine = cut(whole, rows, group)
+        loss = ClusteredInfoNCE(0.3, **settings, gather=gathering, group=group)(mine, ids.split(rows)[me])
+        loss.backward()
+        close(loss.detach(), one.detach())
+        close(mine.grad, whole.grad.split(rows)[me])
+
+
+@case
+def levels_and_tags_through_the_modules(group: Any) -> None:
+    me, rows = rank(group), uneven(group)
+    for gathering, (make, settings, known) in itertools.product(
+        WAYS,
+        (
+            (HierarchicalInfoNCE, {"constraint": "pair"}, levels(sum(rows))["clusters"]),
+            (SoftInfoNCE, {"affinity": "jaccard"}, tags(sum(rows))["auxiliary"]),
+        ),
+    ):
+        whole = torch.randn(sum(rows), 2, 4, dtype=torch.float64, requires_grad=True)
+        one = make(temperature=0.3, **settings)(whole, known)
+        one.backward()
+        mine = cut(whole, rows, group)
+        loss = make(temperature=0.3, **settings, gather=gathering, group=group)(mine, known.split(rows)[me])
+        loss.backward()
+        close(loss.detach(), one.detach())
+        close(mine.grad, whole.grad.split(rows)[me])
+
+
+@case
+def two_sides_through_the_modules(group: Any) -> None:
+    """CLIP and SigLIP over all ranks' pairs, each row its own or of a cluster; one rank has none."""
+    me, rows = rank(group), uneven(group)
+    for clip in (True, False):
+        for gathering in ("all", "ring"):
+            for clustered in (False, True):
+                for reduction in ("mean", "sum"):
+                    make = CLIPLoss if clip else SigLIPLoss
+                    one = make(0.3, reduction=reduction).double()
+                    ours = make(0.3, reduction=reduction, gather=gathering, group=group).double()
+                    x, y = torch.randn(2, sum(rows), 4, dtype=torch.float64)
+                    x, y = x.requires_grad_(), y.requires_grad_()
+                    ids = torch.randint(-1, 4, (sum(rows),)) if clustered else None
+                    want = one(x, y, ids)
+                    want.backward()
+                    mine = [cut(side, rows, group) for side in (x, y)]
+                    got = ours(*mine, None if ids is None else ids.split(rows)[me])
+                    got.backward()
+                    close(got.detach(), want.detach())
+                    for here, there in zip(mine, (x, y), strict=True):
+                        close(here.grad, there.grad.split(rows)[me])
+                    for here, there in zip(ours.parameters(), one.parameters(), strict=True):
+                        close(sum_over_ranks(here.grad, group), there.grad)
+
+
+@case
+def through_ddp(group: Any) -> None:
+    """Encoder and temperature under DistributedDataParallel learn what one process with the batch does."""
+    size, me = world_size(group), rank(group)
+    for gathering in ("all", "ring"):
+        for reduction in ("mean", "sum"):
+            settings = {"temperature": 0.4, "learnable_temperature": True, "reduction": reduction}
+            rows = [5, 9, 2, 6][:size]
+            inputs = torch.randn(sum(rows), 2, 4, dtype=torch.float64)
+            clusters = torch.randint(-1, 3, (sum(rows),))
+            torch.manual_seed(1)
+            one = Model(ClusteredInfoNCE(**settings)).double()
+            torch.manual_seed(1)
+            loss_fn = ClusteredInfoNCE(**settings, gather=gathering, group=group, ddp=True)
+            ours = DistributedDataParallel(Model(loss_fn).double(), process_group=group)
+            one_loss = one(inputs, clusters)
+            one_loss.backward()
+            loss = ours(inputs.split(rows)[me], clusters.split(rows)[me])
+            loss.backward()
+            close(loss.detach(), one_loss.detach())
+            for got, want in zip(ours.parameters(), one.parameters(), strict=True):
+                close(got.grad, want.grad)
+
+
+class Model(torch.nn.Module):
+    def __init__(self, loss_fn: torch.nn.Module) -> None:
+        super().__init__()
+        self.encoder = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 5))
+        self.loss_fn = loss_fn
+
+    def forward(self, inputs: Tensor, clusters: Tensor) -> Tensor:
+        return self.loss_fn(self.encoder(inputs), clusters)

@@ -1,0 +1,156 @@
+"""The losses that know more of a sample than one cluster, over the batch of all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from wscl_fast.distributed.collectives import Group
+from wscl_fast.distributed.shared import Gather, Shared
+from wscl_fast.functional import Affinity, Constraint, Impl, Positives, Reduction
+from wscl_fast.functional._inputs import Batch
+from wscl_fast.functional.hierarchical import Levels, hierarchical_rows
+from wscl_fast.functional.soft import Auxiliary, soft_rows
+
+__all__ = ["hierarchical_infonce", "soft_infonce"]
+
+
+def hierarchical_infonce(
+    queries: Tensor,
+    keys: Tensor | None = None,
+    *,
+    query_clusters: Tensor,
+    key_clusters: Tensor | None = None,
+    level_weights: Sequence[float] | Tensor | None = None,
+    constraint: Constraint = "none",
+    temperature: float | Tensor = 0.1,
+    positives: Positives = "out",
+    weights: Tensor | None = None,
+    ignore_index: int = -1,
+    exclude_self: bool | Tensor | None = None,
+    reduction: Reduction = "mean",
+    impl: Impl = "auto",
+    gather: Gather = "all",
+    group: Group = None,
+    ddp: bool = False,
+) -> Tensor:
+    """:func:`wscl_fast.functional.hierarchical_infonce` of one process that has the batch of all ranks.
+
+    In plain PyTorch, where the ranks' tensors lie in one process::
+
+        hierarchical_infonce(torch.cat(queries), query_clusters=torch.cat(query_clusters), ...)
+
+    Every rank gives its own rows, and gets the number and the gradient that
+    :func:`wscl_fast.distributed.clustered_infonce` describes. The constraints hold between the levels'
+    means, and the pairs, of all ranks.
+
+    Args:
+        queries: ``[N, d]``, this rank's.
+        keys: ``[M, d]``, this rank's. Without keys all ranks' queries are contrasted with each other.
+        query_clusters: ``[N, L]`` int64, this rank's.
+        key_clusters: ``[M, L]`` int64, this rank's; by default ``query_clusters``.
+        level_weights: as for one process.
+        constraint: as for one process.
+        temperature: as for one process; alike on all ranks, or ``[N]``, this rank's.
+        positives: as for one process.
+        weights: ``[N]``, this rank's.
+        ignore_index: as for one process.
+        exclude_self: as in :func:`wscl_fast.distributed.clustered_infonce`.
+        reduction: as for one process.
+        impl: as for one process; ``"reference"`` neither with ``gather="ring"`` nor ``constraint="pair"``.
+        gather: as in :func:`wscl_fast.distributed.clustered_infonce`;
+            on a ring keys go round once, with ``constraint="pair"`` three times.
+        group: the process group; by default all processes.
+        ddp: whether the gradients will be averaged over the ranks, as DistributedDataParallel does.
+
+    Returns:
+        0-dim tensor, the same on every rank; ``[N, L]`` for ``reduction="none"``.
+
+    Raises:
+        TypeError, ValueError: as for one process. An error on one rank alone leaves the others waiting.
+    """
+    shared = Shared(gather, group, ddp, reduction, impl)
+    if impl == "reference" and constraint == "pair":
+        raise ValueError("impl: expected another than 'reference' with constraint='pair' over ranks")
+    levels = Levels(positives, constraint, level_weights)
+    levels.check(query_clusters, key_clusters, reduction)
+    batch = Batch(queries, keys, query_clusters, key_clusters, temperature, ignore_index, exclude_self)
+    batch, _ = shared.meet(batch)
+    loss, count = hierarchical_rows(batch, levels, reduction, impl=impl, passes=shared.passes)
+    return levels.together(shared.reduce(loss, count, weights), reduction)
+
+
+def soft_infonce(
+    queries: Tensor,
+    keys: Tensor | None = None,
+    *,
+    query_auxiliary: Tensor,
+    key_auxiliary: Tensor | None = None,
+    affinity: Affinity,
+    key_valid: Tensor | None = None,
+    temperature: float | Tensor = 0.1,
+    positives: Positives = "out",
+    weights: Tensor | None = None,
+    exclude_self: bool | Tensor | None = None,
+    reduction: Reduction = "mean",
+    impl: Impl = "auto",
+    gather: Gather = "all",
+    group: Group = None,
+    ddp: bool = False,
+) -> Tensor:
+    """:func:`wscl_fast.functional.soft_infonce` of one process that has the batch of all ranks.
+
+    In plain PyTorch, where the ranks' tensors lie in one process::
+
+        soft_infonce(torch.cat(queries), query_auxiliary=torch.cat(query_auxiliary), affinity=affinity, ...)
+
+    Every rank gives its own rows, and gets the number and the gradient that
+    :func:`wscl_fast.distributed.clustered_infonce` describes.
+
+    Args:
+        queries: ``[N, d]``, this rank's.
+        keys: ``[M, d]``, this rank's. Without keys all ranks' queries are contrasted with each other.
+        query_auxiliary: this rank's tag masks or vectors of the queries.
+        key_auxiliary: the same of the keys; by default ``query_auxiliary``.
+        affinity: as for one process.
+        key_valid: ``[M]`` bool, this rank's; given on every rank or on none.
+        temperature: as for one process; alike on all ranks, or ``[N]``, this rank's.
+        positives: as for one process.
+        weights: ``[N]``, this rank's.
+        exclude_self: as in :func:`wscl_fast.distributed.clustered_infonce`.
+        reduction: as for one process.
+        impl: as for one process; ``gather="ring"`` does not take ``"reference"``.
+        gather: as in :func:`wscl_fast.distributed.clustered_infonce`.
+        group: the process group; by default all processes.
+        ddp: whether the gradients will be averaged over the ranks, as DistributedDataParallel does.
+
+    Returns:
+        0-dim tensor, the same on every rank; ``[N]`` for ``reduction="none"``.
+
+    Raises:
+        TypeError, ValueError: as for one process. An error on one rank alone leaves the others waiting.
+    """
+    shared = Shared(gather, group, ddp, reduction, impl)
+    known = Auxiliary(affinity, query_auxiliary, key_auxiliary, key_valid).checked(queries, keys)
+    assert known.of_keys is not None
+    ids, key_ids = (
+        torch.zeros(len(side), dtype=torch.int64, device=side.device)
+        for side in (known.of_queries, known.of_keys)
+    )
+    batch = Batch(queries, keys, ids, None if keys is None else key_ids, temperature, -1, exclude_self)
+    batch, (of_keys, valid) = shared.meet(batch, known.of_keys, key_valid)
+    known = replace(known, of_keys=of_keys, key_valid=valid)
+    loss, count = soft_rows(
+        queries,
+        batch.keys,
+        known,
+        temperature,
+        batch.exclude_self,
+        positives,
+        impl=impl,
+        passes=shared.passes,
+    )
+    return shared.reduce(loss, count, weights)

@@ -1,0 +1,148 @@
+"""What every loss over the batch of all ranks has in common: how keys meet queries, and the average."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from wscl_fast.distributed.collectives import (
+    Group,
+    gather,
+    largest_over_ranks,
+    rank,
+    rows_of_ranks,
+    sum_over_ranks,
+    world_size,
+)
+from wscl_fast.distributed.ring import Ring
+from wscl_fast.functional import Impl, Reduction
+from wscl_fast.functional._checks import check_choice, check_matrix, check_vector
+from wscl_fast.functional._inputs import Batch, weighted_rows
+from wscl_fast.functional._passes import Passes
+
+__all__ = ["Gather", "Shared"]
+
+Gather = Literal["all", "ring", "count"]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """How the ranks share one loss; the arguments that every such loss takes, checked."""
+
+    gather: Gather
+    group: Group
+    ddp: bool
+    reduction: Reduction
+    impl: Impl
+
+    def __post_init__(self) -> None:
+        check_choice("gather", self.gather, Gather)
+        check_choice("reduction", self.reduction, Reduction)
+        check_choice("impl", self.impl, Impl)
+        if self.way == "ring" and self.impl == "reference":
+            raise ValueError(
+                "impl: expected 'auto', 'fused' or 'chunked' with gather='ring', got 'reference'"
+            )
+
+    @property
+    def way(self) -> Gather:
+        """How keys are gathered; one process alone has them."""
+        return "count" if world_size(self.group) == 1 else self.gather
+
+    def passes(self, fused: bool) -> Passes:
+        """Who answers what the loss asks of the pairs."""
+        return Ring(fused, self.group) if self.way == "ring" else _Counted(fused, self.group)
+
+    def meet(self, batch: Batch, *of_keys: Tensor | None) -> tuple[Batch, list[Tensor | None]]:
+        """A rank's own batch, and what else has a row for each of its keys, as the loss's passes want them.
+
+        Where all keys come together, those of all ranks; in any case with own keys numbered as the passes
+        count them.
+        """
+        check_matrix("queries", batch.queries)
+        _check_rows("query_clusters", batch.query_clusters, len(batch.queries))
+        if batch.keys is None and batch.key_clusters is not None:
+            raise ValueError("key_clusters: expected None where keys is None, got a tensor")
+        if batch.keys is not None:
+            check_matrix("keys", batch.keys)
+        keys = batch.queries if batch.keys is None else batch.keys
+        clusters = batch.query_clusters if batch.key_clusters is None else batch.key_clusters
+        _check_rows("key_clusters", clusters, len(keys))
+        own = self._own(batch, keys)
+        if self.way == "count" and not (batch.keys is None and isinstance(batch.exclude_self, Tensor)):
+            return batch, list(of_keys)
+        columns = [clusters, *of_keys]
+        if self.way == "all":
+            keys = gather(keys, self.group)
+            columns = [None if column is None else gather(column, self.group) for column in columns]
+        met = replace(batch, keys=keys, key_clusters=columns[0], exclude_self=False if own is None else own)
+        return met, columns[1:]
+
+    def _own(self, batch: Batch, keys: Tensor) -> Tensor | None:
+        """The number of every query's own key among all that it meets."""
+        queries, own = batch.queries, batch.exclude_self
+        own = batch.keys is None if own is None else own
+        if isinstance(own, Tensor):
+            check_vector("exclude_self", own, len(queries), queries, integer=True)
+            return own
+        if not isinstance(own, bool):
+            raise TypeError(f"exclude_self: expected a bool or a tensor, got {type(own).__name__}")
+        if not own:
+            return None
+        n, m = len(queries), len(keys)
+        if m < n:
+            raise ValueError(f"exclude_self: expected a key for each of the {n} queries, got {m} keys")
+        rows = [] if self.way == "count" else rows_of_ranks(keys.detach(), self.group)[0]
+        return torch.arange(n, device=queries.device) + sum(rows[: rank(self.group)])
+
+    def reduce(self, loss: Tensor, count: Tensor, weights: Tensor | None) -> Tensor:
+        """Over the rows ``[N]`` or ``[N, L]`` of all ranks.
+
+        The gradient is that of this rank's share, times the number of ranks for DistributedDataParallel.
+        """
+        factor = world_size(self.group) if self.ddp else 1
+        loss, share = weighted_rows(loss, count, weights)
+        if self.reduction == "none":
+            return _AllRanks.apply(loss, loss, factor)  # type: ignore[no-untyped-call,no-any-return]
+        total = loss.sum(0)
+        if self.reduction == "mean":
+            size = sum_over_ranks(share.double().sum(0), self.group)
+            total = total / torch.where(size == 0, 1.0, size).to(total.dtype)
+        value = sum_over_ranks(total, self.group)
+        return _AllRanks.apply(total, value, factor)  # type: ignore[no-untyped-call,no-any-return]
+
+
+class _Counted(Passes):
+    """All keys are here, other ranks' queries are not."""
+
+    def __init__(self, fused: bool, group: Group) -> None:
+        super().__init__(fused)
+        self.group = group
+
+    def largest(self, values: Tensor) -> Tensor:
+        return largest_over_ranks(values, self.group)
+
+
+def _check_rows(name: str, value: object, rows: int) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+    if value.dtype != torch.int64:
+        raise TypeError(f"{name}: expected int64, got {value.dtype}")
+    if value.ndim == 0 or len(value) != rows:
+        raise ValueError(f"{name}: expected {rows} rows, got shape {tuple(value.shape)}")
+
+
+class _AllRanks(torch.autograd.Function):
+    """The value of all ranks with the gradient of this rank's share, times a factor."""
+
+    @staticmethod
+    def forward(ctx: Any, share: Tensor, value: Tensor, factor: int) -> Tensor:
+        ctx.factor = factor
+        return value.detach().clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.factor * grad, None, None

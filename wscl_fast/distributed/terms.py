@@ -1,0 +1,190 @@
+"""One request over the blocks of a ring: joined block by block, and its gradient block by block.
+
+With ``v_b`` a request's value over block b and v the joined one, whose upstream gradient is g:
+
+    sum        v = Σ v_b              ∂/∂v_b = g
+    logsumexp  v = log Σ e^{v_b}      ∂/∂v_b = g e^{v_b − v}
+    largest    v = max v_b            ∂/∂v_b = g where v_b = v, shared by the blocks where it is
+
+What is cheap to keep for the queries' gradient (the mean key of a softmax, the sum of a cluster's keys) is
+kept; any other request is computed again where the block comes by in the backward pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from wscl_fast._ops import Block, merge_blocks
+from wscl_fast.distributed import blocks
+from wscl_fast.distributed.matching import Matching
+from wscl_fast.functional._passes import LogitSum, LogSumExp, Request, Softmax
+
+__all__ = ["Needs", "Term", "term_of"]
+
+
+class Needs(NamedTuple):
+    """Who wants a gradient."""
+
+    queries: bool
+    keys: bool
+
+
+class Term:
+    """A request that is computed again in the backward pass, if it has one."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.again = request.differentiable
+        self.joined: Tensor | None = None  # over the blocks so far, double precision where not a count
+        self.ties: Tensor | None = None  # in how many blocks the largest value lies
+        self.grad_queries: Tensor | float = 0.0
+        self.grad_inputs: list[Tensor | None] = [None] * len(request.inputs)
+
+    def add(self, request: Request, needs: Needs, fused: bool) -> None:
+        """The forward pass over a block, whose request this is."""
+        with torch.no_grad():
+            part = request.here(fused)
+        self.dtype = part.dtype
+        part = part.double() if part.is_floating_point() else part
+        if self.joined is None:
+            self.joined, self.ties = part, torch.ones_like(part)
+        elif request.joined == "sum":
+            self.joined = self.joined + part
+        elif request.joined == "logsumexp":
+            self.joined = torch.logaddexp(self.joined, part)
+        else:
+            assert self.ties is not None
+            self.ties = torch.where(
+                part > self.joined, 1.0, self.ties + torch.where(part == self.joined, 1.0, 0.0)
+            )
+            self.joined = torch.maximum(self.joined, part)
+
+    def value(self) -> Tensor:
+        """The value over all blocks."""
+        assert self.joined is not None
+        return self.joined.to(self.dtype)
+
+    def turn(self, grad: Tensor, request: Request, queries: Tensor) -> None:
+        """Before the backward pass: the gradient from above, and what can be said without the keys."""
+        self.grad = grad
+
+    def back(self, request: Request, needs: Needs, gathered: Tensor | None, fused: bool) -> Tensor | None:
+        """The backward pass over a block; its keys' gradient on top of what was gathered of it, if any."""
+        if not request.differentiable:
+            return gathered
+        pairs = request.pairs
+        leaves = {name: getattr(request, name).detach().requires_grad_() for name in request.inputs}
+        queries, keys = (x.detach().requires_grad_() for x in (pairs.queries, pairs.keys))
+        with torch.enable_grad():
+            at_block = replace(request, pairs=pairs._replace(queries=queries, keys=keys), **leaves)
+            part = at_block.here(fused)
+        wanted = [queries, *leaves.values(), *([keys] if needs.keys else [])]
+        share = self._share(part.detach())
+        of_queries, *others = torch.autograd.grad(part, wanted, share, materialize_grads=True)
+        self.grad_queries = self.grad_queries + of_queries
+        for place in range(len(leaves)):
+            known = self.grad_inputs[place]
+            self.grad_inputs[place] = others[place] if known is None else known + others[place]
+        return _plus(gathered, others[-1]) if needs.keys else None
+
+    def _share(self, part: Tensor) -> Tensor:
+        """What of the gradient from above is this block's."""
+        if self.request.joined == "sum":
+            return self.grad
+        assert self.joined is not None
+        if self.request.joined == "largest":
+            assert self.ties is not None
+            return torch.where(part == self.joined, self.grad / self.ties.to(part.dtype), 0.0)
+        finite = self.joined.masked_fill(self.joined == -torch.inf, 0)
+        share = torch.where(part == -torch.inf, 0.0, self.grad) * (part - finite).exp()
+        return share.to(part.dtype)
+
+
+class _OfSoftmax(Term):
+    """A log-sum-exp: with its shift, its sum and the mean key every gradient is at hand."""
+
+    def __init__(self, request: Request) -> None:
+        super().__init__(request)
+        self.again = False
+        self.block: Block | None = None
+
+    def add(self, request: Request, needs: Needs, fused: bool) -> None:
+        assert isinstance(request, LogSumExp)
+        need_mean = needs.queries or isinstance(request, Softmax)
+        here = blocks.logsumexp(request.scaled(), request.meets, need_mean, fused)
+        self.block = here if self.block is None else merge_blocks(self.block, here)
+        self.queries = request.pairs.queries
+
+    def value(self) -> Tensor:
+        assert self.block is not None
+        assert isinstance(self.request, LogSumExp)
+        lse = self.block.lse()
+        if isinstance(self.request, Softmax):
+            mean = self.request.scaled().scale * (self.queries * self.block.mean).sum(1)
+            lse = torch.stack([lse, mean.double()])
+        return lse.to(self.queries.dtype)
+
+    def turn(self, grad: Tensor, request: Request, queries: Tensor) -> None:
+        assert self.block is not None
+        assert isinstance(request, LogSumExp)
+        grad = grad[0] if isinstance(request, Softmax) else grad
+        self.grad = torch.where(self.block.stats[1] == 0, 0.0, grad)
+        if len(self.block.mean):
+            self.grad_queries = (request.scaled().scale * self.grad)[:, None] * self.block.mean
+
+    def back(self, request: Request, needs: Needs, gathered: Tensor | None, fused: bool) -> Tensor | None:
+        if not needs.keys:
+            return None
+        assert self.block is not None
+        assert isinstance(request, LogSumExp)
+        stats = self.block.stats
+        grad = blocks.logsumexp_backward(request.scaled(), request.meets, stats, self.grad, fused)
+        return _plus(gathered, grad)
+
+
+class _OfLogits(Term):
+    """A sum of logits over clusters: one sum for each cluster, in either direction."""
+
+    def __init__(self, request: Request) -> None:
+        super().__init__(request)
+        self.again = False
+        pairs = request.pairs
+        self.matching = Matching(pairs.query_ids, pairs.ignore_index, pairs.queries.shape[1])
+
+    def add(self, request: Request, needs: Needs, fused: bool) -> None:
+        self.matching.add(request.pairs)
+        self.queries = request.pairs.queries
+
+    def value(self) -> Tensor:
+        self.sums = self.matching.sum()
+        value = self.request.pairs.scale * (self.queries * self.sums).sum(1)
+        self.sums = self.sums.to(self.queries.dtype)
+        return value.to(self.queries.dtype)
+
+    def turn(self, grad: Tensor, request: Request, queries: Tensor) -> None:
+        upstream = (request.pairs.scale * grad)[:, None]
+        self.grad_queries = upstream * self.sums
+        self.pulls = upstream * queries
+        self.per_id = self.matching.per_id(self.pulls)
+
+    def back(self, request: Request, needs: Needs, gathered: Tensor | None, fused: bool) -> Tensor | None:
+        if not needs.keys:
+            return None
+        gathered = torch.zeros_like(request.pairs.keys) if gathered is None else gathered
+        self.matching.spread(gathered, request.pairs, self.pulls, self.per_id)
+        return gathered
+
+
+def _plus(gathered: Tensor | None, grad: Tensor) -> Tensor:
+    return grad if gathered is None else gathered.add_(grad)
+
+
+def term_of(request: Request) -> Term:
+    """The way to join a request."""
+    if isinstance(request, LogSumExp):
+        return _OfSoftmax(request)
+    return _OfLogits(request) if isinstance(request, LogitSum) else Term(request)

@@ -1,0 +1,59 @@
+"""What the loss modules have in common: a temperature, sharing over ranks, a warning."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from wscl_fast.distributed import Gather
+from wscl_fast.distributed.collectives import Group
+from wscl_fast.losses._temperature import WithTemperature
+
+
+class LossModule(WithTemperature):
+    """A loss of this process alone, or of all ranks together."""
+
+    gathers: ClassVar[tuple[str, ...]] = get_args(Gather)  # what `gather` may be, beside "none"
+
+    def __init__(
+        self,
+        temperature: float,
+        learnable_temperature: bool,
+        min_temperature: float,
+        gather: Gather | Literal["none"],
+        group: Group,
+        ddp: bool,
+    ) -> None:
+        super().__init__(temperature, learnable_temperature, min_temperature)
+        if gather not in ("none", *self.gathers):
+            *first, last = map(repr, ("none", *self.gathers))
+            raise ValueError(f"gather: expected {', '.join(first)} or {last}, got {gather!r}")
+        self.gather: Gather | Literal["none"] = gather
+        self.group, self.ddp = group, ddp
+        self._warned = False
+
+    def _choose(self, alone: Callable[..., Any], over_ranks: Callable[..., Any]) -> Callable[..., Any]:
+        """The function of one process, or the one of all ranks."""
+        if self.gather == "none":
+            return alone
+        return partial(over_ranks, gather=self.gather, group=self.group, ddp=self.ddp)
+
+    def _warn_without_positives(self, loss: Tensor) -> None:
+        """Say once that no query had a positive: the loss is then exactly zero, and nothing is learnt.
+
+        Only of a loss on the CPU, and never while a graph is traced.
+        """
+        if self._warned or loss.device.type != "cpu" or torch.compiler.is_compiling() or not loss.numel():
+            return
+        if not bool(loss.detach().any()):
+            self._warned = True
+            warnings.warn(
+                f"{type(self).__name__}: no query of this batch had a positive key, so its loss is 0; draw"
+                " batches with several samples that belong together or several views per sample",
+                stacklevel=3,
+            )
