@@ -36,7 +36,7 @@ struct SoftmaxParts {
 
 // Sets the pass's split and outputs.
 inline SoftmaxParts take_parts(SimilarityParams& pass, bool output, Workspace& space) {
-  pass.splits = choose_splits(pass);
+  pass.splits = choose_splits(pass, output);
   const int64_t rows = pass.splits * pass.x.count;
   if (pass.epilogue == Epilogue::kSoftmax) {
     pass.shift = space.take<float>(rows);

@@ -131,7 +131,7 @@ LogSumExpBoth::LogSumExpBoth(const SimilarityParams& both, const SimilarityParam
   blocks = (n + rows_of_block - 1) / rows_of_block;
   band = std::min(blocks, std::max<int64_t>(1, kColumnBytes / std::max<int64_t>(1, 4 * pass.column_stride)));
   pass.blocks = band;
-  pass.splits = choose_splits(pass);
+  pass.splits = choose_splits(pass, false);
   pass.sum = space.take<float>(pass.splits * n);
   pass.column_sum = space.take<float>(band * pass.column_stride);
   column_total = space.take<double>(m);
@@ -170,7 +170,8 @@ cudaError_t LogSumExpBoth::run(cudaStream_t stream) const {
     part.pass.blocks = std::min(band, blocks - first);
     error = run_similarity(part.pass, stream);
     if (error) break;
-    add_columns<<<blocks_for(pass.y.count), kBlock, 0, stream>>>(part);
+    // Small CTAs, so that every multiprocessor has some.
+    add_columns<<<blocks_for(pass.y.count, 64), 64, 0, stream>>>(part);
     error = cudaGetLastError();
   }
   if (!error) error = run_similarity(by_rows, stream);

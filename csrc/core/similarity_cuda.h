@@ -99,8 +99,8 @@ struct SimilarityParams {
   int64_t output_stride = 0;
 };
 
-// Parts that keep the device busy, for this many rows and columns.
-int choose_splits(const SimilarityParams& params);
+// Parts that keep the device busy, for this many rows and columns, with a second product or without.
+int choose_splits(const SimilarityParams& params, bool output);
 
 // Rows that a CTA takes.
 constexpr int block_rows(Precision precision) {

@@ -20,7 +20,6 @@ import json
 import multiprocessing
 import os
 import random
-import re
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -50,19 +49,6 @@ def family_of(which: str) -> str:
     return which if which in FAMILIES else "pairs"
 
 
-def with_headers(sources: Iterable[Path]) -> list[Path]:
-    """Sources and every header of ours that they include, however indirectly."""
-    found: set[Path] = set()
-    left = list(sources)
-    while left:
-        path = left.pop().resolve()
-        if path not in found:
-            found.add(path)
-            for name in re.findall(r'#include "(.+?)"', path.read_text()):
-                left += [p for p in (path.parent / name, ROOT / "csrc" / name) if p.exists()]
-    return sorted(found)
-
-
 def meaning(path: Path) -> bytes:
     """A Python module without its comments and docstrings."""
     tree = ast.parse(path.read_text())
@@ -85,7 +71,7 @@ def digest(family: str) -> str:
     else:
         kernels = [HERE / "entry.cu", *simulator.infonce_sources()]
     hashed = hashlib.sha256()
-    for path in with_headers(kernels):
+    for path in simulator.with_headers(kernels):
         hashed.update(path.name.encode() + path.read_bytes())
     for path in [HERE / f"{name}.py" for name in [*FAMILIES[family], "simulator"]]:
         hashed.update(path.name.encode() + meaning(path))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from simulator import CSRC, FLAG, POINTER, PRECISION, SIZE, Device, ptxsim
+from simulator import CSRC, FLAG, POINTER, PRECISION, SIZE, Device, ptxsim, staged
 from torch import Tensor
 
 
@@ -57,7 +57,7 @@ def _library(arch: str, csrc: Path) -> ctypes.CDLL:
     sim = ptxsim()
     sim.set_option("GLOBAL_RACE", True)  # the one check that is off by default: between CTAs
     sources = [Path(__file__).parent / "kmeans_entry.cu", *sorted((csrc / "core").glob("kmeans*.cu"))]
-    headers, defines = [csrc], []
+    headers, defines = [], []
     if arch == "90" and csrc == CSRC:
         for name in ("kmeans_assign", "kmeans_update"):
             schema = str(getattr(torch.ops.wscl_fast, name).default._schema)
@@ -66,10 +66,11 @@ def _library(arch: str, csrc: Path) -> ctypes.CDLL:
         torch_headers = Path(torch.__file__).parent / "include"
         # Python loads torch's symbols for itself; the binding needs them.
         ctypes.CDLL(str(torch_headers.parent / "lib" / "libtorch_cpu.so"), mode=ctypes.RTLD_GLOBAL)
-        headers += [torch_headers, torch_headers / "torch" / "csrc" / "api" / "include"]
+        headers = [torch_headers, torch_headers / "torch" / "csrc" / "api" / "include"]
         defines = ["WSCL_SIMULATED", "TORCH_TARGET_VERSION=0x020d000000000000"]
+    sources, folder = staged(sources, csrc)
     loaded: ctypes.CDLL = sim.load(
-        sim.compile_kernels(sources, include_dirs=headers, arch=arch, defines=defines)
+        sim.compile_kernels(sources, include_dirs=[folder, *headers], arch=arch, defines=defines)
     )
     assert loaded.wscl_kmeans_size() == ctypes.sizeof(KMeansProblem)
     return loaded

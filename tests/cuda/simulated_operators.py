@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from simulated_kmeans import SIMULATED
-from simulator import CSRC, library, ptxsim
+from simulator import CSRC, library, ptxsim, staged
 
 OPERATORS = (
     "infonce_forward",
@@ -33,11 +33,11 @@ def binding() -> Any:
     headers = Path(torch.__file__).parent / "include"
     # Python loads torch's symbols for itself; the binding needs them.
     ctypes.CDLL(str(headers.parent / "lib" / "libtorch_cpu.so"), mode=ctypes.RTLD_GLOBAL)
-    sources = [CSRC / "binding" / f"{name}_cuda.cpp" for name in ("infonce", "pairs", "tags")]
+    sources, folder = staged(CSRC / "binding" / f"{name}_cuda.cpp" for name in ("infonce", "pairs", "tags"))
     return ptxsim().load(
         ptxsim().compile_kernels(
             sources,
-            include_dirs=[CSRC],
+            include_dirs=[folder],
             defines=["WSCL_SIMULATED", "TORCH_TARGET_VERSION=0x020d000000000000"],
             flags=[
                 *(f"-I{folder}" for folder in (headers, headers / "torch" / "csrc" / "api" / "include")),

@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import hashlib
 import os
+import re
 import shutil
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +61,53 @@ def infonce_sources(csrc: Path = CSRC) -> list[Path]:
     return sorted(p for p in (csrc / "core").glob("*.cu") if not p.stem.startswith("kmeans"))
 
 
+def with_headers(sources: Iterable[Path], csrc: Path = CSRC) -> list[Path]:
+    """Sources and every header of ours that they include, however indirectly."""
+    found: set[Path] = set()
+    left = list(sources)
+    while left:
+        path = left.pop().resolve()
+        if path not in found:
+            found.add(path)
+            for name in re.findall(r'#include "(.+?)"', path.read_text()):
+                left += [p for p in (path.parent / name, csrc / name) if p.exists()]
+    return sorted(found)
+
+
+def staged(sources: Iterable[Path], csrc: Path = CSRC) -> tuple[list[Path], Path]:
+    """Sources and the headers that they include, alone in a folder: no other change compiles them anew.
+
+    Where they lie now, and the folder to include from.
+    """
+    csrc, sources = csrc.resolve(), [path.resolve() for path in sources]
+
+    def place(path: Path) -> Path:
+        return path.relative_to(csrc) if path.is_relative_to(csrc) else Path(path.name)
+
+    files = with_headers(sources, csrc)
+    hashed = hashlib.sha256()
+    for path in files:
+        hashed.update(str(place(path)).encode() + path.read_bytes())
+    folder = ROOT / "build" / "staged" / hashed.hexdigest()[:16]
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(dir=folder.parent))
+        for path in files:
+            (part / place(path)).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, part / place(path))
+        try:
+            part.rename(folder)
+        except OSError:  # another process was faster
+            shutil.rmtree(part)
+    return [folder / place(path) for path in sources], folder
+
+
 @functools.cache
 def library(arch: str = "90") -> ctypes.CDLL:
     """All kernels for one architecture, linked with the simulator's runtime."""
     sim = ptxsim()
-    sources = [Path(__file__).parent / "entry.cu", *infonce_sources()]
-    built = sim.compile_kernels(sources, include_dirs=[CSRC], arch=arch, flags=["-t2"])
+    sources, folder = staged([Path(__file__).parent / "entry.cu", *infonce_sources()])
+    built = sim.compile_kernels(sources, include_dirs=[folder], arch=arch, flags=["-t2"])
     loaded = sim.load(built)
     for which, struct in enumerate(STRUCTS):
         assert loaded.wscl_size(which) == ctypes.sizeof(struct), struct.__name__

@@ -11,11 +11,11 @@ import pytest
 import test_infonce_simulated
 import test_pairs_simulated
 import test_tags_simulated
-from simulator import CSRC
+from simulator import CSRC, with_headers
 
 
 def test_cases_are_decided_by_what_the_kernels_include() -> None:
-    names = {path.name for path in matrix.with_headers((CSRC / "core").glob("*.cu"))}
+    names = {path.name for path in with_headers((CSRC / "core").glob("*.cu"))}
     assert {"similarity_pass.cuh", "similarity_tags.cuh", "infonce_cuda.h", "mma.cuh"} <= names
     assert not {name for name in names if "_cpu" in name or "simd" in name}
 
