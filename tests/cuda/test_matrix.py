@@ -29,6 +29,14 @@ def test_comments_decide_nothing(tmp_path: Path) -> None:
     assert matrix.meaning(one) != matrix.meaning(other)
 
 
+def test_of_a_module_one_class_may_decide(tmp_path: Path) -> None:
+    one, other = tmp_path / "one.py", tmp_path / "other.py"
+    one.write_text("class A:\n    x = 1\n\nclass B:\n    y = 1\n")
+    other.write_text("class A:\n    x = 1\n\nclass B:\n    y = 2\n")
+    assert matrix.meaning(one, "A") == matrix.meaning(other, "A")
+    assert matrix.meaning(one, "B") != matrix.meaning(other, "B")
+
+
 def test_every_case_has_a_name_of_its_own_and_a_family() -> None:
     cases = matrix.every_case()
     assert {matrix.family_of(which) for which, _ in cases.values()} == set(matrix.FAMILIES)
