@@ -11,6 +11,7 @@
 #include <tuple>
 
 #include "../core/infonce.h"
+#include "pages.h"
 #include "tensors.h"
 
 namespace {
@@ -126,6 +127,7 @@ std::tuple<Tensor, Tensor, Tensor> infonce_backward(
   const bool keys_too = keys && need_keys;
   Tensor grad_queries = torch::stable::new_empty(queries, {queries_too ? n : 0, d}, dtype);
   Tensor grad_keys = torch::stable::new_empty(queries, {keys_too ? m : 0, d});
+  ask_for_large_pages(grad_keys);
   Tensor grad_scale = torch::stable::new_zeros(scale, {});
   dispatch_rows(queries.scalar_type(), [&](auto zero) {
     using In = decltype(zero);

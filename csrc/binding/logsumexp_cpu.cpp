@@ -5,6 +5,7 @@
 #include <optional>
 #include <tuple>
 
+#include "pages.h"
 #include "pairs.h"
 
 namespace {
@@ -40,6 +41,7 @@ Tensor logsumexp_key_gradient(const Tensor& grad, const Tensor& queries, const T
   const Tensor upstream = check_vector("grad", grad, n, compute_dtype(queries.scalar_type()));
   const Tensor softmax = check_stats("stats", stats, n);
   Tensor grad_keys = torch::stable::new_empty(queries, {keys.size(0), keys.size(1)});
+  ask_for_large_pages(grad_keys);
   dispatch_rows(queries.scalar_type(), [&](auto zero) {
     using In = decltype(zero);
     using T = wscl::Compute<In>;

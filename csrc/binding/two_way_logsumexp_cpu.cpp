@@ -5,6 +5,7 @@
 #include <optional>
 #include <tuple>
 
+#include "pages.h"
 #include "pairs.h"
 
 namespace {
@@ -48,6 +49,7 @@ std::tuple<Tensor, Tensor> two_way_logsumexp_backward(
   const Tensor columns = check_stats("column_stats", column_stats, m);
   Tensor grad_queries = torch::stable::new_empty(queries, {need_queries ? n : 0, d}, dtype);
   Tensor grad_keys = torch::stable::new_empty(queries, {need_keys ? m : 0, d}, dtype);
+  ask_for_large_pages(grad_keys);
   if (!need_queries && !need_keys) return {grad_queries, grad_keys};
   dispatch_rows(queries.scalar_type(), [&](auto zero) {
     using In = decltype(zero);

@@ -267,33 +267,54 @@ WSCL_INLINE bool all(typename Simd<T>::Bits truth) {
   return every != 0;
 }
 
-template <class T>
-WSCL_INLINE Vector<T> exp2_polynomial(Vector<T> f) {
+// 2^f of several vectors side by side, so that none waits for the last step of another.
+template <class T, int kCount>
+WSCL_INLINE void exp2_polynomial(const Vector<T>* f, Vector<T>* power) {
   using S = Simd<T>;
-  Vector<T> p = broadcast<T>(S::kCoefficients[S::kDegree]);
+#pragma GCC unroll 4
+  for (int i = 0; i < kCount; ++i) power[i] = broadcast<T>(S::kCoefficients[S::kDegree]);
 #pragma GCC unroll 12
-  for (int k = S::kDegree - 1; k >= 0; --k) p = p * f + broadcast<T>(S::kCoefficients[k]);
-  return p;
+  for (int k = S::kDegree - 1; k >= 0; --k)
+#pragma GCC unroll 4
+    for (int i = 0; i < kCount; ++i) power[i] = power[i] * f[i] + broadcast<T>(S::kCoefficients[k]);
 }
 
-// 2^x for x ≤ about 20; 0 from the bottom of the normal range down (of AVX-512: of the subnormal range), NaN
-// for NaN. Without AVX-512's instructions for it, the exponent is put together in the low bits of a sum whose
-// ulp is 1, so that no conversion is needed.
-template <class T>
-WSCL_INLINE Vector<T> exp2(Vector<T> x) {
+// 2^x for x ≤ about 20, in place; 0 from the bottom of the normal range down (of AVX-512: of the subnormal
+// range), NaN for NaN. Without AVX-512's instructions for it, the exponent is put together in the low bits of a
+// sum whose ulp is 1, so that no conversion is needed.
+template <class T, int kCount>
+WSCL_INLINE void exp2_all(Vector<T>* x) {
   using S = Simd<T>;
   using Bits = typename S::Bits;
+  Vector<T> f[kCount], power[kCount];
 #if WSCL_X86_BYTES == 64
   if constexpr (sizeof(Vector<T>) == 64 && sizeof(T) == 4) {
-    const Vector<T> f = (Vector<T>)_mm512_reduce_ps((__m512)x, 0);
-    return (Vector<T>)_mm512_scalef_ps((__m512)exp2_polynomial<T>(f), (__m512)(x - f));
+#pragma GCC unroll 4
+    for (int i = 0; i < kCount; ++i) f[i] = (Vector<T>)_mm512_reduce_ps((__m512)x[i], 0);
+    exp2_polynomial<T, kCount>(f, power);
+#pragma GCC unroll 4
+    for (int i = 0; i < kCount; ++i)
+      x[i] = (Vector<T>)_mm512_scalef_ps((__m512)power[i], (__m512)(x[i] - f[i]));
+    return;
   }
 #endif
-  x = maximum<T>(broadcast<T>(-S::kBias), x);
   const Vector<T> shift = broadcast<T>(S::kRound + S::kBias);
-  const Vector<T> rounded = x + shift;
-  const Vector<T> f = x - (rounded - shift);
-  return exp2_polynomial<T>(f) * (Vector<T>)((Bits)rounded << S::kMantissa);
+  Vector<T> rounded[kCount];
+#pragma GCC unroll 4
+  for (int i = 0; i < kCount; ++i) {
+    const Vector<T> least = maximum<T>(broadcast<T>(-S::kBias), x[i]);
+    rounded[i] = least + shift;
+    f[i] = least - (rounded[i] - shift);
+  }
+  exp2_polynomial<T, kCount>(f, power);
+#pragma GCC unroll 4
+  for (int i = 0; i < kCount; ++i) x[i] = power[i] * (Vector<T>)((Bits)rounded[i] << S::kMantissa);
+}
+
+template <class T>
+WSCL_INLINE Vector<T> exp2(Vector<T> x) {
+  exp2_all<T, 1>(&x);
+  return x;
 }
 
 }  // namespace WSCL_ISA

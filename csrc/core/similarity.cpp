@@ -17,9 +17,12 @@ constexpr int64_t kRowGrain = 16;          // a vector's lanes, at most
 constexpr int64_t kLeastColumns = 1024;    // fewer columns do not pay for a merge
 constexpr int64_t kLeastOwnColumns = 128;  // nor for a thread where columns get results
 constexpr int64_t kMergeGrain = 64;
+constexpr int64_t kManyColumns = 32;      // for a row: to pack it in every thread costs less than to read them
 constexpr int64_t kChunkBytes = 1 << 19;  // a chunk's rows, packed: they and their output stay in L2
 constexpr int64_t kSumBytes = 8 << 20;    // a thread's accumulators in segment_sums
 constexpr int64_t kLeastSumColumns = 16;  // a cache line of floats
+constexpr int64_t kRowsOfSum = 16;        // fewer for a segment and thread do not pay for a merge
+constexpr int64_t kMostSums = 1 << 19;    // accumulators of all threads together, where each has rows
 
 int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
@@ -198,7 +201,10 @@ void run_similarity(const SimilarityParams<In>& p, const Threads& threads) {
   const int64_t most_rows = std::max<int64_t>(
       kLeastRows, kChunkBytes / std::max<int64_t>(1, p.d * static_cast<int64_t>(sizeof(Compute<In>))));
   if (p.to_columns()) return run_to_columns(p, most_rows, threads);
-  int64_t chunks = std::clamp<int64_t>(n / kLeastRows, 1, threads.count);
+  // Many columns are read once, by threads that have columns of their own, where all rows fit into half a
+  // chunk.
+  const bool by_columns = n <= most_rows / (p.gathers() ? 4 : 2) && m >= kManyColumns * n;
+  int64_t chunks = by_columns ? 1 : std::clamp<int64_t>(n / kLeastRows, 1, threads.count);
   if (ceil_div(n, chunks) > most_rows)  // a whole number of rounds, so that no thread waits for the last one
     chunks = ceil_div(ceil_div(n, most_rows), threads.count) * threads.count;
   const int64_t rows = ceil_div(ceil_div(n, chunks), kRowGrain) * kRowGrain;
@@ -219,10 +225,26 @@ void segment_sums(const Rows<In>& rows, int64_t d, const int64_t* segment, const
   const int64_t width =
       std::max(kLeastSumColumns,
                std::min(most, ceil_div(ceil_div(d, threads.count), kLeastSumColumns) * kLeastSumColumns));
+  // Threads share the rows, each with sums of its own, where these are few enough for it; else the columns.
+  const int64_t size = segments * d;
+  const int64_t slices =
+      std::clamp<int64_t>(std::min(rows.count / (kRowsOfSum * segments), kMostSums / size), 1, threads.count);
+  if (slices > 1 && slices >= std::min<int64_t>(threads.count, ceil_div(d, width))) {
+    std::vector<double> parts(slices * size, 0.0);
+    threads.each(slices, [&](int64_t s) {
+      kernels<In>().sum_columns(rows, rows.count * s / slices, rows.count * (s + 1) / slices, 0, d, segment,
+                                weight, &parts[s * size]);
+    });
+    for (int64_t at = 0; at < size; ++at) {
+      for (int64_t s = 1; s < slices; ++s) parts[at] += parts[s * size + at];
+      sums[at] = static_cast<Compute<In>>(parts[at]);
+    }
+    return;
+  }
   threads.each(ceil_div(d, width), [&](int64_t task) {
     const int64_t c0 = task * width, c1 = std::min(d, c0 + width);
     std::vector<double> part(segments * (c1 - c0), 0.0);
-    kernels<In>().sum_columns(rows, c0, c1, segment, weight, part.data());
+    kernels<In>().sum_columns(rows, 0, rows.count, c0, c1, segment, weight, part.data());
     for (int64_t s = 0; s < segments; ++s)
       for (int64_t c = c0; c < c1; ++c)
         sums[s * d + c] = static_cast<Compute<In>>(part[s * (c1 - c0) + c - c0]);

@@ -133,9 +133,9 @@ void segment_sums(const Rows<In>& rows, int64_t d, const int64_t* segment, const
 template <class In>
 struct TypedKernels {
   void (*run_part)(const SimilarityParams<In>&, const SimilarityPart<Compute<In>>&);
-  // Columns [c0, c1) of segment_sums, into sums[segments][c1 − c0].
-  void (*sum_columns)(const Rows<In>& rows, int64_t c0, int64_t c1, const int64_t* segment,
-                      const Compute<In>* weight, double* sums);
+  // Columns [c0, c1) of segment_sums over rows [r0, r1), added to sums[segments][c1 − c0].
+  void (*sum_columns)(const Rows<In>& rows, int64_t r0, int64_t r1, int64_t c0, int64_t c1,
+                      const int64_t* segment, const Compute<In>* weight, double* sums);
 };
 
 struct SimilarityKernels {

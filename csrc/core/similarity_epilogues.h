@@ -86,13 +86,16 @@ struct Epilogues : PartState<In, kEpilogue, kGather, kBoth> {
     const Vector<T> scale = broadcast(params.scale);
     Vector<T> shift[kVectors], sum[kVectors];
     load_shifts<kVectors>(p, shift, sum);
-    for (int64_t k = 0; k < p.count; ++k)
+    for (int64_t k = 0; k < p.count; ++k) {
+      T* at = logits + k * kVectors * kWidth;
+      Vector<T> weight[kVectors];
+      for (int v = 0; v < kVectors; ++v) weight[v] = load(at + v * kWidth) * scale - shift[v];
+      exp2_all<T, kVectors>(weight);
       for (int v = 0; v < kVectors; ++v) {
-        T* at = logits + (k * kVectors + v) * kWidth;
-        const Vector<T> weight = exp2<T>(load(at) * scale - shift[v]);
-        sum[v] += weight;
-        if (kGather) store(at, weight);
+        sum[v] += weight[v];
+        if (kGather) store(at + v * kWidth, weight[v]);
       }
+    }
     add_lanes<kVectors>(sum, sums + p.row);
   }
 
@@ -112,11 +115,13 @@ struct Epilogues : PartState<In, kEpilogue, kGather, kBoth> {
     }
     if (one_exponential) {
       for (int64_t k = 0; k < p.count; ++k) {
-        Vector<T> of_column = load(column_sum + k * kWidth);
+        Vector<T> of_column = load(column_sum + k * kWidth), weight[kVectors];
+        for (int v = 0; v < kVectors; ++v)
+          weight[v] = load(logits + (k * kVectors + v) * kWidth) * scale - shift[v];
+        exp2_all<T, kVectors>(weight);
         for (int v = 0; v < kVectors; ++v) {
-          const Vector<T> weight = exp2<T>(load(logits + (k * kVectors + v) * kWidth) * scale - shift[v]);
-          sum[v] += weight;
-          of_column += weight * factor[v];
+          sum[v] += weight[v];
+          of_column += weight[v] * factor[v];
         }
         store(column_sum + k * kWidth, of_column);
       }
@@ -175,18 +180,29 @@ struct Epilogues : PartState<In, kEpilogue, kGather, kBoth> {
       const Vector<T> column_weight = broadcast(params.column_weight[p.c0 + k]);
       Vector<T> column_shift = {};
       if (kEpilogue != Epilogue::kShared) column_shift = broadcast(params.column_shift[p.c0 + k]);
+      T* at = logits + k * kVectors * kWidth;
+      if constexpr (kEpilogue == Epilogue::kSigmoid) {
+        for (int v = 0; v < kVectors; ++v)
+          store(at + v * kWidth,
+                column_weight * softplus<T>(load(at + v * kWidth) * scale + column_shift).slope);
+        continue;
+      }
+      constexpr bool kOfColumn = kEpilogue == Epilogue::kColumns;
+      Vector<T> power[kVectors], of_column[kVectors];
       for (int v = 0; v < kVectors; ++v) {
-        T* at = logits + (k * kVectors + v) * kWidth;
-        const Vector<T> logit = load(at) * scale;
-        if (kEpilogue == Epilogue::kColumns)
-          store(at, column_weight * exp2<T>(logit - column_shift));
-        else if (kEpilogue == Epilogue::kSigmoid)
-          store(at, column_weight * softplus<T>(logit + column_shift).slope);
+        const Vector<T> logit = load(at + v * kWidth) * scale;
+        power[v] = logit - (kOfColumn ? column_shift : row_shift[v]);
+        of_column[v] = logit - column_shift;
+      }
+      exp2_all<T, kVectors>(power);
+      if (kEpilogue == Epilogue::kSymmetric) exp2_all<T, kVectors>(of_column);
+      for (int v = 0; v < kVectors; ++v) {
+        if (kOfColumn)
+          store(at + v * kWidth, column_weight * power[v]);
         else if (kEpilogue == Epilogue::kShared)
-          store(at, (row_weight[v] + column_weight) * exp2<T>(logit - row_shift[v]));
+          store(at + v * kWidth, (row_weight[v] + column_weight) * power[v]);
         else
-          store(at,
-                row_weight[v] * exp2<T>(logit - row_shift[v]) + column_weight * exp2<T>(logit - column_shift));
+          store(at + v * kWidth, row_weight[v] * power[v] + column_weight * of_column[v]);
       }
     }
   }

@@ -38,6 +38,8 @@ struct Pass : Epilogues<In, kEpilogue, kGather, kBoth> {
   using Base::x_rows;
   using Base::y_rows;
   using typename Base::Element;
+  using typename Base::Packed;
+  using Math = WSCL_ISA::Math<In>;
   using typename Base::Panel;
   using typename Base::T;
 
@@ -48,7 +50,11 @@ struct Pass : Epilogues<In, kEpilogue, kGather, kBoth> {
       column0 = larger(column0, params.begin[part.row0]);
       column1 = smaller(column1, params.end[part.row1 - 1]);
     }
-    for (int64_t c = column0; c < column1; c += this->block) stream_block(c, smaller(this->block, column1 - c));
+    for (int64_t c = column0; c < column1; c += this->block) {
+      const int64_t next = c + this->block;
+      if (next < column1) fetch_ahead(next, smaller(this->block, column1 - next));
+      stream_block(c, smaller(this->block, column1 - c));
+    }
     finish();
   }
 
@@ -99,6 +105,17 @@ struct Pass : Epilogues<In, kEpilogue, kGather, kBoth> {
     }
   }
 
+  // The tiles of the block at hand share the lines of the next one among them.
+  void fetch_ahead(int64_t c0, int64_t count) {
+    for (int64_t k = 0; k < count; ++k)
+      this->next_rows[k] = reinterpret_cast<const char*>(params.y.row(c0 + k));
+    this->ahead = {this->next_rows, count, params.d * int64_t(sizeof(In))};
+    const int64_t lines = count * (this->ahead.bytes / Ahead::kLine + 1);
+    const int64_t stretches =
+        (rows + kPanel<T> - 1) / kPanel<T> * (this->block / kKeys) * ((this->depth + kStretch - 1) / kStretch);
+    this->ahead.lines = (lines + stretches - 1) / larger(1, stretches);
+  }
+
   void stream_block(int64_t c0, int64_t count) {
     for (int64_t k = 0; k < count + kKeys; ++k) {
       const In* row = params.y.row(c0 + smaller(k, count - 1));
@@ -117,7 +134,7 @@ struct Pass : Epilogues<In, kEpilogue, kGather, kBoth> {
       }
     }
     if constexpr (kPairs<In> && kGather) interleave_rows(y_rows, count, params.d, d_padded, this->y_pairs);
-    if (Base::kSoftmax) this->column_norm = largest_norm<T>(y_rows, count, params.d);
+    if (Base::kSoftmax) this->column_norm = largest_norm<Math>(y_rows, count, params.d);
     if constexpr (Base::kTwoWay) this->start_columns(count);
     if constexpr (kBoth)
       for (int64_t i = 0; i < count * d_padded; ++i) this->column_output[i] = 0;
@@ -157,7 +174,8 @@ struct Pass : Epilogues<In, kEpilogue, kGather, kBoth> {
   template <int kVectors>
   void meet(const Panel& p) {
     constexpr int64_t kLanes = kVectors * kWidth;
-    logits_panel<kVectors>(p.y, p.count, this->x_packed + p.row * this->depth, params.d, logits);
+    logits_panel<Math, kVectors>(p.y, p.count, this->x_packed + p.row * this->depth, this->depth, logits,
+                                 this->ahead);
     this->mask(p, kLanes);
     this->template weigh<kVectors>(p);
     T* const to_rows = output + p.row * d_padded;
@@ -165,19 +183,22 @@ struct Pass : Epilogues<In, kEpilogue, kGather, kBoth> {
     if constexpr (kPairs<In>) {
       if constexpr (kBoth) {
         pair_lanes(logits, p.count, kLanes, this->weight_pairs);
-        scatter_panel<kVectors>(this->weight_pairs, this->x_pairs + p.row / 2 * d_padded, p.count, d_padded,
-                                to_columns);
+        scatter_panel<Math, kVectors>(this->weight_pairs,
+                                      RowMatrix<Packed>{this->x_pairs + p.row / 2 * d_padded, d_padded},
+                                      p.count, (p.live + 1) / 2, d_padded, to_columns);
       }
       if constexpr (kGather) {
         pair_weights(logits, p.count, kLanes);
-        gather_panel<kVectors>(reinterpret_cast<uint32_t*>(logits),
-                               this->y_pairs + (p.y - y_rows) / 2 * d_padded, (p.count + 1) / 2, d_padded,
-                               to_rows);
+        gather_panel<Math, kVectors>(reinterpret_cast<const Packed*>(logits),
+                                     RowMatrix<Packed>{this->y_pairs + (p.y - y_rows) / 2 * d_padded, d_padded},
+                                     (p.count + 1) / 2, d_padded, to_rows);
       }
     } else {
       if constexpr (kBoth)
-        scatter_panel<kVectors>(logits, x_rows + p.row, p.count, p.live, d_padded, to_columns);
-      if constexpr (kGather) gather_panel<kVectors>(logits, p.y, p.count, d_padded, to_rows);
+        scatter_panel<Math, kVectors>(logits, RowList<Packed>{x_rows + p.row}, p.count, p.live, d_padded,
+                                      to_columns);
+      if constexpr (kGather)
+        gather_panel<Math, kVectors>(logits, RowList<Packed>{p.y}, p.count, d_padded, to_rows);
     }
   }
 
@@ -245,10 +266,10 @@ void run(const SimilarityParams<In>& params, const SimilarityPart<Compute<In>>& 
 }
 
 template <class In>
-void sum_columns(const Rows<In>& rows, int64_t c0, int64_t c1, const int64_t* segment,
+void sum_columns(const Rows<In>& rows, int64_t r0, int64_t r1, int64_t c0, int64_t c1, const int64_t* segment,
                  const Compute<In>* weight, double* sums) {
   const int64_t width = c1 - c0;
-  for (int64_t r = 0; r < rows.count; ++r) {
+  for (int64_t r = r0; r < r1; ++r) {
     if (segment[r] < 0) continue;
     const In* __restrict source = rows.row(r) + c0;
     double* __restrict sum = sums + segment[r] * width;

@@ -69,13 +69,6 @@ class Workspace {
   int64_t used_ = 0;
 };
 
-#if defined(WSCL_BFLOAT16_DOT)
-template <class In>
-constexpr bool kPairs = Is<In, BFloat16>::value;
-#else
-template <class In>
-constexpr bool kPairs = false;
-#endif
 template <bool kFirst, class A, class B>
 struct Choose {
   using Type = A;
@@ -85,10 +78,22 @@ struct Choose<false, A, B> {
   using Type = B;
 };
 
+#if defined(WSCL_BFLOAT16_DOT)
 template <class In>
-using Element = typename Choose<kPairs<In>, In, Compute<In>>::Type;  // of y's rows, as the first product reads
+constexpr bool kPairs = Is<In, BFloat16>::value;
 template <class In>
-using Packed = typename Choose<kPairs<In>, uint32_t, Compute<In>>::Type;  // of packed rows of x
+using Math = typename Choose<kPairs<In>, Pairs, Numbers<Compute<In>>>::Type;
+#else
+template <class In>
+constexpr bool kPairs = false;
+template <class In>
+using Math = Numbers<Compute<In>>;
+#endif
+
+template <class In>
+using Element = typename Math<In>::Element;  // of y's rows, as the first product reads them
+template <class In>
+using Packed = typename Math<In>::Step;  // of packed rows of x
 
 constexpr int64_t kBlock = 128;  // rows of y in a block, at most: S takes 24 KiB
 constexpr int64_t kLeastBlock = 32;
@@ -145,6 +150,8 @@ struct PartState {
   uint32_t* x_pairs;                      // [rows / 2][d_padded] for the columns' product of pairs
   uint32_t* weight_pairs;                 // [block][lanes / 2]
   const Element* y_rows[kBlock + kKeys];  // of the block
+  const char* next_rows[kBlock];          // of the next block, as they stand
+  Ahead ahead;                            // over these
 
   PartState(const SimilarityParams<In>& p, const SimilarityPart<T>& part)
       : params(p),
