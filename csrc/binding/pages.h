@@ -1,5 +1,4 @@
-// Large pages for large results: a fresh page costs 2 µs on a virtual machine, as much as the work on 16 rows
-// of it, and there are 512 times fewer of them.
+// Large pages for large results: a fresh page of 4 KiB costs 2 µs on a virtual machine.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
