@@ -81,6 +81,24 @@ class LogSumExp(Request):
 
 
 @dataclass(frozen=True)
+class InBatchLogSumExp(LogSumExp):
+    """:class:`LogSumExp` over the batch itself: queries are keys and have one id, or none, on both sides.
+
+    Of a batch of one cluster the plain loss is ``lse_i − mean_j S_ij``, and its kernel takes half of the
+    pairs; the mean needs no pass.
+    """
+
+    def here(self, fused: bool) -> Tensor:
+        assert self.meets == "all"
+        assert self.factor == 1
+        if not fused:
+            return super().here(fused)
+        loss, count = fused_infonce(self.pairs, False, in_batch=True)
+        mean = matching_logits(self.pairs) / count.clamp(min=1).to(loss.dtype)
+        return torch.where(count > 0, loss + mean, -torch.inf)
+
+
+@dataclass(frozen=True)
 class Softmax(LogSumExp):
     """``[2, N]``: the same, and each row's mean logit under the softmax, without a gradient."""
 

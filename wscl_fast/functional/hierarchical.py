@@ -16,6 +16,7 @@ from wscl_fast.functional._checks import check_choice
 from wscl_fast.functional._inputs import Batch, Impl, Reduction, prepare, reduce_rows
 from wscl_fast.functional._passes import (
     Count,
+    InBatchLogSumExp,
     LargestPairLoss,
     LogitSum,
     LogSumExp,
@@ -173,16 +174,17 @@ def hierarchical_rows(
         else:
             everyone = inputs.pairs.folded()
             folded = [everyone._replace(query_ids=p.query_ids, key_ids=p.key_ids) for p in of_level]
-            rows = _rows(everyone, folded, inner, by_pair, answers)
+            lse = InBatchLogSumExp(inputs.pairs) if inputs.in_batch else LogSumExp(everyone)
+            rows = _rows(lse, folded, inner, by_pair, answers)
         losses, counts = zip(*rows, strict=True)
         return torch.stack(losses, 1), torch.stack(counts, 1)
 
 
 def _rows(
-    everyone: Pairs, levels: list[Pairs], inner: bool, by_pair: bool, passes: Passes
+    everyone: LogSumExp, levels: list[Pairs], inner: bool, by_pair: bool, passes: Passes
 ) -> list[tuple[Tensor, Tensor]]:
     """Loss and positives' count of every row, level by level."""
-    wanted: dict[str, Request] = {"lse": LogSumExp(everyone)}
+    wanted: dict[str, Request] = {"lse": everyone}
     for level, pairs in enumerate(levels):
         wanted[f"count {level}"] = Count(pairs)
         if not by_pair:

@@ -15,7 +15,14 @@ from wscl_fast.affinity import Affinity
 from wscl_fast.functional._arrays import takes_arrays
 from wscl_fast.functional._checks import check_choice, check_device, check_matrix, refuse_vmap
 from wscl_fast.functional._inputs import Batch, Impl, Reduction, prepare, reduce_rows
-from wscl_fast.functional._passes import AffinityLogSumExp, AffinitySum, LogSumExp, Passes, Request
+from wscl_fast.functional._passes import (
+    AffinityLogSumExp,
+    AffinitySum,
+    InBatchLogSumExp,
+    LogSumExp,
+    Passes,
+    Request,
+)
 from wscl_fast.functional._variant import Positives
 from wscl_fast.pairs import Pairs
 
@@ -148,14 +155,19 @@ def soft_rows(
         if impl == "reference":
             matrix = affinities.weights(known.affinity, known.of_queries, known.of_keys, pairs.queries.dtype)
             return reference.soft_infonce(pairs, matrix, inner=inner)
-        return _rows(pairs.folded(), known, inner, answers)
+        folded = pairs.folded()
+        halved = inputs.in_batch and known.key_valid is None
+        lse = InBatchLogSumExp(pairs) if halved else LogSumExp(folded)
+        return _rows(lse, folded, known, inner, answers)
 
 
-def _rows(pairs: Pairs, known: Auxiliary, inner: bool, passes: Passes) -> tuple[Tensor, Tensor]:
+def _rows(
+    everyone: LogSumExp, pairs: Pairs, known: Auxiliary, inner: bool, passes: Passes
+) -> tuple[Tensor, Tensor]:
     assert known.of_keys is not None
     weights = known.affinity, known.of_queries, known.of_keys
     wanted: dict[str, Request] = {
-        "lse": LogSumExp(pairs),
+        "lse": everyone,
         "sums": AffinitySum(pairs, *weights, some_missing=known.key_valid is not None),
     }
     if inner:
