@@ -232,6 +232,21 @@ def keys_and_ranks_without_gradient(group: Any) -> None:
 
 
 @case
+def the_same_gradient_twice(group: Any) -> None:
+    """A graph that is kept gives its gradient again, whatever the first pass has left."""
+    for loss, columns, options in (
+        ("clustered_infonce", clusters, {"denominator": "other"}),
+        ("hierarchical_infonce", levels, {"constraint": "pair"}),
+    ):
+        split = Split(group, columns, explicit=True)
+        leaves = [split.mine[name] for name in ("queries", "keys", "temperature")]
+        value = getattr(distributed, loss)(**split.mine, **options, gather="ring", group=group)
+        first, second = (torch.autograd.grad(value, leaves, retain_graph=True) for _ in range(2))
+        for a, b in zip(first, second, strict=True):
+            assert a.equal(b)
+
+
+@case
 def variants_in_float32(group: Any) -> None:
     """No further from float64 than plain PyTorch in one process is, but for a little."""
     for loss, columns, options in (

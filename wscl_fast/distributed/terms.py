@@ -41,8 +41,8 @@ class Term:
         self.again = request.differentiable
         self.joined: Tensor | None = None  # over the blocks so far, double precision where not a count
         self.ties: Tensor | None = None  # in how many blocks the largest value lies
-        self.grad_queries: Tensor | float = 0.0
-        self.grad_inputs: list[Tensor | None] = [None] * len(request.inputs)
+        self.grad_queries: Tensor | float = 0.0  # over the blocks of a backward pass so far
+        self.grad_inputs: list[Tensor | None] = []
 
     def add(self, request: Request, needs: Needs, fused: bool) -> None:
         """The forward pass over a block, whose request this is."""
@@ -69,8 +69,9 @@ class Term:
         return self.joined.to(self.dtype)
 
     def turn(self, grad: Tensor, request: Request, queries: Tensor) -> None:
-        """Before the backward pass: the gradient from above, and what can be said without the keys."""
-        self.grad = grad
+        """Before a backward pass: the gradient from above, and what can be said without the keys."""
+        self.grad, self.grad_queries = grad, 0.0
+        self.grad_inputs = [None] * len(request.inputs)
 
     def back(self, request: Request, needs: Needs, gathered: Tensor | None, fused: bool) -> Tensor | None:
         """The backward pass over a block; its keys' gradient on top of what was gathered of it, if any."""
