@@ -1,14 +1,16 @@
-// kmeans_assign, kmeans_update, kmeans_distances and kmeans_potentials on CPU tensors: checks, allocation,
-// dispatch on dtype.
+// kmeans_assign, kmeans_update, kmeans_update_bounded, kmeans_distances and kmeans_potentials on CPU tensors:
+// checks, allocation, dispatch on dtype.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <optional>
 #include <tuple>
 
 #include "../core/kmeans.h"
+#include "../core/kmeans_bounds.h"
 #include "../core/kmeans_potentials.h"
 #include "tensors.h"
 
@@ -118,6 +120,73 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> kmeans_update(const T
   return {assignment, distance, sums, counts, inertia, bad_row};
 }
 
+// Tensors that the operator writes into: as they are, or it would write into a copy.
+void check_written(const char* name, const Tensor& tensor, ScalarType dtype) {
+  STD_TORCH_CHECK(tensor.scalar_type() == dtype && tensor.is_contiguous(), name,
+                  ": expected another dtype, or contiguous");
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> kmeans_update_bounded(
+    const Tensor& x, const Tensor& centroids_, Tensor assignment, Tensor lower, Tensor sums,
+    const std::optional<Tensor>& previous_, const std::optional<Tensor>& half_,
+    const std::optional<Tensor>& weights_, bool cosine, int64_t candidates) {
+  const Tensor centroids = check_centroids(centroids_, x);
+  const ScalarType dtype = centroids.scalar_type();
+  const int64_t n = x.size(0), k = centroids.size(0), d = centroids.size(1);
+  check_vector("assignment", assignment, n, ScalarType::Long);
+  check_vector("lower", lower, n, dtype);
+  check_written("assignment", assignment, ScalarType::Long);
+  check_written("lower", lower, dtype);
+  check_written("sums", sums, ScalarType::Double);
+  STD_TORCH_CHECK(sums.dim() == 2 && sums.size(0) == k && sums.size(1) == d, "sums: expected shape [", k, ", ",
+                  d, "]");
+  const int64_t* last = data<int64_t>(const_cast<const Tensor&>(assignment));
+  for (int64_t i = 0; i < n; ++i)
+    STD_TORCH_CHECK(last[i] >= (previous_ ? 0 : -1) && last[i] < k, "assignment: expected 0 to ", k - 1,
+                    previous_ ? "" : ", or -1 for none", ", got ", last[i]);
+  std::optional<Tensor> previous, half, weights;
+  if (previous_) {
+    previous = check_centroids(*previous_, x);
+    STD_TORCH_CHECK(previous->size(0) == k && previous->scalar_type() == dtype,
+                    "previous: expected shape and dtype of centroids");
+  }
+  if (half_) half = check_vector("half", *half_, k, dtype);
+  if (weights_) weights = check_vector("weights", *weights_, n, ScalarType::Double);
+  Tensor distance = torch::stable::new_empty(centroids, {n});
+  Tensor counts = torch::stable::new_empty(x, {k}, weights ? ScalarType::Double : ScalarType::Long);
+  Tensor inertia = torch::stable::new_empty(x, {}, ScalarType::Double);
+  Tensor peak = torch::stable::new_empty(x, {}, ScalarType::Double);
+  Tensor tally = torch::stable::new_empty(assignment, {4});
+  dispatch(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    wscl::BoundsProblem<T> problem;
+    problem.x = points_of(x);
+    problem.centroids = data<T>(centroids);
+    problem.k = k;
+    problem.d = d;
+    problem.cosine = cosine;
+    problem.candidates = candidates_of(candidates);
+    problem.assignment = data<int64_t>(assignment);
+    problem.distance = data<T>(distance);
+    problem.sums = data<double>(sums);
+    problem.inertia = data<double>(inertia);
+    problem.lower = data<T>(lower);
+    if (previous) problem.previous = data<T>(*previous);
+    if (half) problem.half = data<T>(*half);
+    if (weights) {
+      problem.weights = data<double>(*weights);
+      problem.weight_sums = data<double>(counts);
+    } else {
+      problem.counts = data<int64_t>(counts);
+    }
+    const wscl::BoundedPass pass = wscl::kmeans_bounded_pass<T>(problem, torch_threads());
+    *data<double>(peak) = pass.peak;
+    const int64_t numbers[] = {pass.changed, pass.searched, pass.by_half, pass.bad_row};
+    std::copy(numbers, numbers + 4, data<int64_t>(tally));
+  });
+  return {distance, counts, inertia, peak, tally};
+}
+
 std::tuple<Tensor, Tensor> kmeans_distances(const Tensor& x, const Tensor& centroids_,
                                             const Tensor& assignment_, const std::optional<Tensor>& weights_,
                                             bool cosine) {
@@ -182,6 +251,7 @@ std::tuple<Tensor, Tensor> kmeans_potentials(const Tensor& x, const Tensor& cand
 STABLE_TORCH_LIBRARY_IMPL(wscl_fast, CPU, m) {
   m.impl("kmeans_assign", TORCH_BOX(&kmeans_assign));
   m.impl("kmeans_update", TORCH_BOX(&kmeans_update));
+  m.impl("kmeans_update_bounded", TORCH_BOX(&kmeans_update_bounded));
   m.impl("kmeans_distances", TORCH_BOX(&kmeans_distances));
   m.impl("kmeans_potentials", TORCH_BOX(&kmeans_potentials));
 }

@@ -11,7 +11,7 @@ WSCL_TARGET(WSCL_TARGET_AVX2)
 #define WSCL_ISA avx2
 #define WSCL_VECTOR_BYTES 32
 #define WSCL_ROW_TILE 6
-#include "kmeans_kernel.h"
+#include "kmeans_typed.h"
 
 namespace wscl {
 const KMeansKernels kKMeansAvx2 = {"avx2", avx2::kmeans_typed<avx2::FullOperands<float>>(),

@@ -13,7 +13,7 @@ WSCL_TARGET(WSCL_TARGET_AVX512_BFLOAT16)
 #define WSCL_ISA avx512bfloat16
 #define WSCL_VECTOR_BYTES 64
 #define WSCL_ROW_TILE 12
-#include "kmeans_kernel.h"
+#include "kmeans_typed.h"
 
 namespace wscl {
 namespace avx512bfloat16 {

@@ -21,36 +21,38 @@ struct Decider {
   const CentroidTable<T>& table;
 
   // The nearest centroid, or −1 where it takes a closer look.
-  static WSCL_INLINE int64_t decided(const RowState<T>& state, T least) {
+  WSCL_INLINE int64_t decided(const RowState<T>& state, T least) const {
     const uint32_t lanes = at_least<T>(state.best, broadcast(least));
     if (lanes & (lanes - 1) || at_least<T>(state.second, broadcast(least))) return -1;
-    return column_of(state, __builtin_ctz(lanes));
+    return nearest_in(state, __builtin_ctz(lanes));
   }
 
-  static WSCL_INLINE int64_t column_of(const RowState<T>& state, int lane) {
-    return static_cast<int64_t>(state.vector[lane]) * kWidth + lane;
+  WSCL_INLINE int64_t nearest_in(const RowState<T>& state, int lane) const {
+    return table.centroid(static_cast<int64_t>(state.vector[lane]) * kWidth + lane);
   }
 
-  // The nearest of the centroids whose score is at least `least`.
-  int64_t closer_look(const T* x, double own_length, const RowState<T>& state, T least) const {
+  // The nearest of the centroids whose score is at least `least`; none of the others among them is nearer than
+  // `second`, a distance as the problem has it.
+  int64_t closer_look(const T* x, double own_length, const RowState<T>& state, T least, double* second) const {
     if (kSquares && !table.cosine) {
-      const int64_t found = nearest_by_squares(x, state, least);
+      const int64_t found = nearest_by_squares(x, state, least, second);
       if (found >= 0) return found;
     }
-    int64_t nearest;
-    double distance;
-    decide(x, own_length, state, least, 1, &nearest, &distance);
-    return nearest;
+    int64_t nearest[2];
+    double distance[2] = {kInfinity, kInfinity};
+    decide(x, own_length, state, least, 2, nearest, distance);
+    *second = distance[1];
+    return nearest[0];
   }
 
   // The same by ‖x − c‖² in T. Nothing cancels there: a difference is off by u of itself, its square by 3 u,
   // their sum in any order by (d + 3) u of the sum. Those within twice that of the least are told apart in
   // float64; −1 where they are many, or out of T's range.
-  int64_t nearest_by_squares(const T* x, const RowState<T>& state, T least) const {
+  int64_t nearest_by_squares(const T* x, const RowState<T>& state, T least, double* second) const {
     constexpr int kMost = 16;
     const T grow = 1 + T(2.01) * T(table.d + 8) * (sizeof(T) == sizeof(float) ? T(0x1p-23) : T(0x1p-52));
     int64_t kept[kMost];
-    T square[kMost], lowest = kInfinity;
+    T square[kMost], lowest = kInfinity, next = kInfinity;
     int count = 0;
     const auto prune = [&] {
       int left = 0;
@@ -63,6 +65,10 @@ struct Decider {
     };
     const auto consider = [&](int64_t j) {
       const T s = horizontal_sum<T>(squares_of(x, table.centroids + j * table.d, table.d));
+      if (s < lowest)
+        next = lowest;
+      else if (s < next)
+        next = s;
       if (!(s <= lowest * grow)) return true;
       lowest = s < lowest ? s : lowest;
       if (count == kMost) prune();
@@ -77,12 +83,13 @@ struct Decider {
       const int lane = __builtin_ctz(lanes);
       if (many >> lane & 1) {
         for (int64_t j = lane; j < table.k; j += kWidth)
-          if (!consider(j)) return -1;
-      } else if (!consider(column_of(state, lane))) {
+          if (!consider(table.centroid(j))) return -1;
+      } else if (!consider(nearest_in(state, lane))) {
         return -1;
       }
     }
     if (!in_range_of_squares<T>(lowest)) return -1;
+    *second = next / grow;
     prune();
     int64_t nearest = kept[0];
     double distance = count > 1 ? exact_distance(table, x, 0, nearest) : 0;
@@ -119,9 +126,9 @@ struct Decider {
     };
     for (int lane = 0; lane < kWidth; ++lane) {
       if (many >> lane & 1)
-        for (int64_t j = lane; j < table.k; j += kWidth) consider(j);
+        for (int64_t j = lane; j < table.k; j += kWidth) consider(table.centroid(j));
       else if (one >> lane & 1)
-        consider(column_of(state, lane));
+        consider(nearest_in(state, lane));
     }
   }
 };

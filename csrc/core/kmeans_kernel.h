@@ -1,4 +1,4 @@
-// The pass of kmeans.h for one instruction set (included by kmeans_<isa>.cpp).
+// The pass of kmeans.h for one instruction set (included by kmeans_typed.h).
 //
 // In PyTorch:   distance, assignment = torch.cdist(x, centroids).square().min(1)
 //               sums.index_add_(0, assignment, x)
@@ -22,7 +22,6 @@
 #include <cstdlib>
 
 #include "kmeans_decide.h"
-#include "kmeans_potentials_kernel.h"
 #include "kmeans_rows.h"
 #include "kmeans_tile.h"
 
@@ -59,6 +58,7 @@ struct KMeansPass {
   Element* block;       // [block_rows][stride]
   RowState<T>* states;  // [block_rows]
   RowKeys<T>* keys;     // [block_rows]
+  T* norm;              // [block_rows] ‖p‖², as the product sees the row
   T* margin;            // [block_rows] twice the bound of a row's scores' error
   double* length;       // [block_rows] of the points, for the cosine
   T* scratch;           // [d] a row that had to be converted
@@ -77,6 +77,7 @@ struct KMeansPass {
     memory.reserve(&block, block_rows * stride + kWidth);
     memory.reserve(&states, block_rows);
     memory.reserve(&keys, block_rows);
+    memory.reserve(&norm, block_rows);
     memory.reserve(&margin, block_rows);
     memory.reserve(&length, block_rows);
     memory.reserve(&scratch, table.d + kWidth);
@@ -87,7 +88,7 @@ struct KMeansPass {
     for (int64_t row = part.row0; row < part.row1; row += block_rows) {
       const int64_t count = smaller(block_rows, part.row1 - row);
       for (int64_t i = 0; i < count; i += kWidth)
-        if (!write_rows(row, i, smaller(kWidth, count - i))) return;
+        if (!write_rows([row](int64_t e) { return row + e; }, i, smaller(kWidth, count - i))) return;
       score(row, count);
       if (problem.top > 1)
         for (int64_t i = 0; i < count; ++i) finish_top(row + i, i);
@@ -100,31 +101,33 @@ struct KMeansPass {
     return direct ? direct + row * problem.x.row_stride : fetch(problem.x, row, table.d, scratch);
   }
 
-  // Rows row0 + first … of the block as the product's operands, with their margins. False where one is not
-  // finite.
-  bool write_rows(int64_t row0, int64_t first, int64_t count) {
+  // Rows first … of the block, of which number(i) is the i-th, as the product's operands, with their margins.
+  // False where one is not finite.
+  template <class Number>
+  bool write_rows(const Number& number, int64_t first, int64_t count) {
     Vector<T> norms[kWidth], losses[kWidth];
     for (int64_t i = 0; i < kWidth; ++i) norms[i] = losses[i] = Vector<T>{};
     for (int64_t i = 0; i < count; ++i) {
-      const T* x = point(row0 + first + i);
+      const T* x = point(number(first + i));
       if (table.cosine) length[first + i] = length_of(x, table.d);
       write_row(x, length[first + i], block + (first + i) * stride, &norms[i], &losses[i]);
     }
-    const Vector<T> norm = sums_of<T>(norms);
+    const Vector<T> squared = sums_of<T>(norms);
+    store(norm + first, squared);  // of rows beyond count too: their own memory
     Vector<T> loss = {};
     if (Op::kRounds) loss = sums_of<T>(losses);
     for (int64_t i = 0; i < count; ++i) {
-      if (!(norm[i] < T(1e30))) {
-        const T* x = point(row0 + first + i);
+      if (!(squared[i] < T(1e30))) {
+        const T* x = point(number(first + i));
         for (int64_t c = 0; c < table.d; ++c)
           if (!(std::fabs(x[c]) < kInfinity)) {
-            part.bad_row = row0 + first + i;
+            part.bad_row = number(first + i);
             return false;
           }
         margin[first + i] = kInfinity;  // too far out for the product: every centroid is looked at
       } else {
         // Norms were summed up in T: a little more than their own rounding.
-        margin[first + i] = T(2.001) * (T(table.per_norm) * std::sqrt(norm[i]) + T(table.constant) +
+        margin[first + i] = T(2.001) * (T(table.per_norm) * std::sqrt(squared[i]) + T(table.constant) +
                                         (Op::kRounds ? T(table.per_loss) * std::sqrt(loss[i]) : T(0)));
       }
     }
@@ -165,28 +168,36 @@ struct KMeansPass {
   }
 
   void score(int64_t row0, int64_t count) {
+    for (int64_t first = 0; first < vectors; first += kGroupVectors)
+      score_group(
+          first, smaller(vectors, first + kGroupVectors), count, [](int64_t i) { return i; },
+          [&](int64_t i) { prefetch(row0 + block_rows + i); });
+  }
+
+  // Scores of vectors [first, last) of columns, at most a group of them, into the states of `count` rows, of
+  // which place(i) is where the i-th lies in the block. `ahead` is called once for every tile of rows.
+  template <class Place, class Ahead>
+  WSCL_INLINE void score_group(int64_t first, int64_t last, int64_t count, const Place& place,
+                               const Ahead& ahead) {
     using Bits = typename Simd<T>::Bits;
     const Bits index_mask = Bits{} + ((decltype(Bits{}[0] + 0)(1) << table.index_bits) - 1);
-    const Element* panel = static_cast<const Element*>(table.panels);
-    for (int64_t first = 0; first < vectors; first += kGroupVectors) {
-      const int64_t last = smaller(vectors, first + kGroupVectors);
-      for (int64_t i = 0; i < round_up(count, kRows); ++i)
-        keys[i] = {broadcast(-kInfinity), broadcast(-kInfinity)};
-      for (int64_t v = first; v < last; v += kVectors) {
-        const T* offset = table.offset + v * kWidth;
-        for (int64_t i = 0; i < count; i += kRows) {
-          const Element* rows[kRows];
-          for (int64_t r = 0; r < kRows; ++r) rows[r] = block + smaller(i + r, count - 1) * stride;
-          if (v == 0) prefetch(row0 + block_rows + i);
-          if (v + kVectors <= last)
-            score_tile<Op, kVectors>(rows, panel, table.depth, offset, v - first, index_mask, keys + i);
-          else
-            score_tile<Op, 1>(rows, panel, table.depth, offset, v - first, index_mask, keys + i);
-        }
-        panel += kVectors * kWidth * table.depth;
+    const Element* panel = static_cast<const Element*>(table.panels) + first * kWidth * table.depth;
+    for (int64_t i = 0; i < round_up(count, kRows); ++i)
+      keys[i] = {broadcast(-kInfinity), broadcast(-kInfinity)};
+    for (int64_t v = first; v < last; v += kVectors) {
+      const T* offset = table.offset + v * kWidth;
+      for (int64_t i = 0; i < count; i += kRows) {
+        const Element* rows[kRows];
+        for (int64_t r = 0; r < kRows; ++r) rows[r] = block + place(smaller(i + r, count - 1)) * stride;
+        if (v == 0) ahead(i);
+        if (v + kVectors <= last)
+          score_tile<Op, kVectors>(rows, panel, table.depth, offset, v - first, index_mask, keys + i);
+        else
+          score_tile<Op, 1>(rows, panel, table.depth, offset, v - first, index_mask, keys + i);
       }
-      merge_group(first, index_mask, count);
+      panel += kVectors * kWidth * table.depth;
     }
+    merge_group(first, index_mask, count);
   }
 
   // The keys of a group of vectors from `first` on, into the rows' states.
@@ -230,11 +241,12 @@ struct KMeansPass {
     Vector<T> squares[kWidth];
     for (int64_t i = 0; i < kWidth; ++i) squares[i] = Vector<T>{};
     int64_t nearest[kWidth];
+    double second;
     for (int64_t i = 0; i < count; ++i) {
       if (!(least[i] > -kInfinity)) least[i] = -kInfinity;  // ∞ − ∞ too
       nearest[i] = decider.decided(state[i], least[i]);
       if (nearest[i] < 0)
-        nearest[i] = decider.closer_look(point(row + i), length[first + i], state[i], least[i]);
+        nearest[i] = decider.closer_look(point(row + i), length[first + i], state[i], least[i], &second);
       problem.assignment[row + i] = nearest[i];
       if (kSquares && !table.cosine) __builtin_prefetch(table.centroids + nearest[i] * table.d);
     }
@@ -244,8 +256,7 @@ struct KMeansPass {
         squares[i] = squares_of(x, table.centroids + nearest[i] * table.d, table.d);
       if (!part.sums) continue;
       const double weight = problem.weights ? problem.weights[row + i] : 1;
-      add_row(problem, x, nearest[i], weight, table.cosine ? weight * to_unit(length[first + i]) : weight,
-              part);
+      add_row(problem, x, nearest[i], weight, length[first + i], part);
     }
     const Vector<T> squared = sums_of<T>(squares);
     double inertia = 0;
@@ -285,13 +296,38 @@ struct KMeansPass {
   }
 };
 
+// The distances of rows row … of x, at most kWidth, from their centroids, and their sum by weight.
+template <class T>
+WSCL_INLINE double own_distances(const KMeansProblem<T>& problem, const CentroidTable<T>& table,
+                                 const T* direct, T* scratch, int64_t row, int64_t count, double* distance) {
+  constexpr int kWidth = Simd<T>::kWidth;
+  const bool squares = sizeof(T) == sizeof(float) && !table.cosine;  // float64 takes the exact distance anyway
+  Vector<T> sums[kWidth];
+  for (int64_t i = 0; i < kWidth; ++i) sums[i] = Vector<T>{};
+  for (int64_t i = 0; squares && i < count; ++i) {
+    const T* x =
+        direct ? direct + (row + i) * problem.x.row_stride : fetch(problem.x, row + i, table.d, scratch);
+    sums[i] = squares_of(x, table.centroids + problem.assignment[row + i] * table.d, table.d);
+  }
+  const Vector<T> squared = sums_of<T>(sums);
+  double inertia = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    distance[i] = squared[i];
+    if (!squares || !in_range_of_squares<T>(squared[i])) {
+      const T* x = fetch(problem.x, row + i, table.d, scratch);
+      distance[i] =
+          exact_distance(table, x, table.cosine ? length_of(x, table.d) : 0, problem.assignment[row + i]);
+    }
+    inertia += (problem.weights ? problem.weights[row + i] : 1) * distance[i];
+  }
+  return inertia;
+}
+
 // Rows [row0, row1) of kmeans_distances; returns their inertia.
 template <class T>
 double kmeans_distances_part(const KMeansProblem<T>& problem, const CentroidTable<T>& table, int64_t row0,
                              int64_t row1) {
   constexpr int kWidth = Simd<T>::kWidth;
-  const bool squares = sizeof(T) == sizeof(float) && !table.cosine;  // float64 takes the exact distance anyway
-  const T* const direct = rows_of<T>(problem.x);
   Memory memory;
   T* scratch;
   memory.reserve(&scratch, table.d + kWidth);
@@ -299,24 +335,9 @@ double kmeans_distances_part(const KMeansProblem<T>& problem, const CentroidTabl
   double inertia = 0;
   for (int64_t row = row0; row < row1; row += kWidth) {
     const int64_t count = smaller(kWidth, row1 - row);
-    Vector<T> sums[kWidth];
-    for (int64_t i = 0; i < kWidth; ++i) sums[i] = Vector<T>{};
-    for (int64_t i = 0; squares && i < count; ++i) {
-      const T* x =
-          direct ? direct + (row + i) * problem.x.row_stride : fetch(problem.x, row + i, table.d, scratch);
-      sums[i] = squares_of(x, table.centroids + problem.assignment[row + i] * table.d, table.d);
-    }
-    const Vector<T> squared = sums_of<T>(sums);
-    for (int64_t i = 0; i < count; ++i) {
-      double distance = squared[i];
-      if (!squares || !in_range_of_squares<T>(squared[i])) {
-        const T* x = fetch(problem.x, row + i, table.d, scratch);
-        distance =
-            exact_distance(table, x, table.cosine ? length_of(x, table.d) : 0, problem.assignment[row + i]);
-      }
-      problem.distance[row + i] = saturate<T>(distance);
-      inertia += (problem.weights ? problem.weights[row + i] : 1) * distance;
-    }
+    double distance[kWidth];
+    inertia += own_distances(problem, table, rows_of<T>(problem.x), scratch, row, count, distance);
+    for (int64_t i = 0; i < count; ++i) problem.distance[row + i] = saturate<T>(distance[i]);
   }
   return inertia;
 }
@@ -341,35 +362,8 @@ void kmeans_sum(const KMeansProblem<T>& problem, int64_t cluster0, int64_t clust
     if (cluster < cluster0 || cluster >= cluster1) continue;
     const T* x = fetch(problem.x, row, problem.d, scratch);
     const double weight = problem.weights ? problem.weights[row] : 1;
-    add_row(problem, x, cluster, weight, problem.cosine ? weight * to_unit(length_of(x, problem.d)) : weight,
-            part);
+    add_row(problem, x, cluster, weight, problem.cosine ? length_of(x, problem.d) : 0, part);
   }
-}
-
-// Rows [first, first + count) of q, [count][d] in T, as the panel that score_tile wants:
-// [depth][vectors][kWidth], kStep elements of a column together.
-template <class Op>
-void kmeans_pack(const typename Op::Number* rows, int64_t count, int64_t vectors, int64_t d, int64_t depth,
-                 void* panel) {
-  constexpr int kWidth = Simd<typename Op::Number>::kWidth;
-  typename Op::Element* out = static_cast<typename Op::Element*>(panel);
-  for (int64_t p = 0; p < depth; ++p)
-    for (int64_t j = 0; j < vectors * kWidth; ++j)
-      out[(p / Op::kStep * vectors * kWidth + j) * Op::kStep + p % Op::kStep] =
-          p < d && j < count ? Op::round(rows[j * d + p]) : typename Op::Element(0);
-}
-
-template <class Op>
-constexpr KMeansTyped<typename Op::Number> kmeans_typed() {
-  return {kmeans_pack<Op>,
-          kmeans_run<Op>,
-          kmeans_sum<typename Op::Number>,
-          kmeans_distances_part<typename Op::Number>,
-          kmeans_potentials_part<typename Op::Number>,
-          kVectors,
-          Simd<typename Op::Number>::kWidth,
-          Op::kStep,
-          sizeof(typename Op::Element)};
 }
 
 }  // namespace WSCL_ISA

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kmeans.h"
+#include "kmeans_bounds.h"
 #include "kmeans_potentials.h"
 
 namespace wscl {
@@ -24,12 +25,44 @@ struct CentroidTable {
   bool cosine = false;
   const T* origin = nullptr;  // [d]
   T scale = 1;
+  const int64_t* order = nullptr;  // [k] the centroid that is column j of the product; null: the j-th
   const void* panels = nullptr;    // the q_j in panels of columns, in the product's precision
   const T* offset = nullptr;       // [columns], beyond k so large that they are never the nearest
   int index_bits = 0;              // of a score, that give way to the number of its vector in a group
   const double* length = nullptr;  // [k] ‖c‖, for the cosine
   // |score − its exact value| ≤ per_norm · ‖p‖ + per_loss · ‖p − p̃‖ + constant, p̃ being p as rounded
   double per_norm = 0, per_loss = 0, constant = 0;
+
+  int64_t centroid(int64_t column) const {
+    return order ? order[column] : column;
+  }
+};
+
+// How far the centroids moved, the farthest first.
+template <class T>
+struct Movement {
+  const int64_t* order = nullptr;  // [k] centroids
+  const int64_t* place = nullptr;  // [k] where each of them comes in `order`
+  const T* length = nullptr;       // [k + 2] at least how far the centroids in `order` moved; 0 behind them
+};
+
+// A row that went from one cluster, or none (−1), to another.
+struct Moved {
+  int64_t row, from;
+};
+
+// What one thread makes of a pass with bounds.
+struct BoundedPart {
+  int64_t number, count;  // this part among all
+  int64_t* counts = nullptr;
+  double* weight_sums = nullptr;
+  Moved* moved = nullptr;  // [rows_of(number)], from which the pass fills n_moved
+  int64_t n_moved = 0, searched = 0, by_half = 0;
+  double inertia = 0;
+  int64_t bad_row = -1;
+
+  // Parts take turns, so that sorted data are no more work for one than for another.
+  static constexpr int64_t kTurn = 2048;
 };
 
 // Rows [row0, row1) of a pass.
@@ -54,6 +87,10 @@ struct KMeansTyped {
   double (*distances)(const KMeansProblem<T>&, const CentroidTable<T>&, int64_t row0, int64_t row1);
   // Rows [row0, row1) of kmeans_potentials, added to potential [m].
   void (*potentials)(const PotentialsProblem<T>&, int64_t row0, int64_t row1, double* potential);
+  void (*bounded)(const BoundsProblem<T>&, const CentroidTable<T>&, const Movement<T>&, BoundedPart&);
+  // Columns [column0, column1) of moved rows, from the sums of one cluster to those of the other; returns the
+  // largest number among them.
+  double (*move)(const BoundsProblem<T>&, const Moved*, int64_t count, int64_t column0, int64_t column1);
   int64_t vectors;       // of a panel; the last may have one
   int64_t width;         // columns of a vector
   int64_t step;          // depth is a multiple of this

@@ -9,7 +9,7 @@
 #define WSCL_ISA portable
 #define WSCL_VECTOR_BYTES 16
 #define WSCL_ROW_TILE 6
-#include "kmeans_kernel.h"
+#include "kmeans_typed.h"
 
 namespace wscl {
 const KMeansKernels kKMeansPortable = {"portable", portable::kmeans_typed<portable::FullOperands<float>>(),

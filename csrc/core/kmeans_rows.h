@@ -185,16 +185,36 @@ WSCL_INLINE double to_unit(double length) {
   return length > 0 ? 1 / length : 0;
 }
 
-// Adds factor · x to the sums of its cluster, and weight to its count.
+// What a row adds to the sums of its cluster: w x, or for the cosine w x / ‖x‖. Unit vectors of floats are
+// rounded to multiples of 2^−40, far below what floats tell, so that sums of them are exact whatever joined and
+// left before.
+template <class T>
+struct Addend {
+  double weight, unit;
+  bool cosine;
+
+  Addend(const KMeansProblem<T>& problem, double weight, double length)
+      : weight(weight), unit(problem.cosine ? to_unit(length) : 1), cosine(problem.cosine) {}
+
+  template <class V>
+  WSCL_INLINE V of(V value) const {
+    if (!cosine) return weight * value;
+    value = unit * value;
+    if (sizeof(T) == sizeof(float)) value = (value + 0x1.8p12) - 0x1.8p12;
+    return weight * value;
+  }
+};
+
+// Adds a row to the sums of its cluster, and its weight to the count. `length` is ‖x‖, for the cosine.
 template <class T>
 WSCL_INLINE void add_row(const KMeansProblem<T>& problem, const T* x, int64_t cluster, double weight,
-                         double factor, KMeansPart& part) {
+                         double length, KMeansPart& part) {
   constexpr int kWidth = Simd<double>::kWidth;
   double* sum = part.sums + cluster * problem.d;
-  const Vector<double> factors = broadcast(factor);
+  const Addend<T> addend(problem, weight, length);
   int64_t c = 0;
-  for (; c + kWidth <= problem.d; c += kWidth) store(sum + c, load(sum + c) + factors * widen(x + c));
-  for (; c < problem.d; ++c) sum[c] += factor * x[c];
+  for (; c + kWidth <= problem.d; c += kWidth) store(sum + c, load(sum + c) + addend.of(widen(x + c)));
+  for (; c < problem.d; ++c) sum[c] += addend.of(double(x[c]));
   if (part.weight_sums)
     part.weight_sums[cluster] += weight;
   else

@@ -11,6 +11,7 @@ from wscl_fast._ops.kmeans import (
     kmeans_potentials,
     kmeans_serves,
     kmeans_update,
+    kmeans_update_bounded,
 )
 from wscl_fast._ops.logsumexp import (
     Block,
@@ -34,6 +35,7 @@ __all__ = [
     "kmeans_potentials",
     "kmeans_serves",
     "kmeans_update",
+    "kmeans_update_bounded",
     "load_error",
     "logsumexp",
     "logsumexp_block",

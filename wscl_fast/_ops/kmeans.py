@@ -25,7 +25,7 @@ def kmeans_assign(
     candidates: Candidates = "auto",
 ) -> tuple[Tensor, Tensor]:
     """The `top` nearest centroids and their distances ``[N, top]`` of every row, by the fused kernels."""
-    require(x.device, centroids.dtype, "kmeans_update")
+    require(x.device, centroids.dtype, "kmeans_assign")
     assignment, distance, bad_row = torch.ops.wscl_fast.kmeans_assign(
         x, centroids, cosine, top, _NUMBERS[candidates]
     )
@@ -77,9 +77,32 @@ def kmeans_potentials(
     return distance, potential
 
 
-def kmeans_serves(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the fused kernels run on this device, for centroids of this dtype."""
-    return not obstacle(device, dtype, "kmeans_update")
+def kmeans_update_bounded(
+    x: Tensor,  # [N, d]
+    centroids: Tensor,  # [K, d] float32 or float64
+    assignment: Tensor,  # int64 [N], renewed in place
+    lower: Tensor,  # [N] of the centroids' dtype, renewed in place
+    sums: Tensor,  # float64 [K, d], renewed in place
+    *,
+    previous: Tensor | None,  # [K, d]
+    half: Tensor | None,  # [K]
+    weights: Tensor | None,  # [N] float64
+    cosine: bool,
+    candidates: Candidates = "auto",
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Distance, counts, inertia, peak, and how many changed, were searched, stayed by `half`: fused."""
+    require(x.device, centroids.dtype, "kmeans_update_bounded")
+    *results, tally = torch.ops.wscl_fast.kmeans_update_bounded(
+        x, centroids, assignment, lower, sums, previous, half, weights, cosine, _NUMBERS[candidates]
+    )
+    _refuse(tally[3])
+    distance, counts, inertia, peak = results
+    return distance, counts, inertia, peak, tally[:3]
+
+
+def kmeans_serves(device: torch.device, dtype: torch.dtype, operator: str) -> bool:
+    """Whether an operator's fused kernels run on this device, for centroids of this dtype."""
+    return not obstacle(device, dtype, operator)
 
 
 def _refuse(bad_row: Tensor) -> None:
@@ -115,6 +138,27 @@ def _fake_update(
     )
 
 
+def _fake_update_bounded(
+    x: Tensor,
+    centroids: Tensor,
+    assignment: Tensor,
+    lower: Tensor,
+    sums: Tensor,
+    previous: Tensor | None,
+    half: Tensor | None,
+    weights: Tensor | None,
+    cosine: bool,
+    candidates: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return (
+        centroids.new_empty(len(x)),
+        x.new_empty(len(centroids), dtype=torch.int64 if weights is None else torch.float64),
+        x.new_empty((), dtype=torch.float64),
+        x.new_empty((), dtype=torch.float64),
+        x.new_empty(4, dtype=torch.int64),
+    )
+
+
 def _fake_distances(
     x: Tensor, centroids: Tensor, assignment: Tensor, weights: Tensor | None, cosine: bool
 ) -> tuple[Tensor, Tensor]:
@@ -133,3 +177,4 @@ if extension is not None:
     torch.library.register_fake("wscl_fast::kmeans_potentials", _fake_potentials)
     torch.library.register_fake("wscl_fast::kmeans_assign", _fake_assign)
     torch.library.register_fake("wscl_fast::kmeans_update", _fake_update)
+    torch.library.register_fake("wscl_fast::kmeans_update_bounded", _fake_update_bounded)

@@ -12,11 +12,12 @@ from wscl_fast.clustering.bounds import Bounds
 from wscl_fast.clustering.empty import fill_empty, split_largest
 from wscl_fast.clustering.points import Points, unit
 from wscl_fast.functional import kmeans_update
+from wscl_fast.functional.kmeans_bounds import bounds_are_fused
 
 ALGORITHMS = ("auto", "lloyd", "hamerly")
 
-# Bounds begin to pay when few samples change their cluster; against few clusters of few dimensions a product
-# is as fast as keeping them.
+# Inside the pass bounds cost next to nothing. Put together from several passes they begin to pay when few
+# samples change their cluster; against few clusters of few dimensions a product is as fast as keeping them.
 _FEW_CHANGES = 0.1
 _LEAST_WORK = 1 << 15  # K · d
 _TOO_MANY_SEARCHED = 0.7
@@ -130,6 +131,7 @@ class _Search:
     def __init__(self, points: Points, algorithm: str, bounds: Bounds | None) -> None:
         self.points, self.algorithm = points, algorithm
         self.bounds = bounds
+        self.fused = bounds_are_fused(points.device, points.dtype)
         self.last: Step | None = None
         self.assignment: Tensor | None = None  # int64 [n], renewed in place
         self.distance: Tensor | None = None  # [n]
@@ -139,18 +141,18 @@ class _Search:
 
     def __call__(self, centroids: Tensor) -> Step:
         if self.bounds is None and self._worth_it(*centroids.shape):
-            assert self.last is not None
-            assert self.sums is not None
-            self.bounds = Bounds(self.points, self.last.assignment, self.sums)
+            self.bounds = Bounds(self.points, len(centroids), self.assignment, self.sums)
         step = self._bounded(centroids) if self.bounds is not None else self._plain(centroids)
         self.last = step
         return step
 
     def _worth_it(self, n_clusters: int, dim: int) -> bool:
-        if self.algorithm == "lloyd" or self.last is None or n_clusters < 2:
+        if self.algorithm == "lloyd" or n_clusters < 2:
             return False
-        if self.algorithm == "hamerly":
+        if self.algorithm == "hamerly" or self.fused:
             return True
+        if self.last is None:
+            return False
         self.rest -= 1
         few = self.last.changed <= _FEW_CHANGES * self.points.n_all
         return few and n_clusters * dim >= _LEAST_WORK and self.rest < 0
@@ -181,17 +183,12 @@ class _Search:
         assert bounds is not None
         changed = bounds.search(centroids)
         self.sums = bounds.sums
-        totals = torch.zeros(len(centroids) + 2, dtype=torch.float64, device=self.points.device)
-        totals[:-2] = torch.bincount(bounds.assignment, self.points.weights, minlength=len(centroids))
-        totals[-2] = bounds.inertia
-        totals[-1] = changed
-        searched = self.points.ranks.sum(
-            torch.tensor(bounds.searched, dtype=torch.float64, device=totals.device)
-        )
-        too_many = not bounds.begun and float(searched) > _TOO_MANY_SEARCHED * self.points.n_all
-        if self.algorithm == "auto" and too_many:
-            self.bounds, self.rest = None, self.pause
-            self.pause *= 2
+        totals = torch.cat([bounds.counts, bounds.counts.new_tensor([bounds.inertia, changed])])
+        if self.algorithm == "auto" and not self.fused:
+            searched = self.points.ranks.sum(bounds.counts.new_tensor(bounds.searched))
+            if not bounds.begun and float(searched) > _TOO_MANY_SEARCHED * self.points.n_all:
+                self.bounds, self.rest = None, self.pause
+                self.pause *= 2
         self.assignment = bounds.assignment
         return self._shared(bounds.assignment, bounds.distance, totals)
 

@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 
 from wscl_fast import distributed
 from wscl_fast.distributed.collectives import Group
-from wscl_fast.functional.kmeans import Metric
+from wscl_fast.functional.kmeans import Metric, kmeans_update
 
 METRICS = get_args(Metric)
 
@@ -184,11 +184,11 @@ class Points:
         largest = self._largest()
         if self.metric == "euclidean" and largest > 0 and not 1 / _TAME < largest < _TAME:
             self.frame.scale = 2.0 ** min(-math.frexp(largest)[1], 126)
-        shift = self.directions(self.rows_of_all(torch.zeros(1, dtype=torch.int64, device=self.device)))[0]
-        total = torch.zeros(2, self.dim, dtype=torch.float64, device=self.device)
+        shift = self.directions(self.rows_of_all(torch.zeros(1, dtype=torch.int64, device=self.device)))
+        total = torch.zeros(self.dim + 1, dtype=torch.float64, device=self.device)
         directionless = torch.zeros((), dtype=torch.int64, device=self.device)
         wild = torch.zeros((), dtype=torch.int64, device=self.device)
-        for rows, raw in self.parts():
+        for rows, raw in self.parts() if self.metric == "cosine" else self.blocks():
             block = self.directions(raw)
             if self.metric == "cosine":
                 length = raw.abs().amax(dim=1)
@@ -197,12 +197,12 @@ class Points:
                 if bool(zero.any()):
                     directionless += zero.sum()
                     self._without(rows, zero)
-            block = block - shift
-            total[0] += block.sum(dim=0)
-            total[1] += block.square_().sum(dim=0)
-        mean, square = self.ranks.sum(total) / self.n_all
-        variance = float((square - mean.square()).clamp_(min=0).mean())
-        mean += shift
+            one = kmeans_update(block, shift)  # of the one cluster of all samples: the sum, and Σ‖x − shift‖²
+            total[:-1] += one.sums[0]
+            total[-1] += one.inertia
+        total = self.ranks.sum(total) / self.n_all
+        mean, square = total[:-1], total[-1]
+        variance = max(0.0, float(square - (mean - shift[0].double()).square().sum())) / self.dim
         if self.metric == "euclidean" and float(mean.square().mean()) > _FAR * variance:
             self.frame.origin = mean.to(self.dtype)
         self.frame.wild_lengths = bool(self.ranks.sum(wild) > 0)

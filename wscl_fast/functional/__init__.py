@@ -17,12 +17,14 @@ from wscl_fast.functional.kmeans import (
     kmeans_potentials,
     kmeans_update,
 )
+from wscl_fast.functional.kmeans_bounds import BoundedUpdate, kmeans_update_bounded
 from wscl_fast.functional.soft import conditional_factors, soft_infonce
 from wscl_fast.functional.statistics import InfoNCEStats
 from wscl_fast.functional.two_way import clip_loss, siglip_loss
 
 __all__ = [
     "Affinity",
+    "BoundedUpdate",
     "Constraint",
     "Denominator",
     "Distances",
@@ -42,6 +44,7 @@ __all__ = [
     "kmeans_distances",
     "kmeans_potentials",
     "kmeans_update",
+    "kmeans_update_bounded",
     "siglip_loss",
     "soft_infonce",
 ]

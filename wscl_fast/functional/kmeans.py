@@ -98,7 +98,7 @@ def kmeans_assign(
         RuntimeError: ``impl="fused"`` where the extension was not built, does not serve the device, or where
             ``top`` is more than 8.
     """
-    x, centroids, dtype = _checked(x, centroids, metric, impl)
+    x, centroids, dtype = check_problem(x, centroids, metric, impl)
     if isinstance(top, bool) or not isinstance(top, int):
         raise TypeError(f"top: expected an int, got {type(top).__name__}")
     if not 1 <= top <= len(centroids):
@@ -108,13 +108,15 @@ def kmeans_assign(
         raise RuntimeError(
             f"impl='fused' serves top up to {_ops.MOST_TOP}, got {top}; impl='chunked' serves any"
         )
-    if impl == "fused" or (impl == "auto" and _ops.kmeans_serves(x.device, dtype) and top <= _ops.MOST_TOP):
+    if impl == "fused" or (
+        impl == "auto" and top <= _ops.MOST_TOP and _ops.kmeans_serves(x.device, dtype, "kmeans_assign")
+    ):
         assignment, distance = _ops.kmeans_assign(x, centroids, cosine=cosine, top=top)
     else:
         _check_finite("x", x)
         module = reference if impl == "reference" else chunked
         assignment, distance = module.kmeans_assign(x, centroids, cosine=cosine, top=top)
-        distance = _narrow(distance, dtype)
+        distance = narrow(distance, dtype)
     if top == 1:
         assignment, distance = assignment[:, 0], distance[:, 0]
     return Nearest(assignment, distance)
@@ -162,19 +164,19 @@ def kmeans_update(
 
     Source: Lloyd, IEEE Trans. Inf. Theory 28, 1982; Dhillon & Modha, Machine Learning 42, 2001 (cosine).
     """
-    x, centroids, dtype = _checked(x, centroids, metric, impl)
+    x, centroids, dtype = check_problem(x, centroids, metric, impl)
     if weights is not None:
         check_vector("weights", weights, len(x), x, integer=False)
         if not is_fake(weights) and not bool(((weights >= 0) & weights.isfinite()).all()):
             raise ValueError("weights: expected finite numbers of at least 0")
         weights = weights.double()
     cosine = metric == "cosine"
-    if impl == "fused" or (impl == "auto" and _ops.kmeans_serves(x.device, dtype)):
+    if impl == "fused" or (impl == "auto" and _ops.kmeans_serves(x.device, dtype, "kmeans_update")):
         return Update(*_ops.kmeans_update(x, centroids, weights=weights, cosine=cosine))
     _check_finite("x", x)
     module = reference if impl == "reference" else chunked
     assignment, distance, *rest = module.kmeans_update(x, centroids, weights=weights, cosine=cosine)
-    return Update(assignment, _narrow(distance, dtype), *rest)
+    return Update(assignment, narrow(distance, dtype), *rest)
 
 
 @takes_arrays
@@ -212,16 +214,16 @@ def kmeans_distances(
         RuntimeError: ``assignment`` names no centroid; ``impl="fused"`` where the extension was not built or
             does not serve the device.
     """
-    x, centroids, dtype = _checked(x, centroids, metric, impl)
+    x, centroids, dtype = check_problem(x, centroids, metric, impl)
     check_vector("assignment", assignment, len(x), x, integer=True)
     if weights is not None:
         check_vector("weights", weights, len(x), x, integer=False)
         weights = weights.double()
     cosine = metric == "cosine"
-    if impl == "fused" or (impl == "auto" and x.device.type == "cpu" and _ops.serves(x.device)):
+    if impl == "fused" or (impl == "auto" and _ops.kmeans_serves(x.device, dtype, "kmeans_distances")):
         return Distances(*_ops.kmeans_distances(x, centroids, assignment, weights=weights, cosine=cosine))
     distance, inertia = chunked.kmeans_distances(x, centroids, assignment, weights=weights, cosine=cosine)
-    return Distances(_narrow(distance, dtype), inertia)
+    return Distances(narrow(distance, dtype), inertia)
 
 
 @torch.no_grad()
@@ -281,12 +283,13 @@ def kmeans_potentials(
         check_vector(name, vector, len(x), x, integer=False)
         if vector.dtype != dtype:
             raise TypeError(f"{name}: expected {dtype}, got {vector.dtype}")
-    if impl == "fused" or (impl == "auto" and x.device.type == "cpu" and _ops.serves(x.device)):
+    served = impl == "auto" and _ops.kmeans_serves(x.device, candidates.dtype, "kmeans_potentials")
+    if impl == "fused" or served:
         return Potentials(*_ops.kmeans_potentials(x, candidates, nearest, scale=scale, weights=weights))
     return Potentials(*chunked.kmeans_potentials(x, candidates, nearest, scale=scale, weights=weights))
 
 
-def _checked(x: Tensor, centroids: Tensor, metric: str, impl: str) -> tuple[Tensor, Tensor, torch.dtype]:
+def check_problem(x: Tensor, centroids: Tensor, metric: str, impl: str) -> tuple[Tensor, Tensor, torch.dtype]:
     """Points, centroids in the dtype of the computation, and that dtype."""
     check_choice("metric", metric, Metric)
     check_choice("impl", impl, Impl)
@@ -317,5 +320,6 @@ def _check_finite(name: str, rows: Tensor) -> None:
         raise ValueError(f"{name}: expected finite numbers, got NaN or infinity in row {row}")
 
 
-def _narrow(distance: Tensor, dtype: torch.dtype) -> Tensor:
+def narrow(distance: Tensor, dtype: torch.dtype) -> Tensor:
+    """Distances in a dtype, at most its largest number."""
     return distance.clamp(max=torch.finfo(dtype).max).to(dtype)

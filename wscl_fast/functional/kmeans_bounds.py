@@ -1,0 +1,248 @@
+"""Lloyd's iteration with Hamerly's bounds: one pass that skips what cannot have changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from wscl_fast import _ops
+from wscl_fast.chunked.kmeans import BLOCK_ELEMENTS, cluster_counts, unit
+from wscl_fast.functional._checks import check_device, check_vector
+from wscl_fast.functional._inputs import Impl
+from wscl_fast.functional.kmeans import Metric, check_problem, kmeans_assign, kmeans_distances
+
+__all__ = ["BoundedUpdate", "add_rows", "bounds_are_fused", "kmeans_update_bounded"]
+
+
+class BoundedUpdate(NamedTuple):
+    """What :func:`kmeans_update_bounded` returns."""
+
+    distance: Tensor  # [N]
+    counts: Tensor  # int64 [K], or float64 with weights
+    inertia: Tensor  # float64, 0-dim
+    peak: float  # the largest number that went in or out of the sums
+    changed: int  # points that went to another cluster
+    searched: int  # points that met every centroid
+    by_half: int  # points of which `half` alone told that they stay
+
+
+@torch.no_grad()
+def kmeans_update_bounded(
+    x: Tensor,
+    centroids: Tensor,
+    assignment: Tensor,
+    lower: Tensor,
+    sums: Tensor,
+    *,
+    previous: Tensor | None = None,
+    half: Tensor | None = None,
+    weights: Tensor | None = None,
+    metric: Metric = "euclidean",
+    impl: Impl = "auto",
+) -> BoundedUpdate:
+    """:func:`kmeans_update` for centroids that moved a little, with bounds of the last pass to go by.
+
+    Leaves in `assignment` and `sums`, and returns, what ``kmeans_update(x, centroids)`` finds, but without a
+    search for points whose nearest centroid cannot have changed. Of each point `lower` bounds the distance
+    from all centroids but its own; centroids that move loosen it by no more than the farthest of them went.
+    A point is safe while its distance from its own centroid, which is taken anew, is below that, or below
+    half the distance from its centroid to the next one. The fused kernels let the others meet the centroids
+    that moved farthest first, and drop them as soon as the rest cannot matter any more.
+
+    Sums are kept by what joins and leaves a cluster, so they carry the rounding (float64) of all passes; with
+    `peak` a caller can tell when to sum afresh.
+
+    Args:
+        x: points ``[N, d]``, as for :func:`kmeans_update`.
+        centroids: ``[K, d]``, on the same device.
+        assignment: the last pass' clusters, int64 ``[N]`` (−1 for none in the first), contiguous; renewed in
+            place.
+        lower: the last pass' bounds ``[N]``, in the dtype of the computation (float64 where an input is, else
+            float32), contiguous; lengths, not squares, of unit vectors when cosine. Renewed in place.
+        sums: float64 ``[K, d]``, of the points by their last clusters, contiguous; renewed in place.
+        previous: the centroids of the last pass ``[K, d]``; ``None`` for the first: every point is searched
+            and `lower` is only written.
+        half: at most half the distance of each centroid from the next one ``[K]``, in the dtype of `lower`.
+        weights: of the points, ``[N]``, at least 0; ``None`` for 1 each.
+        metric: as in :func:`kmeans_assign`.
+        impl: ``"fused"`` (C++ kernels, CPU), ``"chunked"`` (plain PyTorch), or ``"auto"``: fused where there
+            are kernels, else put together from :func:`kmeans_distances` and :func:`kmeans_assign`.
+
+    Raises:
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: shapes or devices do not fit together, a tensor to be renewed is not contiguous, or a row
+            of ``x`` or ``centroids`` is not finite.
+        RuntimeError: ``assignment`` names no centroid; ``impl="fused"`` where the extension was not built or
+            does not serve the device.
+
+    Source: Hamerly, *Making k-means even faster*, SDM 2010.
+    """
+    x, centroids, dtype = check_problem(x, centroids, metric, impl)
+    check_vector("assignment", assignment, len(x), x, integer=True)
+    check_vector("lower", lower, len(x), x, integer=False)
+    for name, tensor, shape, wanted in (
+        ("assignment", assignment, (len(x),), torch.int64),
+        ("lower", lower, (len(x),), dtype),
+        ("sums", sums, tuple(centroids.shape), torch.float64),
+    ):
+        if tensor.dtype != wanted:
+            raise TypeError(f"{name}: expected {wanted}, got {tensor.dtype}")
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"{name}: expected shape {shape}, got {tuple(tensor.shape)}")
+        if not tensor.is_contiguous():
+            raise ValueError(f"{name}: expected a contiguous tensor, got strides {tensor.stride()}")
+        check_device(name, tensor, x)
+    if previous is not None:
+        if previous.shape != centroids.shape:
+            raise ValueError(
+                f"previous: expected shape {tuple(centroids.shape)} as centroids, got {tuple(previous.shape)}"
+            )
+        check_device("previous", previous, x)
+        previous = previous.to(dtype)
+    if half is not None:
+        check_vector("half", half, len(centroids), x, integer=False)
+        half = half.to(dtype)
+    if weights is not None:
+        check_vector("weights", weights, len(x), x, integer=False)
+        weights = weights.double()
+    if impl == "fused" or (impl == "auto" and bounds_are_fused(x.device, dtype)):
+        distance, counts, inertia, peak, tally = _ops.kmeans_update_bounded(
+            x,
+            centroids,
+            assignment,
+            lower,
+            sums,
+            previous=previous,
+            half=half,
+            weights=weights,
+            cosine=metric == "cosine",
+        )
+        return BoundedUpdate(distance, counts, inertia, float(peak), *tally.tolist())
+    return _Pass(x, centroids, assignment, lower, sums, weights, metric, impl).run(previous, half)
+
+
+def bounds_are_fused(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether bounds are kept inside the pass over the points, where they cost next to nothing."""
+    return _ops.kmeans_serves(device, dtype, "kmeans_update_bounded")
+
+
+def add_rows(sums: Tensor, clusters: Tensor, values: Tensor) -> None:
+    """`sums.index_add_(0, clusters, values)`, in the same order in every run."""
+    if sums.is_cuda:  # sorted, which atomic additions are not
+        sums.index_put_((clusters,), values, accumulate=True)
+    else:
+        sums.index_add_(0, clusters, values)
+
+
+class _Pass:
+    """The same out of distances, a comparison, and a search of the rows that it leaves."""
+
+    def __init__(
+        self,
+        x: Tensor,
+        centroids: Tensor,
+        assignment: Tensor,
+        lower: Tensor,
+        sums: Tensor,
+        weights: Tensor | None,
+        metric: Metric,
+        impl: Impl,
+    ) -> None:
+        self.x, self.centroids, self.assignment, self.lower = x, centroids, assignment, lower
+        self.sums, self.weights, self.metric, self.impl = sums, weights, metric, impl
+        self.distance = torch.empty_like(lower)
+        eps = torch.finfo(lower.dtype).eps
+        self.up, self.down = 1 + 4 * eps, 1 - 4 * eps
+        self.slack = 8 * eps if metric == "cosine" else 0.0
+        self.peak, self.changed, self.by_half = 0.0, 0, 0
+
+    def run(self, previous: Tensor | None, half: Tensor | None) -> BoundedUpdate:
+        inertia = self.sums.new_zeros(())
+        if previous is None:
+            rows = torch.arange(len(self.x), device=self.x.device)
+        else:
+            self._follow(previous)
+            rows, inertia = self._undecided(half)
+        for part in self._parts(rows):
+            inertia = inertia + self._search(part, anew=previous is None)
+        counts = cluster_counts(self.assignment, self.weights, len(self.centroids))
+        return BoundedUpdate(self.distance, counts, inertia, self.peak, self.changed, len(rows), self.by_half)
+
+    def _follow(self, previous: Tensor) -> None:
+        """Loosen the bounds by what the centroids moved."""
+        if self.metric == "cosine":
+            here, there = unit(self.centroids), unit(previous)
+            moved = (here - there).norm(dim=1)
+            # Without a direction, whatever the distances were, they are others now.
+            moved[((here == 0).all(dim=1) | (there == 0).all(dim=1)) & (moved > 0)] = 2
+        else:
+            moved = (self.centroids.double() - previous.double()).norm(dim=1)
+        farthest = moved.argmax()
+        # The others' largest movement: a centroid does not move away from its own points' lower bound.
+        others = moved.clone()
+        others[farthest] = 0
+        other = torch.where(
+            torch.arange(len(moved), device=moved.device) == farthest, others.max(), moved[farthest]
+        )
+        self.lower.sub_((other * self.up).to(self.lower)[self.assignment])
+        self.lower.sub_(self.lower.abs(), alpha=1 - self.down)
+
+    def _undecided(self, half: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Rows whose bounds do not tell their cluster, and the inertia if all stayed where they are."""
+        found = kmeans_distances(
+            self.x, self.centroids, self.assignment, weights=self.weights, metric=self.metric, impl=self.impl
+        )
+        self.distance.copy_(found.distance)
+        # Squares of tiny numbers leave float32's range before their roots do.
+        square = self.distance if self.metric == "euclidean" else 2 * self.distance
+        rounding = 1 + (self.x.shape[1] / 2 + 4) * torch.finfo(self.lower.dtype).eps
+        upper = square.sqrt().mul_(rounding).add_(self.slack)
+        safe = (upper < self.lower) & (square > torch.finfo(square.dtype).tiny)
+        if half is not None:
+            near = (upper < half[self.assignment]) & (square > torch.finfo(square.dtype).tiny) & ~safe
+            self.by_half = int(near.sum())
+            safe |= near
+        return (~safe).nonzero()[:, 0], found.inertia
+
+    def _search(self, rows: Tensor, *, anew: bool) -> Tensor:
+        """The nearest centroids of some rows; returns what the inertia gains."""
+        x = self.x if len(rows) == len(self.x) else self.x[rows]
+        found = kmeans_assign(
+            x, self.centroids, metric=self.metric, top=min(2, len(self.centroids)), impl=self.impl
+        )
+        nearest, near = found.assignment.view(len(rows), -1)[:, 0], found.distance.view(len(rows), -1)
+        if near.shape[1] == 2:
+            other = near[:, 1] if self.metric == "euclidean" else 2 * near[:, 1]
+            self.lower[rows] = other.to(self.lower).sqrt() * self.down - self.slack
+        else:
+            self.lower[rows] = torch.inf
+        near = near[:, 0].to(self.distance)
+        gained = near.double() if anew else near.double() - self.distance[rows].double()
+        self.distance[rows] = near
+        other_rows = (nearest != self.assignment[rows]).nonzero()[:, 0]
+        for part in self._parts(other_rows):
+            self._move(rows[part], nearest[part])
+        self.changed += len(other_rows)
+        return gained.sum() if self.weights is None else gained @ self.weights[rows]
+
+    def _move(self, rows: Tensor, clusters: Tensor) -> None:
+        values = self.x[rows].double()
+        if self.metric == "cosine":
+            values = unit(values)
+        if self.weights is not None:
+            values = values * self.weights[rows, None]
+        add_rows(self.sums, clusters, values)
+        before = self.assignment[rows]
+        had = before >= 0
+        add_rows(self.sums, before[had], -values[had])
+        self.assignment[rows] = clusters
+        self.peak = max(self.peak, float(values.abs().max()))
+
+    def _parts(self, rows: Tensor) -> Iterator[Tensor]:
+        elements = BLOCK_ELEMENTS.get(rows.device.type, BLOCK_ELEMENTS["cpu"])
+        step = max(64, elements // max(1, self.x.shape[1]))
+        for start in range(0, len(rows), step):
+            yield rows[start : start + step]
