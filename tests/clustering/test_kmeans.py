@@ -47,6 +47,20 @@ def test_same_start_same_clusters_as_faiss():
     assert ours.inertia_ == pytest.approx(float(theirs.obj[-1]), rel=1e-5)
 
 
+@pytest.mark.parametrize("init", ["k-means++", "k-means||"])
+@pytest.mark.parametrize("where", [0, 12_345, 19_999])
+def test_no_sample_is_left_out(init, where):
+    """Where a subset is trained on (256 samples a cluster, say), one sample of 20,000 is not met."""
+    x = blobs(20_000, 4, 3, spread=0.5)
+    x[where] = 1e3
+    found = KMeans(3, init=init, random_state=0).fit(x)
+    own = found.labels_ == found.labels_[where]
+    assert own.sum() == 1
+    means = np.stack([x[found.labels_ == k].mean(0) for k in range(3)])
+    np.testing.assert_allclose(found.cluster_centers_, means, rtol=1e-9)
+    assert found.inertia_ == pytest.approx(((x - means[found.labels_]) ** 2).sum(), rel=1e-9)
+
+
 def test_empty_clusters_take_the_farthest_points_as_in_scikit_learn():
     cluster = pytest.importorskip("sklearn.cluster")
     x = blobs(300, 3, 6, spread=0.5)

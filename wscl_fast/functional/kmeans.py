@@ -113,7 +113,7 @@ def kmeans_assign(
     ):
         assignment, distance = _ops.kmeans_assign(x, centroids, cosine=cosine, top=top)
     else:
-        _check_finite("x", x)
+        check_finite("x", x)
         module = reference if impl == "reference" else chunked
         assignment, distance = module.kmeans_assign(x, centroids, cosine=cosine, top=top)
         distance = narrow(distance, dtype)
@@ -149,7 +149,8 @@ def kmeans_update(
         centroids: ``[K, d]``, on the same device.
         weights: of the points, ``[N]``, at least 0; ``None`` for 1 each.
         metric: as in :func:`kmeans_assign`. For ``"cosine"`` the unit vectors are summed (spherical k-means),
-            zero vectors among them as zero.
+            zero vectors among them as zero; where nothing is float64 the CPU kernels sum them in multiples of
+            2⁻⁴⁰, so that sums of joining and leaving points stay exact.
         impl: as in :func:`kmeans_assign`.
 
     Returns:
@@ -173,7 +174,7 @@ def kmeans_update(
     cosine = metric == "cosine"
     if impl == "fused" or (impl == "auto" and _ops.kmeans_serves(x.device, dtype, "kmeans_update")):
         return Update(*_ops.kmeans_update(x, centroids, weights=weights, cosine=cosine))
-    _check_finite("x", x)
+    check_finite("x", x)
     module = reference if impl == "reference" else chunked
     assignment, distance, *rest = module.kmeans_update(x, centroids, weights=weights, cosine=cosine)
     return Update(assignment, narrow(distance, dtype), *rest)
@@ -304,11 +305,11 @@ def check_problem(x: Tensor, centroids: Tensor, metric: str, impl: str) -> tuple
     if centroids.device != x.device:
         raise ValueError(f"centroids: expected device {x.device} as x, got {centroids.device}")
     dtype = torch.float64 if torch.float64 in (x.dtype, centroids.dtype) else torch.float32
-    _check_finite("centroids", centroids)
+    check_finite("centroids", centroids)
     return x, centroids.to(dtype), dtype
 
 
-def _check_finite(name: str, rows: Tensor) -> None:
+def check_finite(name: str, rows: Tensor) -> None:
     if is_fake(rows) or torch.compiler.is_compiling():
         return
     # A sum is finite only where every element is; where it is not, an overflow may be to blame.

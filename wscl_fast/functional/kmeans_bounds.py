@@ -12,7 +12,7 @@ from wscl_fast import _ops
 from wscl_fast.chunked.kmeans import BLOCK_ELEMENTS, cluster_counts, unit
 from wscl_fast.functional._checks import check_device, check_vector
 from wscl_fast.functional._inputs import Impl
-from wscl_fast.functional.kmeans import Metric, check_problem, kmeans_assign, kmeans_distances
+from wscl_fast.functional.kmeans import Metric, check_finite, check_problem, kmeans_assign, kmeans_distances
 
 __all__ = ["BoundedUpdate", "add_rows", "bounds_are_fused", "kmeans_update_bounded"]
 
@@ -160,6 +160,7 @@ class _Pass:
         self.peak, self.changed, self.by_half = 0.0, 0, 0
 
     def run(self, previous: Tensor | None, half: Tensor | None) -> BoundedUpdate:
+        check_finite("x", self.x)  # before rows are picked, whose numbers are others
         inertia = self.sums.new_zeros(())
         if previous is None:
             rows = torch.arange(len(self.x), device=self.x.device)
