@@ -27,9 +27,9 @@ OPERATORS = (
 @functools.cache
 def binding() -> Any:
     """Registers the operators; the library that holds them."""
+    kernels = Path(library()._name)  # skips where there is no simulator, so before anything is defined
     for name in OPERATORS:
         SIMULATED.define(str(getattr(torch.ops.wscl_fast, name).default._schema).removeprefix("wscl_fast::"))
-    kernels = Path(library()._name)
     headers = Path(torch.__file__).parent / "include"
     # Python loads torch's symbols for itself; the binding needs them.
     ctypes.CDLL(str(headers.parent / "lib" / "libtorch_cpu.so"), mode=ctypes.RTLD_GLOBAL)
