@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from wscl_fast.files import replacing
 
 
 class Checkpoint:
@@ -44,9 +45,5 @@ class Checkpoint:
 
     def save(self, centroids: Tensor, **values: Any) -> None:
         """Replace what was saved."""
-        beside = self.file.with_name(f".{self.file.name}.{os.getpid()}")
-        with beside.open("wb") as stream:
-            torch.save({"purpose": self.purpose, "centroids": centroids.cpu(), **values}, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(beside, self.file)
+        with replacing(self.file) as beside:
+            torch.save({"purpose": self.purpose, "centroids": centroids.cpu(), **values}, beside)

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import tempfile
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from wscl_fast.files import replacing, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -44,13 +43,12 @@ def cached_images(
     if cached is not None:
         return cached
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _replacing(path) as temporary:
-        notes = build(temporary)
-        written = np.load(temporary, mmap_mode="r", allow_pickle=False)
-        record = {"shape": [*written.shape], "crc32": _crc32(temporary), "notes": notes}
+    with replacing(path) as beside:
+        notes = build(beside)
+        written = np.load(beside, mmap_mode="r", allow_pickle=False)
+        record = {"shape": [*written.shape], "crc32": _crc32(beside), "notes": notes}
         del written
-    with _replacing(path.with_suffix(".json")) as temporary:
-        temporary.write_text(json.dumps(record), encoding="utf-8")
+    write_text(path.with_suffix(".json"), json.dumps(record))
     built = _read(path, shape)
     if built is None:
         raise OSError(f"{path}: the cache was written but cannot be read back")
@@ -85,16 +83,3 @@ def _crc32(path: Path) -> int:
         while chunk := file.read(_CHUNK):
             crc = zlib.crc32(chunk, crc)
     return crc
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A file beside ``path`` to write to; what was written takes the place of ``path`` at the end."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    os.close(descriptor)
-    temporary = Path(name)
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from wscl_fast.data.extras import train_extra
+from wscl_fast.files import replacing
 
 _WRITE_CHUNK = 1024
 
@@ -79,13 +80,9 @@ def decode_images(paths: Sequence[Path], image_size: int, target: Path) -> dict[
 
 def _drop_rows(images: NDArray[np.uint8], dropped: dict[int, str], target: Path) -> None:
     kept = np.setdiff1d(np.arange(len(images)), list(dropped))
-    beside = target.with_suffix(".kept.npy")
-    try:
+    with replacing(target) as beside:
         smaller = open_memmap(beside, mode="w+", dtype=np.uint8, shape=(len(kept), *images.shape[1:]))
         for start in range(0, len(kept), _WRITE_CHUNK):
             chunk = slice(start, start + _WRITE_CHUNK)
             smaller[chunk] = images[kept[chunk]]
         smaller.flush()
-        os.replace(beside, target)
-    finally:
-        beside.unlink(missing_ok=True)

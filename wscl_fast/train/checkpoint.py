@@ -11,6 +11,8 @@ from typing import IO, Any
 import numpy as np
 import torch
 
+from wscl_fast.files import replacing
+
 FORMAT = 1
 
 
@@ -31,7 +33,7 @@ class Position:
 
 
 def save_checkpoint(file: Path, position: Position, parts: dict[str, Any]) -> None:
-    """Write beside `file` and move into place: at every moment there is one whole checkpoint.
+    """Replace `file`: at every moment there is one whole checkpoint.
 
     Args:
         file: where to.
@@ -39,12 +41,8 @@ def save_checkpoint(file: Path, position: Position, parts: dict[str, Any]) -> No
         parts: state dicts, tensors, numpy arrays and plain values, nested.
     """
     content = {"format": FORMAT, "position": vars(position), "parts": _to_tensors(parts)}
-    beside = file.with_name(f".{file.name}.{os.getpid()}")
-    with beside.open("wb") as stream:
-        torch.save(content, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(beside, file)
+    with replacing(file) as beside:
+        torch.save(content, beside)
 
 
 def load_checkpoint(file: Path) -> tuple[Position, dict[str, Any]]:

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wscl_fast.data import ImageDataset
+from wscl_fast.files import replacing, write_text
 from wscl_fast.train.config import CompareConfig, Config, replace
 from wscl_fast.train.figures import draw_curves, draw_embedding, draw_neighbours
 from wscl_fast.train.loop import CHECKPOINT, METRICS, choose_device, images_in_run, saved_clustering, train
 from wscl_fast.train.monitor import Bar, Monitor
 from wscl_fast.train.report import caption, methods_of, report, table
-from wscl_fast.train.results import Result, judge, load_result, save_result, write_evaluation, write_text
+from wscl_fast.train.results import Result, judge, load_result, save_result, write_evaluation
 from wscl_fast.train.runs import (
     CONFIG,
     CURVES,
@@ -199,8 +200,8 @@ def _write(
     write_text(folder / METRICS, "".join(json.dumps(line) + "\n" for line in with_metrics))
     write_evaluation(folder / EVALUATION, list(results), config, dataset)
     if kept:
-        shutil.copyfile(by_method[kept].folder / ENCODER, folder / f".{ENCODER}")
-        os.replace(folder / f".{ENCODER}", folder / ENCODER)
+        with replacing(folder / ENCODER) as beside:
+            shutil.copyfile(by_method[kept].folder / ENCODER, beside)
     write_pictures(folder, results, dataset)
     title = f"{dataset.name}: what auxiliary information buys"
     encoder_of = by_method[kept].title if kept else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from wscl_fast.data import ImageDataset
+from wscl_fast.files import replacing
 from wscl_fast.train.features import Features
 from wscl_fast.train.report import methods_of
 from wscl_fast.train.results import Result
@@ -292,6 +292,5 @@ def _figure(width: float, height: float, layout: Any = "constrained") -> Figure:
 
 
 def _save(figure: Figure, file: Path) -> None:
-    beside = file.with_name(f".{os.getpid()}.{file.name}")
-    figure.savefig(beside, facecolor="white")
-    os.replace(beside, file)
+    with replacing(file) as beside:
+        figure.savefig(beside, facecolor="white")

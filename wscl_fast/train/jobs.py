@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from wscl_fast.data import ImageDataset
+from wscl_fast.files import replacing, write_text
 from wscl_fast.train.compare import compare, summary, write_pictures
 from wscl_fast.train.config import Config
 from wscl_fast.train.evaluation import evaluate
@@ -25,10 +26,10 @@ from wscl_fast.train.results import (
     load_result,
     save_result,
     write_evaluation,
-    write_text,
 )
 from wscl_fast.train.runs import (
     EVALUATION,
+    FEATURES,
     REPORT,
     Encoder,
     begin_run,
@@ -139,14 +140,12 @@ def run_embed(config: Config, folder: Path, out: Path, kind: str) -> None:
         frame = pl.DataFrame(columns).with_columns(
             pl.Series("features", features, dtype=pl.Array(pl.Float32, features.shape[1]))
         )
-        beside = out / ".features.parquet"
-        frame.write_parquet(beside)
-        beside.replace(out / "features.parquet")
+        with replacing(out / "features.parquet") as beside:
+            frame.write_parquet(beside)
         written = "features.parquet"
     else:
-        beside = out / ".features.npy"
-        np.save(beside, features)
-        beside.replace(out / "features.npy")
+        with replacing(out / FEATURES) as beside:
+            np.save(beside, features)
         _write_csv(out / "keys.csv", ("key", "split"), zip(dataset.keys, dataset.split.tolist(), strict=True))
         written = "features.npy, keys.csv"
     print(f"{features.shape[0]:,} images, {features.shape[1]} features each; written to {out}/: {written}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from wscl_fast.data import Augment, ImageDataset
+from wscl_fast.files import replacing, write_text
 from wscl_fast.train.checkpoint import read_metrics
 from wscl_fast.train.config import Config
 from wscl_fast.train.evaluation import Score, evaluate, protocol
@@ -56,10 +56,8 @@ def judge(
 
 def save_result(folder: Path, result: Result, config: Config, dataset: ImageDataset) -> None:
     """Write features.npy and evaluation.json; the latter last: where it stands, the member is done."""
-    beside = folder / f".{FEATURES}.{os.getpid()}"
-    with beside.open("wb") as stream:
-        np.save(stream, result.features)
-    os.replace(beside, folder / FEATURES)
+    with replacing(folder / FEATURES) as beside:
+        np.save(beside, result.features)
     write_evaluation(folder / EVALUATION, [result], config, dataset)
 
 
@@ -87,10 +85,3 @@ def write_evaluation(file: Path, results: list[Result], config: Config, dataset:
         ],
     }
     write_text(file, json.dumps(content, indent=2) + "\n")
-
-
-def write_text(file: Path, text: str) -> None:
-    """Write beside `file` and move into place."""
-    beside = file.with_name(f".{file.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, file)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from wscl_fast.data import Augment, ImageDataset, load_folder, load_openmoji
 from wscl_fast.data.table import Table
+from wscl_fast.files import replacing
 from wscl_fast.train.config import Config, DataConfig
 from wscl_fast.train.loop import CHECKPOINT, METRICS, choose_device
 from wscl_fast.train.model import ContrastiveModel, make_encoder, weights_of
@@ -158,9 +159,8 @@ class Encoder:
 
 def save_encoder(folder: Path, model: ContrastiveModel, config_text: str) -> None:
     """Write the encoder with the config that rebuilds it."""
-    beside = folder / f".{ENCODER}.{os.getpid()}"
-    beside.write_bytes(safetensors.torch.save(weights_of(model.encoder), metadata={"config": config_text}))
-    os.replace(beside, folder / ENCODER)
+    with replacing(folder / ENCODER) as beside:
+        safetensors.torch.save_file(weights_of(model.encoder), beside, metadata={"config": config_text})
 
 
 def load_encoder(folder: Path) -> Encoder:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
-import os
 import re
 import types
 import typing
@@ -20,6 +19,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
+from wscl_fast.files import write_text
 from wscl_fast.train.config import Config
 
 
@@ -59,10 +59,8 @@ def dump_config(config: Config) -> str:
 
 
 def save_config(config: Config, file: Path) -> None:
-    """Write `dump_config` beside `file` and move it into place."""
-    beside = file.with_name(f".{file.name}.{os.getpid()}")
-    beside.write_text(dump_config(config), encoding="utf-8")
-    os.replace(beside, file)
+    """Write `dump_config` to `file`."""
+    write_text(file, dump_config(config))
 
 
 def differences(one: Config, other: Config) -> list[str]:
