@@ -26,11 +26,14 @@ from torch.nn.functional import normalize, scaled_dot_product_attention
 
 from benchmarks import peers
 from benchmarks.cuda_timing import Measured, measure
+from benchmarks.harness import step
+from wscl_fast.files import write_text
 from wscl_fast.functional import clustered_infonce
 
 CLUSTERS = 150
 MOST_LOGITS = 1 << 28  # of a matrix that others may materialise
 # GEMMs of 2 N M d flops that the pass needs at least, by the name of what wants a gradient.
+WANTED = {"none": (), "queries": ("queries",), "both": ("queries", "keys")}
 GEMMS = {"none": 1.0, "queries": 2.0, "both": 4.0}
 IN_BATCH = {"none": 0.5, "both": 2.5}
 
@@ -141,21 +144,6 @@ def sides(case: Case, reasons: list[str]) -> dict[str, Loss]:
     return found
 
 
-def step(loss: Loss, arguments: dict[str, Tensor], kind: str) -> Callable[[], Tensor]:
-    """A pass that needs these gradients."""
-    names = {"none": (), "queries": ("queries",), "both": ("queries", "keys")}[kind]
-
-    def run() -> Tensor:
-        leaves = {name: arguments[name].detach().requires_grad_() for name in names if name in arguments}
-        with torch.set_grad_enabled(bool(leaves)):
-            value = loss(**{**arguments, **leaves})
-        if leaves:
-            value.backward()
-        return value.detach()
-
-    return run
-
-
 def matrix_rate(device: torch.device) -> float:
     """TFLOP/s of ``torch.mm`` in bfloat16 (float32 on a CPU)."""
     size = 8192 if device.type == "cuda" else 512
@@ -171,7 +159,7 @@ def bench_case(
     reference = float(ours(**arguments))
     for name in list(found):
         try:
-            value = float(step(found[name], arguments, "none")())
+            value = float(step(found[name], arguments, ())())
             if name != "SDPA(q, k, k)" and abs(value - reference) > 2e-2 * abs(reference):
                 raise ArithmeticError(f"gives {value}, wscl_fast gives {reference}")
         except (
@@ -185,7 +173,7 @@ def bench_case(
         measured: dict[str, Measured] = {}
         for name, loss in found.items():
             try:
-                measured[name] = measure(step(loss, arguments, kind), device, seconds=seconds)
+                measured[name] = measure(step(loss, arguments, WANTED[kind]), device, seconds=seconds)
             except Exception as error:
                 if name == "wscl_fast":
                     raise
@@ -237,9 +225,7 @@ def main() -> int:
     found = bench(device, ON_GPU if device.type == "cuda" else ON_CPU, options.seconds, options.budget)
     text = json.dumps(found, indent=1, ensure_ascii=False)
     if options.json:
-        part = options.json.with_suffix(".part")
-        part.write_text(text)
-        part.replace(options.json)
+        write_text(options.json, text)
     else:
         print(text)
     return 0

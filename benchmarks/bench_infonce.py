@@ -20,7 +20,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from benchmarks.harness import RESULTS, Timing, interleave, keep, machine, peak_memory, show, write_csv
+from benchmarks.harness import (
+    Timing,
+    interleave,
+    keep,
+    machine,
+    peak_memory,
+    save_figure,
+    show,
+    step,
+    write_csv,
+)
 from benchmarks.peers import TEMPERATURE, naive
 from wscl_fast import _C, _ops
 from wscl_fast.functional import clustered_infonce
@@ -129,19 +139,6 @@ QUICK = {
 
 def fused(**arguments: Any) -> Tensor:
     return clustered_infonce(**arguments, temperature=TEMPERATURE, impl="fused")
-
-
-def step(
-    loss: Callable[..., Tensor], arguments: dict[str, Any], gradients: Sequence[str]
-) -> Callable[[], None]:
-    def run() -> None:
-        leaves = {name: arguments[name].detach().requires_grad_() for name in gradients}
-        with torch.set_grad_enabled(bool(gradients)):
-            value = loss(**{**arguments, **leaves})
-        if gradients:
-            value.backward()
-
-    return run
 
 
 def onednn_mm(queries: Tensor, keys: Tensor) -> Tensor:
@@ -271,7 +268,8 @@ def bench_scaling(turns: int) -> list[Row]:
 MEMORY = """
 import torch
 torch.set_num_threads({threads})
-from benchmarks.bench_infonce import Case, step
+from benchmarks.bench_infonce import Case
+from benchmarks.harness import step
 small, case = Case(64, 64, {d}, {dtype}, {kind!r}), Case({n}, {m}, {d}, {dtype}, {kind!r})
 gradients = case.passes[-1].gradients
 step(small.loss, small.inputs(), gradients)()
@@ -343,10 +341,7 @@ def draw(rows: Sequence[Row]) -> None:
     figure.supxlabel("d", fontsize=9)
     figure.supylabel("share of the dtype's multiply-add peak, in the algorithm's GEMMs", fontsize=9)
     figure.suptitle(f"Clustered InfoNCE\n{machine()}", fontsize=9)
-    figure.tight_layout()
-    part = RESULTS / "infonce.part.png"
-    figure.savefig(part, dpi=130)
-    part.replace(RESULTS / "infonce.png")
+    save_figure(figure, "infonce")
 
 
 def main() -> None:

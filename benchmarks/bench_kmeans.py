@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.elsewhere import Elsewhere
-from benchmarks.harness import RESULTS, Timing, interleave, machine, peak_memory, show, write_csv
+from benchmarks.harness import RESULTS, Timing, interleave, machine, peak_memory, save_figure, show, write_csv
 from benchmarks.peers_kmeans import CASES, FIT_ITERATIONS, PEERS, Case, environment, inertia
 from wscl_fast import KMeans, _ops
 from wscl_fast.clustering.inits import plus_plus
@@ -278,10 +278,7 @@ def draw() -> None:
         axis.tick_params(labelsize=8)
         axis.set_title(title, fontsize=9, loc="left")
     figure.suptitle(f"k-means, float32, medians of interleaved turns\n{machine()}", fontsize=9)
-    figure.tight_layout()
-    part = RESULTS / "kmeans.part.png"
-    figure.savefig(part, dpi=130)
-    part.replace(RESULTS / "kmeans.png")
+    save_figure(figure, "kmeans")
 
 
 TASKS = ("iteration", "fit", "seeding", "scalable", "memory", "scaling")

@@ -27,6 +27,7 @@ import torch
 
 import wscl_fast
 from wscl_fast import _ops
+from wscl_fast.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 REPORT = ROOT / "benchmarks" / "results" / "gpu.md"
@@ -135,9 +136,7 @@ def write_report(
             kept = last_lines(step.output, 3 if step.well else 60)
             lines += ["", f"## {step.name}: {step.status}", "", "```", kept, "```"]
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text("\n".join(lines) + "\n")
-    part.replace(path)
+    write_text(path, "\n".join(lines) + "\n")
 
 
 def sanitizer_steps(left: Any) -> list[Step]:

@@ -16,11 +16,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 import wscl_fast
 from wscl_fast import _C
+from wscl_fast.files import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 RESULTS = Path(__file__).parent / "results"
 SHORT = 0.02  # seconds
@@ -92,6 +98,22 @@ def interleave(
     return {name: Timing(tuple(seconds[name]), tuple(peaks[name])) for name in sides}
 
 
+def step(
+    loss: Callable[..., Tensor], arguments: dict[str, Any], gradients: Sequence[str]
+) -> Callable[[], Tensor]:
+    """One pass of a loss; backward too, where any of the arguments named in ``gradients`` is given."""
+
+    def run() -> Tensor:
+        leaves = {name: arguments[name].detach().requires_grad_() for name in gradients if name in arguments}
+        with torch.set_grad_enabled(bool(leaves)):
+            value = loss(**{**arguments, **leaves})
+        if leaves:
+            value.backward()
+        return value.detach()
+
+    return run
+
+
 def peak_memory(script: str) -> float:
     """MiB by which a child process grows at most while it runs ``measured()`` of a script (Linux).
 
@@ -129,16 +151,21 @@ def machine() -> str:
 
 
 def write_csv(name: str, rows: Sequence[dict[str, object]]) -> Path:
-    """Rows of one table into ``results/<name>.csv``, moved into place when it is whole."""
+    """Rows of one table into ``results/<name>.csv``."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.csv"
-    part = path.with_suffix(".part")
-    with part.open("w", newline="") as file:
+    with replacing(path) as beside, beside.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    part.replace(path)
     return path
+
+
+def save_figure(figure: Figure, name: str) -> None:
+    """A figure into ``results/<name>.png``."""
+    figure.tight_layout()
+    with replacing(RESULTS / f"{name}.png") as beside:
+        figure.savefig(beside, dpi=130)
 
 
 def keep(table: str, rows: list[dict[str, object]], order: Sequence[str]) -> list[dict[str, object]]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from benchmarks import peers
-from benchmarks.harness import RESULTS, interleave, keep, machine, peak_memory, show, write_csv
+from benchmarks.harness import interleave, keep, machine, peak_memory, save_figure, show, step, write_csv
 from wscl_fast.functional import clustered_infonce
 
 CLUSTERS = 150
@@ -121,18 +121,6 @@ def losses(case: Case) -> dict[str, Loss]:
     return found
 
 
-def step(loss: Loss, arguments: dict[str, Any], gradients: Sequence[str]) -> Callable[[], Tensor]:
-    def run() -> Tensor:
-        leaves = {name: arguments[name].detach().requires_grad_() for name in gradients if name in arguments}
-        with torch.set_grad_enabled(bool(leaves)):
-            value = loss(**{**arguments, **leaves})
-        if leaves:
-            value.backward()
-        return value.detach()
-
-    return run
-
-
 def bench_case(case: Case, turns: int) -> list[dict[str, object]]:
     arguments, sides = inputs(case), losses(case)
     values = {name: float(step(loss, arguments, ())()) for name, loss in sides.items()}
@@ -165,7 +153,8 @@ def bench_case(case: Case, turns: int) -> list[dict[str, object]]:
 MEMORY = """
 import torch
 torch.set_num_threads({threads})
-from benchmarks.peers_infonce import CASES, Case, inputs, losses, step
+from benchmarks.harness import step
+from benchmarks.peers_infonce import CASES, Case, inputs, losses
 from dataclasses import replace
 case = CASES[{number}]
 loss = losses(replace(case, rivals=({name!r},) if {name!r} != {ours!r} else ()))[{name!r}]
@@ -219,10 +208,7 @@ def draw(rows: Sequence[dict[str, object]], memory: Sequence[dict[str, object]])
             axis.tick_params(labelsize=8)
             axis.set_title(case if unit == "ms" else "memory above inputs", fontsize=9, loc="left")
     figure.suptitle(f"Forward and backward, both gradients, float32\n{machine()}", fontsize=9)
-    figure.tight_layout()
-    part = RESULTS / "peers_infonce.part.png"
-    figure.savefig(part, dpi=130)
-    part.replace(RESULTS / "peers_infonce.png")
+    save_figure(figure, "peers_infonce")
 
 
 def main() -> None:
