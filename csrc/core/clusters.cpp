@@ -5,7 +5,7 @@
 namespace wscl {
 namespace {
 
-constexpr int64_t kFindGrain = 4096;
+constexpr int64_t kFindGrain = 1024;
 
 // Open addressing over a power of two: about one probe an id at a load of at most one half.
 class IdTable {

@@ -79,6 +79,12 @@ void infonce_forward(const InfoNCEProblem<In>& p, Compute<In>* loss, int64_t* co
   SimilarityParams<In> pass = base_pass(p);
   pass.output = direction;
   pass.output_stride = d;
+  std::vector<T> sums(p.inner ? 0 : prepared.segments.count * d);
+  if (!p.inner && !prepared.self) {
+    pass.segment_sums = sums.data();
+    pass.column_segment = prepared.segments.keys().data();
+    pass.segments = prepared.segments.count;
+  }
   const auto run = prepared.self ? symmetric_softmax_pass<In> : softmax_pass<In>;
   run(pass, prepared, prepared.meeting(Meets::kAll, count, false), stats, threads);
 
@@ -93,9 +99,9 @@ void infonce_forward(const InfoNCEProblem<In>& p, Compute<In>* loss, int64_t* co
     return;
   }
 
-  std::vector<T> sums(prepared.segments.count * d);
-  segment_sums<In>(prepared.key_rows(), d, prepared.segments.keys().data(), nullptr, prepared.segments.count,
-                   sums.data(), threads);
+  if (prepared.self)  // only half of each row was read
+    segment_sums<In>(prepared.key_rows(), d, prepared.segments.keys().data(), nullptr, prepared.segments.count,
+                     sums.data(), threads);
   threads.ranges(n, kRowGrain, [&](int64_t begin, int64_t end) {
     std::vector<T> mean(d);
     for (int64_t i = begin; i < end; ++i) {

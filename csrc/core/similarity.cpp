@@ -23,6 +23,7 @@ constexpr int64_t kSumBytes = 8 << 20;    // a thread's accumulators in segment_
 constexpr int64_t kLeastSumColumns = 16;  // a cache line of floats
 constexpr int64_t kRowsOfSum = 16;        // fewer for a segment and thread do not pay for a merge
 constexpr int64_t kMostSums = 1 << 19;    // accumulators of all threads together, where each has rows
+constexpr int64_t kSumGrain = 4096;
 
 int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
@@ -45,6 +46,24 @@ const TypedKernels<BFloat16>& kernels<BFloat16>() {
 template <>
 const TypedKernels<Float16>& kernels<Float16>() {
   return cpu_kernels().of_float16;
+}
+
+// Into how many slices, each with sums of its own, segment_sums may cut `count` rows; below 1 where there is
+// not even room for all sums at once.
+int64_t most_slices(int64_t count, int64_t segments, int64_t d) {
+  return std::min(count / (kRowsOfSum * segments), kMostSums / (segments * d));
+}
+
+// The slices' sums [slices][size], added up.
+template <class T>
+void add_slices(const std::vector<double>& slices, int64_t size, T* sums, const Threads& threads) {
+  threads.ranges(size, kSumGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t at = begin; at < end; ++at) {
+      double sum = slices[at];
+      for (size_t s = at + size; s < slices.size(); s += size) sum += slices[s];
+      sums[at] = static_cast<T>(sum);
+    }
+  });
 }
 
 // A chunk of rows against several ranges of columns: the parts' outputs and statistics become the pass's.
@@ -107,6 +126,20 @@ class Parts {
     for (size_t s = 0; s + 1 < cut.size(); ++s)
       parts.push_back({row0, row1, cut[s], cut[s + 1], p.row_max ? p.row_max + row0 : nullptr,
                        p.row_sum ? p.row_sum + row0 : nullptr, nullptr, 0});
+  }
+
+  // `chunks` of the rows share the columns' sums by segment among them, and each of them its share among its
+  // parts: chunks that different threads begin with. `sums` has room for all of these parts.
+  void sum_along(int64_t chunks, int64_t splits, double* sums) {
+    const int64_t all = static_cast<int64_t>(parts.size()) / splits, size = p.segments * p.d;
+    for (int64_t share = 0; share < chunks; ++share)
+      for (int64_t s = 0; s < splits; ++s, sums += size) {
+        SimilarityPart<T>& part = parts[share * all / chunks * splits + s];
+        const int64_t columns = part.column1 - part.column0;
+        part.segment_sums = sums;
+        part.sums_begin = part.column0 + columns * share / chunks;
+        part.sums_end = part.column0 + columns * (share + 1) / chunks;
+      }
   }
 
   void run(int64_t splits, const Threads& threads) {
@@ -214,7 +247,18 @@ void run_similarity(const SimilarityParams<In>& p, const Threads& threads) {
   Parts<In> parts(p);
   for (int64_t row0 = 0; row0 < n; row0 += rows)
     parts.add(row0, std::min(n, row0 + rows), equal_cuts(0, m, splits));
-  parts.run(splits, threads);
+  const int64_t size = p.segment_sums ? p.segments * p.d : 0,
+                summing = std::min<int64_t>(chunks, threads.count);
+  if (size == 0) return parts.run(splits, threads);
+  if (most_slices(m, p.segments, p.d) >= summing * splits) {
+    std::vector<double> sums(summing * splits * size);
+    parts.sum_along(summing, splits, sums.data());
+    parts.run(splits, threads);
+    add_slices(sums, size, p.segment_sums, threads);
+  } else {
+    parts.run(splits, threads);
+    segment_sums<In>(p.y, p.d, p.column_segment, nullptr, p.segments, p.segment_sums, threads);
+  }
 }
 
 template <class In>
@@ -227,19 +271,14 @@ void segment_sums(const Rows<In>& rows, int64_t d, const int64_t* segment, const
                std::min(most, ceil_div(ceil_div(d, threads.count), kLeastSumColumns) * kLeastSumColumns));
   // Threads share the rows, each with sums of its own, where these are few enough for it; else the columns.
   const int64_t size = segments * d;
-  const int64_t slices =
-      std::clamp<int64_t>(std::min(rows.count / (kRowsOfSum * segments), kMostSums / size), 1, threads.count);
+  const int64_t slices = std::clamp<int64_t>(most_slices(rows.count, segments, d), 1, threads.count);
   if (slices > 1 && slices >= std::min<int64_t>(threads.count, ceil_div(d, width))) {
     std::vector<double> parts(slices * size, 0.0);
     threads.each(slices, [&](int64_t s) {
       kernels<In>().sum_columns(rows, rows.count * s / slices, rows.count * (s + 1) / slices, 0, d, segment,
                                 weight, &parts[s * size]);
     });
-    for (int64_t at = 0; at < size; ++at) {
-      for (int64_t s = 1; s < slices; ++s) parts[at] += parts[s * size + at];
-      sums[at] = static_cast<Compute<In>>(parts[at]);
-    }
-    return;
+    return add_slices(parts, size, sums, threads);
   }
   threads.each(ceil_div(d, width), [&](int64_t task) {
     const int64_t c0 = task * width, c1 = std::min(d, c0 + width);

@@ -97,6 +97,12 @@ struct SimilarityParams {
   T* column_output = nullptr;
   int64_t column_output_stride = 0;
 
+  // Sums of the columns' clusters, taken along since the pass reads the columns anyway:
+  //   segment_sums[s][c] = Σ_{j: column_segment_o = s} y_j[c] with o = y.origin(j)
+  T* segment_sums = nullptr;                // [segments, d] or null
+  const int64_t* column_segment = nullptr;  // [y's origins]
+  int64_t segments = 0;
+
   bool gathers() const {
     return output || narrow_output;
   }
@@ -114,6 +120,9 @@ struct SimilarityPart {
   double* row_sum;        // [row1 − row0]
   T* output;              // null: the parameters' output, finished
   int64_t output_stride;  // of `output`
+
+  double* segment_sums = nullptr;        // [segments, d] to which the part adds columns
+  int64_t sums_begin = 0, sums_end = 0;  // [sums_begin, sums_end)
 };
 
 // Runs a pass on all threads: rows are cut into chunks, and where there are too few rows to keep the
@@ -123,8 +132,8 @@ struct SimilarityPart {
 template <class In>
 void run_similarity(const SimilarityParams<In>& params, const Threads& threads);
 
-// sums[s][c] = Σ_{r: segment_r = s} weight_r · rows[r][c], accumulated in double. Rows of a segment below 0
-// are left out; weights may be null.
+// sums[s][c] = Σ_{r: segment_o = s} weight_o · rows[r][c] with o = rows.origin(r), accumulated in double. Rows
+// of a segment below 0 are left out; weights may be null.
 template <class In>
 void segment_sums(const Rows<In>& rows, int64_t d, const int64_t* segment, const Compute<In>* weight,
                   int64_t segments, Compute<In>* sums /* [segments, d] */, const Threads& threads);

@@ -21,6 +21,20 @@
 namespace wscl {
 namespace WSCL_ISA {
 
+template <class In>
+void sum_columns(const Rows<In>& rows, int64_t r0, int64_t r1, int64_t c0, int64_t c1, const int64_t* segment,
+                 const Compute<In>* weight, double* sums) {
+  const int64_t width = c1 - c0;
+  for (int64_t r = r0; r < r1; ++r) {
+    const int64_t origin = rows.origin(r);
+    if (segment[origin] < 0) continue;
+    const In* __restrict source = rows.row(r) + c0;
+    double* __restrict sum = sums + segment[origin] * width;
+    const double factor = weight ? weight[origin] : 1;
+    for (int64_t c = 0; c < width; ++c) sum[c] += factor * to_compute(source[c]);
+  }
+}
+
 template <class In, Epilogue kEpilogue, bool kGather, bool kBoth>
 struct Pass : Epilogues<In, kEpilogue, kGather, kBoth> {
   using Base = Epilogues<In, kEpilogue, kGather, kBoth>;
@@ -136,6 +150,9 @@ struct Pass : Epilogues<In, kEpilogue, kGather, kBoth> {
     if constexpr (kPairs<In> && kGather) interleave_rows(y_rows, count, params.d, d_padded, this->y_pairs);
     if (Base::kSoftmax) this->column_norm = largest_norm<Math>(y_rows, count, params.d);
     if constexpr (Base::kTwoWay) this->start_columns(count);
+    if (part.segment_sums)  // the block is in L2
+      sum_columns<In>(params.y, larger(c0, part.sums_begin), smaller(c0 + count, part.sums_end), 0, params.d,
+                      params.column_segment, nullptr, part.segment_sums);
     if constexpr (kBoth)
       for (int64_t i = 0; i < count * d_padded; ++i) this->column_output[i] = 0;
 
@@ -262,19 +279,6 @@ void run(const SimilarityParams<In>& params, const SimilarityPart<Compute<In>>& 
                      : run_pass<Epilogue::kSoftplus, false>(params, part);
     case Epilogue::kSigmoid:
       return run_pass<Epilogue::kSigmoid, true>(params, part);
-  }
-}
-
-template <class In>
-void sum_columns(const Rows<In>& rows, int64_t r0, int64_t r1, int64_t c0, int64_t c1, const int64_t* segment,
-                 const Compute<In>* weight, double* sums) {
-  const int64_t width = c1 - c0;
-  for (int64_t r = r0; r < r1; ++r) {
-    if (segment[r] < 0) continue;
-    const In* __restrict source = rows.row(r) + c0;
-    double* __restrict sum = sums + segment[r] * width;
-    const double factor = weight ? weight[r] : 1;
-    for (int64_t c = 0; c < width; ++c) sum[c] += factor * to_compute(source[c]);
   }
 }
 

@@ -179,6 +179,8 @@ int main() {
       cases.push_back({n, n, 16, true, inner, false, 3, 0.2, 1});
     }
     cases.push_back({3, 5000, 20, false, inner, false, 9, 0.1, 1});  // few rows: split over columns
+    cases.push_back({300, 400, 20, false, inner, true, 3, 0.1, 1});  // a chunk of rows for each thread
+    if (!inner) cases.push_back({400, 100, 1100, false, inner, false, 2, 0.1, 1});  // more chunks than threads
     cases.push_back({700, 3, 20, false, inner, true, 2, 0.1, 1});
     cases.push_back({64, 1, 20, false, inner, false, 1, 0.1, 1});
     cases.push_back({300, 300, 24, true, inner, false, 1, 0.1, 1});       // one cluster
