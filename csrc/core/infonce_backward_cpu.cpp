@@ -12,6 +12,8 @@
 namespace wscl {
 namespace {
 
+constexpr int64_t kNarrowGrain = 1 << 16;
+
 // Everything the backward passes share: the upstream gradient of each query, zero where it takes no part.
 template <class T>
 std::vector<double> upstream(const T* grad_loss, const int64_t* count, int64_t n) {
@@ -139,7 +141,9 @@ void key_backward(const InfoNCEProblem<In>& p, const std::vector<double>& grad, 
   } else {
     give_back_own(prepared, count, share, wide.data());
   }
-  for (size_t e = 0; e < wide.size(); ++e) from_compute(wide[e], grad_keys + e);
+  threads.ranges(static_cast<int64_t>(wide.size()), kNarrowGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t e = begin; e < end; ++e) from_compute(wide[e], grad_keys + e);
+  });
 }
 
 template <class In>
