@@ -1,7 +1,4 @@
 // infonce_forward and infonce_backward on CPU tensors: checks, allocation, dispatch on dtype.
-//
-// What a user can get wrong is checked in wscl_fast/functional.py, with an error that names the argument;
-// the checks here guard those who call the operators themselves.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>

@@ -33,13 +33,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("has_bfloat16_candidates", &wscl::has_bfloat16_candidates,
         "Whether k-means can find its candidates by products of bfloat16 here");
   m.def(
-      "tile",
-      [] {
-        const wscl::SimilarityKernels& kernels = wscl::cpu_kernels();
-        return std::make_pair(kernels.row_tile, kernels.column_tile);
-      },
-      "Rows and columns of the float32 register tile in use");
-  m.def(
       "bfloat16_dot_peak",
       [](int threads, double seconds) {
         pybind11::gil_scoped_release release;

@@ -149,8 +149,6 @@ struct TypedKernels {
 
 struct SimilarityKernels {
   const char* name;
-  int row_tile;     // rows of a register tile
-  int column_tile;  // its columns, float32
   // Runs `rounds` of independent float32 multiply-adds and returns how many flops that was.
   double (*multiply_add)(int64_t rounds);
   TypedKernels<float> of_float;

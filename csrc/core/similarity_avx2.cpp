@@ -16,8 +16,6 @@ WSCL_TARGET(WSCL_TARGET_AVX2)
 
 namespace wscl {
 const SimilarityKernels kSimilarityAvx2 = {"avx2",
-                                           avx2::kRows,
-                                           avx2::kColumns<float>,
                                            avx2::multiply_add,
                                            avx2::kKernels<float>,
                                            avx2::kKernels<double>,

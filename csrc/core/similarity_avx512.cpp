@@ -16,8 +16,6 @@ WSCL_TARGET(WSCL_TARGET_AVX512)
 
 namespace wscl {
 const SimilarityKernels kSimilarityAvx512 = {"avx512",
-                                             avx512::kRows,
-                                             avx512::kColumns<float>,
                                              avx512::multiply_add,
                                              avx512::kKernels<float>,
                                              avx512::kKernels<double>,

@@ -14,8 +14,6 @@
 
 namespace wscl {
 const SimilarityKernels kSimilarityPortable = {"portable",
-                                               portable::kRows,
-                                               portable::kColumns<float>,
                                                portable::multiply_add,
                                                portable::kKernels<float>,
                                                portable::kKernels<double>,

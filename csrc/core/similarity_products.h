@@ -120,34 +120,35 @@ __attribute__((noinline)) void logits_panel(const typename Math::Element* const*
     logits_tile<Math, kVectorsX>(y + k, x, steps, out + k * kVectorsX * Simd<T>::kWidth, ahead);
 }
 
-// out[kGatherRows][vectors of y] += Σ_j weights[j][r] · y_j[column…].
-template <class Math, int kVectorsX, int kVectorsY, class RowsY, class T = typename Math::T>
-WSCL_INLINE void gather_tile(const typename Math::Step* __restrict weights, RowsY y, int64_t column,
-                             int64_t steps, T* __restrict out, int64_t out_stride) {
-  constexpr int kWidth = Simd<T>::kWidth, kTile = kGatherRows<T, kVectorsX>;
-  static_assert(kVectorsX * kWidth % kTile == 0, "a panel is whole tiles");
-  Vector<T> sum[kTile][kVectorsY];
+// out[kTile][kVectors of the rows] += Σ_s weight(r, s) · rows(s)[column…], with
+// weight(r, s) = weights[r · kRowStep + s · kStep].
+template <class Math, int kTile, int kVectors, int kRowStep, int kStep, class RowsOf,
+          class T = typename Math::T>
+WSCL_INLINE void weighted_tile(const typename Math::Step* __restrict weights, RowsOf rows, int64_t column,
+                               int64_t steps, T* __restrict out, int64_t out_stride) {
+  constexpr int kWidth = Simd<T>::kWidth;
+  Vector<T> sum[kTile][kVectors];
 #pragma GCC unroll 16
   for (int r = 0; r < kTile; ++r)
-#pragma GCC unroll 2
-    for (int v = 0; v < kVectorsY; ++v) sum[r][v] = Vector<T>{};
-  for (int64_t j = 0; j < steps; ++j) {
-    const typename Math::Step* row = y(j) + column;
-    typename Math::Lanes value[kVectorsY];
-#pragma GCC unroll 2
-    for (int v = 0; v < kVectorsY; ++v) value[v] = Math::lanes(row + v * kWidth);
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) sum[r][v] = Vector<T>{};
+  for (int64_t s = 0; s < steps; ++s) {
+    const typename Math::Step* row = rows(s) + column;
+    typename Math::Lanes value[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) value[v] = Math::lanes(row + v * kWidth);
 #pragma GCC unroll 16
     for (int r = 0; r < kTile; ++r) {
-      const typename Math::Lanes weight = Math::spread(weights + r);
-#pragma GCC unroll 2
-      for (int v = 0; v < kVectorsY; ++v) sum[r][v] = Math::add(sum[r][v], weight, value[v]);
+      const typename Math::Lanes weight = Math::spread(weights + r * kRowStep);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) sum[r][v] = Math::add(sum[r][v], weight, value[v]);
     }
-    weights += kVectorsX * kWidth;
+    weights += kStep;
   }
 #pragma GCC unroll 16
   for (int r = 0; r < kTile; ++r)
-#pragma GCC unroll 2
-    for (int v = 0; v < kVectorsY; ++v) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
       T* at = out + r * out_stride + v * kWidth;
       store(at, load(at) + sum[r][v]);
     }
@@ -157,45 +158,15 @@ WSCL_INLINE void gather_tile(const typename Math::Step* __restrict weights, Rows
 template <class Math, int kVectorsX, class RowsY, class T = typename Math::T>
 __attribute__((noinline)) void gather_panel(const typename Math::Step* weights, RowsY y, int64_t steps,
                                             int64_t d, T* out) {
-  constexpr int kWidth = Simd<T>::kWidth, kTile = kGatherRows<T, kVectorsX>;
+  constexpr int kWidth = Simd<T>::kWidth, kLanes = kVectorsX * kWidth, kTile = kGatherRows<T, kVectorsX>;
+  static_assert(kLanes % kTile == 0, "a panel is whole tiles");
   int64_t c = 0;
   for (; c + 2 * kWidth <= d; c += 2 * kWidth)
-    for (int r = 0; r < kVectorsX * kWidth; r += kTile)
-      gather_tile<Math, kVectorsX, 2>(weights + r, y, c, steps, out + r * d + c, d);
+    for (int r = 0; r < kLanes; r += kTile)
+      weighted_tile<Math, kTile, 2, 1, kLanes>(weights + r, y, c, steps, out + r * d + c, d);
   for (; c < d; c += kWidth)
-    for (int r = 0; r < kVectorsX * kWidth; r += kTile)
-      gather_tile<Math, kVectorsX, 1>(weights + r, y, c, steps, out + r * d + c, d);
-}
-
-// out[kTile][vectors of x's rows] += Σ_r weights[k][r] · x_r[column…].
-template <class Math, int kStride, int kTile, int kVectors, class RowsX, class T = typename Math::T>
-WSCL_INLINE void scatter_tile(const typename Math::Step* __restrict weights, RowsX x, int64_t column,
-                              int64_t steps, T* __restrict out, int64_t out_stride) {
-  constexpr int kWidth = Simd<T>::kWidth;
-  Vector<T> sum[kTile][kVectors];
-#pragma GCC unroll 16
-  for (int k = 0; k < kTile; ++k)
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) sum[k][v] = Vector<T>{};
-  for (int64_t r = 0; r < steps; ++r) {
-    const typename Math::Step* row = x(r) + column;
-    typename Math::Lanes value[kVectors];
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) value[v] = Math::lanes(row + v * kWidth);
-#pragma GCC unroll 16
-    for (int k = 0; k < kTile; ++k) {
-      const typename Math::Lanes weight = Math::spread(weights + k * kStride + r);
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) sum[k][v] = Math::add(sum[k][v], weight, value[v]);
-    }
-  }
-#pragma GCC unroll 16
-  for (int k = 0; k < kTile; ++k)
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) {
-      T* at = out + k * out_stride + v * kWidth;
-      store(at, load(at) + sum[k][v]);
-    }
+    for (int r = 0; r < kLanes; r += kTile)
+      weighted_tile<Math, kTile, 1, 1, kLanes>(weights + r, y, c, steps, out + r * d + c, d);
 }
 
 template <int kNumber>
@@ -218,11 +189,11 @@ __attribute__((noinline)) void scatter_panel(const typename Math::Step* weights,
     const typename Math::Step* from = weights + k * kStride;
     T* to = out + k * d + c;
     if (vectors == 3)
-      scatter_tile<Math, kStride, kTile, 3>(from, x, c, steps, to, d);
+      weighted_tile<Math, kTile, 3, kStride, 1>(from, x, c, steps, to, d);
     else if (vectors == 2)
-      scatter_tile<Math, kStride, kTile, 2>(from, x, c, steps, to, d);
+      weighted_tile<Math, kTile, 2, kStride, 1>(from, x, c, steps, to, d);
     else
-      scatter_tile<Math, kStride, kTile, 1>(from, x, c, steps, to, d);
+      weighted_tile<Math, kTile, 1, kStride, 1>(from, x, c, steps, to, d);
   };
   for (int64_t c = 0, vectors; c < d; c += vectors * kWidth) {
     vectors = scatter_vectors((d - c) / kWidth);
