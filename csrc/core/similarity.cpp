@@ -21,7 +21,7 @@ constexpr int64_t kManyColumns = 32;      // for a row: to pack it in every thre
 constexpr int64_t kChunkBytes = 1 << 19;  // a chunk's rows, packed: they and their output stay in L2
 constexpr int64_t kSumBytes = 8 << 20;    // a thread's accumulators in segment_sums
 constexpr int64_t kLeastSumColumns = 16;  // a cache line of floats
-constexpr int64_t kRowsOfSum = 16;        // fewer for a segment and thread do not pay for a merge
+constexpr int64_t kRowsOfSum = 4;         // fewer for a segment and thread do not pay for a merge
 constexpr int64_t kMostSums = 1 << 19;    // accumulators of all threads together, where each has rows
 constexpr int64_t kSumGrain = 4096;
 
@@ -144,7 +144,10 @@ class Parts {
 
   void run(int64_t splits, const Threads& threads) {
     if (splits > 1) make_room();
-    threads.each(static_cast<int64_t>(parts.size()), [&](int64_t i) { kernels<In>().run_part(p, parts[i]); });
+    threads.each(static_cast<int64_t>(parts.size()), [&](int64_t i) {
+      if (parts[i].segment_sums) std::fill_n(parts[i].segment_sums, p.segments * p.d, 0.0);
+      kernels<In>().run_part(p, parts[i]);
+    });
     if (splits > 1)
       for (size_t first = 0; first < parts.size(); first += splits)
         threads.ranges(parts[first].row1 - parts[first].row0, kMergeGrain,
@@ -251,7 +254,9 @@ void run_similarity(const SimilarityParams<In>& p, const Threads& threads) {
                 summing = std::min<int64_t>(chunks, threads.count);
   if (size == 0) return parts.run(splits, threads);
   if (most_slices(m, p.segments, p.d) >= summing * splits) {
-    std::vector<double> sums(summing * splits * size);
+    // Kept by the thread, at most kMostSums: fresh pages would cost more than the sums.
+    static thread_local std::vector<double> sums;
+    sums.resize(summing * splits * size);
     parts.sum_along(summing, splits, sums.data());
     parts.run(splits, threads);
     add_slices(sums, size, p.segment_sums, threads);
