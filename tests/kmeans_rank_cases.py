@@ -6,11 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from ranks import longest_with_width
 from torch import Tensor
 
 from wscl_fast import KMeans
 from wscl_fast.clustering import BalancedKMeans, ClusterScheduler
+from wscl_fast.clustering.points import Points, Ranks
+from wscl_fast.clustering.shards import ShardedSearch, Shards
 from wscl_fast.distributed import gather, rank, world_size
+from wscl_fast.functional import kmeans_update
 
 CASES = {}
 
@@ -34,7 +38,7 @@ def mine(whole: Tensor, group: Any) -> Tensor:
 
 def same(whole: Tensor, group: Any, weights: Tensor | None = None, **parameters: Any) -> None:
     """All processes on their shards find what this process finds alone on the union."""
-    alone = KMeans(**parameters).fit(whole, sample_weight=weights)
+    alone = KMeans(**{**parameters, "shard_centroids": False}).fit(whole, sample_weight=weights)
     share = None if weights is None else mine(weights, group)
     model = KMeans(**parameters, sharded=True, group=group).fit(mine(whole, group), sample_weight=share)
     labels = gather(model.labels_, group)
@@ -90,6 +94,58 @@ def one_rank_with_nan_stops_all(group: Any) -> None:
     whole[0, 0] = torch.nan
     with pytest.raises(ValueError, match="NaN"):
         KMeans(3, sharded=True, group=group).fit(mine(whole, group))
+
+
+@case
+def centroids_in_shards(group: Any) -> None:
+    """Cut among the ranks, with fewer centroids than ranks too."""
+    whole = data()
+    share = torch.rand(len(whole), dtype=torch.float64)
+    for k in (13, 3, 1):
+        same(whole, group, n_clusters=k, init=whole[:k], shard_centroids=True)
+    same(whole, group, share, n_clusters=7, init="k-means||", shard_centroids=True)
+    whole[3] = 0
+    same(whole, group, n_clusters=9, metric="cosine", n_init=2, shard_centroids=True)
+
+
+@case
+def centroids_in_shards_and_equal_distances(group: Any) -> None:
+    """The lowest index wins over all shards: centroids twice, and samples on a lattice half way between."""
+    whole = data().round()
+    start = torch.cat([whole[:5], whole[:5], whole[5:9]])
+    same(whole, group, n_clusters=14, init=start, empty="keep", shard_centroids=True)
+    same(whole, group, n_clusters=14, init=start, empty="farthest", max_iter=4, shard_centroids=True)
+    points = Points(mine(whole, group), ranks=Ranks(True, group))
+    shards = Shards(14, points.ranks)
+    step = ShardedSearch(points, shards)(start[shards.own])
+    assert torch.equal(gather(step.assignment, group), kmeans_update(whole, start).assignment)
+    assert not step.counts[5:10].any()
+
+
+@case
+def centroids_in_shards_far_from_the_origin(group: Any) -> None:
+    whole = (data() * 64).round() / 64 + 2.0**16
+    same(whole, group, n_clusters=8, init="random", n_init=3, shard_centroids=True)
+
+
+@case
+def no_rank_holds_all_centroids(group: Any) -> None:
+    """What a pass makes of K rows is a shard long at most."""
+    k, width = 40, 37
+    whole = torch.randn(300, width)
+    points = Points(mine(whole, group), ranks=Ranks(True, group))
+    shards = Shards(k, points.ranks)
+    search = ShardedSearch(points, shards)
+    own = whole[shards.own].clone()
+    rows = len(points.x)
+    longest = longest_with_width(width, lambda: search(own))
+    assert longest <= max(rows, max(shards.sizes))
+    step = search(own)
+    want = kmeans_update(whole, whole[:k])
+    assert torch.equal(gather(step.assignment, group), want.assignment)
+    torch.testing.assert_close(shards.whole(step.sums), want.sums, rtol=1e-12, atol=1e-12)
+    assert torch.equal(step.counts, want.counts)
+    assert step.inertia == pytest.approx(float(want.inertia), rel=1e-6)
 
 
 @case

@@ -24,6 +24,7 @@ class Passes:
         self.previous = None
         self.assignment = torch.full((len(x),), -1)
         self.dtype = torch.float64 if torch.float64 in (x.dtype, centroids.dtype) else torch.float32
+        self.distance = torch.empty(len(x), dtype=self.dtype)
         self.lower = torch.empty(len(x), dtype=self.dtype)
         self.sums = torch.zeros(centroids.shape, dtype=torch.float64)
 
@@ -37,6 +38,7 @@ class Passes:
             x,
             c,
             self.assignment,
+            self.distance,
             self.lower,
             self.sums,
             previous=self.previous,
@@ -47,7 +49,7 @@ class Passes:
         )
         full = kmeans_update(x, c, weights=self.weights, metric=self.metric, impl=self.impl)
         assert torch.equal(self.assignment, full.assignment)
-        torch.testing.assert_close(found.distance, full.distance, rtol=2e-6, atol=1e-15)
+        torch.testing.assert_close(self.distance, full.distance, rtol=2e-6, atol=1e-15)
         torch.testing.assert_close(found.counts, full.counts, rtol=1e-12, atol=0)
         scale = float(x.double().abs().max()) * len(x) if len(x) else 1.0
         torch.testing.assert_close(self.sums, full.sums, rtol=1e-9, atol=1e-13 * scale)
@@ -135,6 +137,41 @@ def test_scales_offsets_and_duplicates(shape, seed, metric, exponent, offset, du
         passes.step()
 
 
+def test_centroids_that_stand_still_do_not_hide_points_that_moved():
+    """The bounds of an earlier fit: loosened, with distances that nobody knows."""
+    x, start = problem(3000, 16, 60)
+    passes = Passes(x, start, "euclidean", "fused")
+    for _ in range(12):
+        passes.step()
+    passes.centroids = passes.previous.clone()
+    assert passes.step().searched < 1000
+    generator = torch.Generator().manual_seed(1)
+    moved = 0.5 * torch.randn(x.shape, generator=generator)
+    passes.x = x + moved
+    passes.sums.zero_().index_add_(0, passes.assignment, passes.x.double())
+    passes.lower -= 1.001 * moved.norm(dim=1)
+    passes.distance.fill_(torch.nan)
+    for stirred in (0, 3):
+        passes.centroids = passes.previous.clone()
+        passes.centroids[:stirred] += 0.1
+        assert passes.step().changed > 0
+
+
+def test_points_of_centroids_that_stand_still_are_not_read():
+    """Their distances are those of the last pass, bit for bit, and a few that moved are met alone."""
+    x, start = problem(9000, 32, 200, noise=0.4)
+    passes = Passes(x, start, "euclidean", "fused")
+    for _ in range(15):
+        passes.step()
+    distance = passes.distance.clone()
+    passes.centroids = passes.previous.clone()
+    passes.centroids[7] += 1e-3
+    passes.step()
+    others = passes.assignment != 7
+    assert torch.equal(passes.distance[others], distance[others])
+    assert not torch.equal(passes.distance, distance)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_the_same_bits_in_every_run(threads):
     x, start = problem(9000, 24, 70)
@@ -158,10 +195,10 @@ def test_what_is_not_finite_is_told(impl):
     x, start = problem(300, 4, 6)
     passes = Passes(x, start, "euclidean", impl)
     passes.step()
-    x[211, 2] = torch.nan
+    x[211, 2] = passes.distance[211] = torch.nan  # a point that moved: its distance is not known
     with pytest.raises(ValueError, match="x: expected finite numbers, got NaN or infinity in row 211"):
         kmeans_update_bounded(
-            x, start, passes.assignment, passes.lower, passes.sums, previous=start, impl=impl
+            x, start, passes.assignment, passes.distance, passes.lower, passes.sums, previous=start, impl=impl
         )
 
 
@@ -171,6 +208,7 @@ def test_what_is_not_finite_is_told(impl):
         ({"assignment": torch.zeros(3)}, TypeError, "assignment: expected int64"),
         ({"assignment": torch.zeros(2).long()}, ValueError, "assignment: expected shape"),
         ({"assignment": torch.zeros(6).long()[::2]}, ValueError, "assignment: expected a contiguous"),
+        ({"distance": torch.zeros(3).double()}, TypeError, "distance: expected torch.float32"),
         ({"lower": torch.zeros(3).double()}, TypeError, "lower: expected torch.float32"),
         ({"sums": torch.zeros(2, 4)}, TypeError, "sums: expected torch.float64"),
         ({"sums": torch.zeros(3, 4).double()}, ValueError, r"sums: expected shape \(2, 4\)"),
@@ -185,6 +223,7 @@ def test_bad_arguments(change, error, message):
         "x": torch.ones(3, 4),
         "centroids": torch.ones(2, 4),
         "assignment": torch.zeros(3).long(),
+        "distance": torch.zeros(3),
         "lower": torch.zeros(3),
         "sums": torch.zeros(2, 4).double(),
     } | change
@@ -200,6 +239,7 @@ def test_an_assignment_out_of_range_is_refused():
             start,
             torch.full((5,), 7),
             torch.zeros(5),
+            torch.zeros(5),
             torch.zeros(3, 4).double(),
             previous=start,
             impl="fused",
@@ -209,10 +249,11 @@ def test_an_assignment_out_of_range_is_refused():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_opcheck(extension, dtype):
     x, start = problem(30, 5, 4, dtype=dtype)
-    lower, sums = torch.zeros(30, dtype=dtype), torch.zeros(4, 5, dtype=torch.float64)
+    distance, lower = torch.zeros(2, 30, dtype=dtype)
+    sums = torch.zeros(4, 5, dtype=torch.float64)
     none = torch.full((30,), -1)
     weights = torch.rand(30, dtype=torch.float64)
     operator = torch.ops.wscl_fast.kmeans_update_bounded.default
-    torch.library.opcheck(operator, (x, start, none, lower, sums, None, None, None, False, 0))
+    torch.library.opcheck(operator, (x, start, none, distance, lower, sums, None, None, None, False, 0))
     some, half = torch.arange(30) % 4, torch.zeros(4, dtype=dtype)
-    torch.library.opcheck(operator, (x, start, some, lower, sums, start, half, weights, True, 0))
+    torch.library.opcheck(operator, (x, start, some, distance, lower, sums, start, half, weights, True, 0))

@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <atomic>
 #include <optional>
 #include <tuple>
 
@@ -120,30 +121,47 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> kmeans_update(const T
   return {assignment, distance, sums, counts, inertia, bad_row};
 }
 
+// Refuses clusters that are not `least` to k − 1.
+void check_assignment(const Tensor& assignment, int64_t least, int64_t k) {
+  const int64_t* clusters = data<int64_t>(assignment);
+  std::atomic<int64_t> bad{-1};
+  torch_threads().ranges(assignment.size(0), 1 << 14, [&](int64_t begin, int64_t end) {
+    int64_t low = least, high = least;
+    for (int64_t i = begin; i < end; ++i) {
+      low = std::min(low, clusters[i]);
+      high = std::max(high, clusters[i]);
+    }
+    if (low < least || high >= k)
+      bad = std::find_if(clusters + begin, clusters + end, [&](int64_t j) { return j < least || j >= k; }) -
+            clusters;
+  });
+  STD_TORCH_CHECK(bad < 0, "assignment: expected 0 to ", k - 1, least < 0 ? ", or -1 for none" : "", ", got ",
+                  clusters[bad]);
+}
+
 // Tensors that the operator writes into: as they are, or it would write into a copy.
 void check_written(const char* name, const Tensor& tensor, ScalarType dtype) {
   STD_TORCH_CHECK(tensor.scalar_type() == dtype && tensor.is_contiguous(), name,
                   ": expected another dtype, or contiguous");
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> kmeans_update_bounded(
-    const Tensor& x, const Tensor& centroids_, Tensor assignment, Tensor lower, Tensor sums,
+std::tuple<Tensor, Tensor, Tensor, Tensor> kmeans_update_bounded(
+    const Tensor& x, const Tensor& centroids_, Tensor assignment, Tensor distance, Tensor lower, Tensor sums,
     const std::optional<Tensor>& previous_, const std::optional<Tensor>& half_,
     const std::optional<Tensor>& weights_, bool cosine, int64_t candidates) {
   const Tensor centroids = check_centroids(centroids_, x);
   const ScalarType dtype = centroids.scalar_type();
   const int64_t n = x.size(0), k = centroids.size(0), d = centroids.size(1);
   check_vector("assignment", assignment, n, ScalarType::Long);
+  check_vector("distance", distance, n, dtype);
   check_vector("lower", lower, n, dtype);
   check_written("assignment", assignment, ScalarType::Long);
+  check_written("distance", distance, dtype);
   check_written("lower", lower, dtype);
   check_written("sums", sums, ScalarType::Double);
   STD_TORCH_CHECK(sums.dim() == 2 && sums.size(0) == k && sums.size(1) == d, "sums: expected shape [", k, ", ",
                   d, "]");
-  const int64_t* last = data<int64_t>(const_cast<const Tensor&>(assignment));
-  for (int64_t i = 0; i < n; ++i)
-    STD_TORCH_CHECK(last[i] >= (previous_ ? 0 : -1) && last[i] < k, "assignment: expected 0 to ", k - 1,
-                    previous_ ? "" : ", or -1 for none", ", got ", last[i]);
+  check_assignment(assignment, previous_ ? 0 : -1, k);
   std::optional<Tensor> previous, half, weights;
   if (previous_) {
     previous = check_centroids(*previous_, x);
@@ -152,7 +170,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> kmeans_update_bounded(
   }
   if (half_) half = check_vector("half", *half_, k, dtype);
   if (weights_) weights = check_vector("weights", *weights_, n, ScalarType::Double);
-  Tensor distance = torch::stable::new_empty(centroids, {n});
   Tensor counts = torch::stable::new_empty(x, {k}, weights ? ScalarType::Double : ScalarType::Long);
   Tensor inertia = torch::stable::new_empty(x, {}, ScalarType::Double);
   Tensor peak = torch::stable::new_empty(x, {}, ScalarType::Double);
@@ -184,7 +201,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> kmeans_update_bounded(
     const int64_t numbers[] = {pass.changed, pass.searched, pass.by_half, pass.bad_row};
     std::copy(numbers, numbers + 4, data<int64_t>(tally));
   });
-  return {distance, counts, inertia, peak, tally};
+  return {counts, inertia, peak, tally};
 }
 
 std::tuple<Tensor, Tensor> kmeans_distances(const Tensor& x, const Tensor& centroids_,
@@ -193,9 +210,7 @@ std::tuple<Tensor, Tensor> kmeans_distances(const Tensor& x, const Tensor& centr
   const Tensor centroids = check_centroids(centroids_, x);
   const int64_t n = x.size(0), k = centroids.size(0);
   const Tensor assignment = check_vector("assignment", assignment_, n, ScalarType::Long);
-  for (int64_t i = 0; i < n; ++i)
-    STD_TORCH_CHECK(data<int64_t>(assignment)[i] >= 0 && data<int64_t>(assignment)[i] < k,
-                    "assignment: expected 0 to ", k - 1, ", got ", data<int64_t>(assignment)[i]);
+  check_assignment(assignment, 0, k);
   std::optional<Tensor> weights;
   if (weights_) weights = check_vector("weights", *weights_, n, ScalarType::Double);
   Tensor distance = torch::stable::new_empty(centroids, {n});

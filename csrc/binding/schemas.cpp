@@ -41,10 +41,10 @@ STABLE_TORCH_LIBRARY(wscl_fast, m) {
       "kmeans_update(Tensor x, Tensor centroids, Tensor? weights, bool cosine, int candidates)"
       " -> (Tensor assignment, Tensor distance, Tensor sums, Tensor counts, Tensor inertia, Tensor bad_row)");
   m.def(
-      "kmeans_update_bounded(Tensor x, Tensor centroids, Tensor(a!) assignment, Tensor(b!) lower, Tensor(c!) "
-      "sums,"
+      "kmeans_update_bounded(Tensor x, Tensor centroids, Tensor(a!) assignment, Tensor(b!) distance,"
+      " Tensor(c!) lower, Tensor(d!) sums,"
       " Tensor? previous, Tensor? half, Tensor? weights, bool cosine, int candidates)"
-      " -> (Tensor distance, Tensor counts, Tensor inertia, Tensor peak, Tensor tally)");
+      " -> (Tensor counts, Tensor inertia, Tensor peak, Tensor tally)");
   m.def(
       "kmeans_distances(Tensor x, Tensor centroids, Tensor assignment, Tensor? weights, bool cosine)"
       " -> (Tensor distance, Tensor inertia)");

@@ -13,10 +13,14 @@
 namespace wscl {
 namespace {
 
+// Own sums of the threads in a first pass may take this much together; beyond, rows that join are listed.
+constexpr int64_t kJoinBytes = 4 << 20;
+
 template <class T>
 struct Moves {
   std::vector<int64_t> order, place;
   std::vector<T> length;
+  int64_t count = 0;
 
   Moves(const BoundsProblem<T>& p, const Threads& threads) : order(p.k), place(p.k), length(p.k + 2) {
     std::iota(order.begin(), order.end(), 0);
@@ -26,9 +30,12 @@ struct Moves {
         for (int64_t j = begin; j < end; ++j) moved[j] = apart(p, j);
       });
       std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return moved[a] > moved[b]; });
-      const T up = 1 + 4 * std::numeric_limits<T>::epsilon();
-      for (int64_t i = 0; i < p.k; ++i)
-        length[i] = static_cast<T>(std::min(moved[order[i]] * up, double(std::numeric_limits<T>::max())));
+      using Limits = std::numeric_limits<T>;
+      const T up = 1 + 4 * Limits::epsilon();
+      while (count < p.k && moved[order[count]] > 0) ++count;
+      for (int64_t i = 0; i < count; ++i)
+        length[i] =
+            static_cast<T>(std::clamp(moved[order[i]] * up, double(Limits::min()), double(Limits::max())));
     }
     for (int64_t i = 0; i < p.k; ++i) place[order[i]] = i;
   }
@@ -43,11 +50,16 @@ struct Moves {
     return std::sqrt(sum) * largest;
   }
 
-  // How far centroid j went; for the cosine the unit vector.
+  // How far centroid j went, 0 where it is the same in every bit; for the cosine the unit vector.
   static double apart(const BoundsProblem<T>& p, int64_t j) {
     const T *a = p.centroids + j * p.d, *b = p.previous + j * p.d;
     if (std::equal(a, a + p.d, b)) return 0;
     double own = 1, other = 1;
+    if (sizeof(T) == sizeof(float) && !p.cosine) {  // squares of floats fit
+      double sum = 0;
+      for (int64_t c = 0; c < p.d; ++c) sum += (double(a[c]) - b[c]) * (double(a[c]) - b[c]);
+      return std::sqrt(sum);
+    }
     if (p.cosine) {
       own = length_of(a, p.d);
       other = length_of(b, p.d);
@@ -55,7 +67,7 @@ struct Moves {
     }
     double largest = 0, sum = 0;
     for (int64_t c = 0; c < p.d; ++c) largest = std::max(largest, std::abs(a[c] / own - b[c] / other));
-    if (largest == 0) return 0;
+    if (largest == 0) return std::numeric_limits<T>::min();  // it is another all the same
     for (int64_t c = 0; c < p.d; ++c) {
       const double share = (a[c] / own - b[c] / other) / largest;
       sum += share * share;
@@ -71,7 +83,7 @@ BoundedPass kmeans_bounded_pass(const BoundsProblem<T>& p, const Threads& thread
   bool rounded;
   const KMeansTyped<T>& typed = choose<T>(p, &rounded);
   const Moves<T> moves(p, threads);
-  const Movement<T> movement = {moves.order.data(), moves.place.data(), moves.length.data()};
+  const Movement<T> movement = {moves.order.data(), moves.place.data(), moves.count, moves.length.data()};
   const Prepared<T> prepared(p, typed, rounded, threads, true, moves.order.data());
   const int64_t n = p.x.count, turn = BoundedPart::kTurn;
   const int64_t n_parts = std::clamp<int64_t>(ceil_div(n, turn), 1, threads.count);
@@ -80,6 +92,8 @@ BoundedPass kmeans_bounded_pass(const BoundsProblem<T>& p, const Threads& thread
   std::vector<std::vector<int64_t>> counts(n_parts);
   std::vector<std::vector<double>> weight_sums(n_parts);
   std::vector<std::unique_ptr<Moved[]>> moved(n_parts);
+  std::vector<std::vector<double>> sums(n_parts);  // of a first pass
+  const bool own_sums = !p.previous && n_parts * p.k * p.d * int64_t(sizeof(double)) <= kJoinBytes;
   threads.each(n_parts, [&](int64_t i) {
     BoundedPart part;
     part.number = i;
@@ -87,6 +101,10 @@ BoundedPass kmeans_bounded_pass(const BoundsProblem<T>& p, const Threads& thread
     moved[i].reset(
         new Moved[ceil_div(ceil_div(n, turn), n_parts) * turn]);  // pages that stay untouched cost nothing
     part.moved = moved[i].get();
+    if (own_sums) {
+      sums[i].resize(p.k * p.d);
+      part.sums = sums[i].data();
+    }
     if (p.weight_sums) {
       weight_sums[i].resize(p.k);
       part.weight_sums = weight_sums[i].data();
@@ -105,9 +123,12 @@ BoundedPass kmeans_bounded_pass(const BoundsProblem<T>& p, const Threads& thread
       return pass;
     }
   double inertia = 0;
+  int64_t n_moved = 0;
   for (const BoundedPart& part : parts) {
     inertia += part.inertia;
-    pass.changed += part.n_moved;
+    n_moved += part.n_moved;
+    pass.changed += part.changed;
+    pass.peak = std::max(pass.peak, part.peak);
     pass.searched += part.searched;
     pass.by_half += part.by_half;
   }
@@ -121,8 +142,13 @@ BoundedPass kmeans_bounded_pass(const BoundsProblem<T>& p, const Threads& thread
       for (const BoundedPart& part : parts) p.counts[j] += part.counts[j];
     }
   }
+  if (own_sums)
+    threads.ranges(p.k * p.d, 1 << 12, [&](int64_t begin, int64_t end) {
+      for (const std::vector<double>& part : sums)
+        for (int64_t e = begin; e < end; ++e) p.sums[e] += part[e];
+    });
   // Each thread has columns of its own, of all rows that moved: no sums to put together.
-  const int64_t n_ranges = std::clamp<int64_t>(p.d / 16, 1, pass.changed > 64 ? threads.count : 1);
+  const int64_t n_ranges = std::clamp<int64_t>(p.d / 16, 1, n_moved > 64 ? threads.count : 1);
   std::vector<double> peaks(n_ranges);
   threads.each(n_ranges, [&](int64_t i) {
     const int64_t column0 = p.d * i / n_ranges, column1 = p.d * (i + 1) / n_ranges;

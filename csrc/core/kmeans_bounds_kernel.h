@@ -6,6 +6,7 @@
 // four times as many, and so on. Between stages rows that are decided leave, and the others close up.
 #pragma once
 
+#include "kmeans_assigned.h"
 #include "kmeans_kernel.h"
 
 namespace wscl {
@@ -41,6 +42,8 @@ struct BoundedRows : KMeansPass<Op> {
   // Stages are for when more of the product than this could be saved; else a full search, which makes bounds
   // new.
   static constexpr double kLeastGain = 0.35;
+  static constexpr double kBlind = 0.9;  // share of rows that are searched all the same
+  static constexpr int64_t kLookAgain = 8;
 
   const BoundsProblem<T>& problem;
   const Movement<T>& movement;
@@ -48,14 +51,18 @@ struct BoundedRows : KMeansPass<Op> {
   const T eps = sizeof(T) == sizeof(float) ? T(0x1p-23) : T(0x1p-52);
   const T up = 1 + 4 * eps, down = 1 - 4 * eps;
   const T growth, slack;  // what a distance may be too short by: relative, and when cosine absolute
-  double square_shift = 0, square_slack = 0;  // of the square of a distance from its score
+  T square_shift = 0, square_slack = 0;  // of the square of a distance from its score
+  Vector<double> safe_inertia = {};      // of rows that the bounds decided, several at a time
+  Vector<double> largest_joined = {};    // numbers of rows that had no cluster before
   int64_t rows_seen = 0, count = 0;
+  bool blind = false;              // the rows that are listed have not been looked at
+  int64_t unlooked = 0;            // searches of such rows
+  int64_t next = 0, turn_end = 0;  // rows that come next, up to the end of this turn
   Memory memory;
   int64_t* row;      // [block_rows] the listed rows
   int64_t* slot;     // [block_rows] where those that are still searched lie in the block
   double* distance;  // [block_rows] of the listed rows from their own centroids
   T* upper;          // [block_rows] no less than that, as a length
-  T* own_scratch;    // [d]
 
   BoundedRows(const BoundsProblem<T>& problem, const CentroidTable<T>& table, const Movement<T>& movement,
               KMeansPart& part, BoundedPart& out)
@@ -70,14 +77,14 @@ struct BoundedRows : KMeansPass<Op> {
       double origin = 0;
       const double s = table.scale;
       for (int64_t c = 0; c < table.d; ++c) origin += double(table.origin[c]) * table.origin[c] * s * s;
-      square_shift = s * s - origin;
-      square_slack = 32 * double(eps) * (s * s + origin) + table.d * double(eps) * s * std::sqrt(origin);
+      square_shift = static_cast<T>(s * s - origin);
+      square_slack =
+          static_cast<T>(40 * double(eps) * (s * s + origin) + table.d * double(eps) * s * std::sqrt(origin));
     }
     memory.reserve(&row, block_rows);
     memory.reserve(&slot, block_rows);
     memory.reserve(&distance, block_rows);
     memory.reserve(&upper, block_rows);
-    memory.reserve(&own_scratch, table.d + kWidth);
     memory.allocate();
   }
 
@@ -85,23 +92,27 @@ struct BoundedRows : KMeansPass<Op> {
     const int64_t n = problem.x.count, turn = BoundedPart::kTurn;
     for (int64_t begin = out.number * turn; begin < n; begin += out.count * turn) {
       const int64_t end = smaller(n, begin + turn);
-      for (int64_t i = begin; i < end; i += kWidth) {
+      turn_end = end;
+      for (next = begin; next < end; next += kWidth) {
         if (count + kWidth > block_rows && !search()) return;
-        look(i, smaller(kWidth, end - i));
+        look(next, smaller(kWidth, end - next));
       }
     }
     search();
+    out.inertia += horizontal_sum<double>(safe_inertia);
+    out.peak = largest_lane(largest_joined);
   }
 
   // Takes the distances of rows first …, and lists those that the bounds do not decide.
   WSCL_INLINE void look(int64_t first, int64_t n) {
     rows_seen += n;
-    if (!problem.previous) {
+    if (!problem.previous || blind) {
       for (int64_t i = 0; i < n; ++i) row[count++] = first + i;
       return;
     }
+    if (kSquares && !table.cosine && !problem.weights && n == kWidth && look_at_all(first)) return;
     double apart[kWidth];
-    own_distances(problem, table, direct, own_scratch, first, n, apart);
+    own_distances(problem, table, direct, Base::scratch, first, n, apart);
     for (int64_t i = 0; i < n; ++i) {
       const int64_t r = first + i, own = problem.assignment[r];
       const double square = table.cosine ? 2 * apart[i] : apart[i];
@@ -119,6 +130,70 @@ struct BoundedRows : KMeansPass<Op> {
       distance[count] = apart[i];
       upper[count++] = most;
     }
+  }
+
+  // Whether row r's own centroid moved, so that its distance from it is another than in the last pass.
+  WSCL_INLINE bool own_moved(int64_t r) const {
+    return movement.place[problem.assignment[r]] < movement.count;
+  }
+
+  // look() for kWidth rows at once, of which x is read only where the own centroid moved; false, with nothing
+  // done, where a square leaves T's range.
+  WSCL_INLINE bool look_at_all(int64_t first) {
+    constexpr uint32_t kAll = (uint64_t(1) << kWidth) - 1;
+    const int64_t* own = problem.assignment + first;
+    Vector<T> squares[kWidth];
+    uint32_t anew = 0;
+    for (int i = 0; i < kWidth; ++i) {
+      squares[i] = Vector<T>{};
+      if (!own_moved(first + i)) continue;
+      anew |= 1u << i;
+      squares[i] = squares_of(point(first + i), table.centroids + own[i] * table.d, table.d);
+    }
+    if (first + 2 * kWidth <= turn_end)
+      for (int i = 0; i < kWidth; ++i)
+        if (own_moved(first + kWidth + i)) Base::prefetch_row(first + kWidth + i);
+    T apart[kWidth];
+    store(apart, load(problem.distance + first));
+    if (anew) {
+      T taken[kWidth];
+      store(taken, sums_of<T>(squares));
+      for (int i = 0; i < kWidth; ++i) apart[i] = anew >> i & 1 ? taken[i] : apart[i];
+    }
+    const Vector<T> square = load(apart);
+    if ((at_least<T>(square, broadcast(T(1e-25))) & at_least<T>(broadcast(T(1e37)), square)) != kAll)
+      return false;
+    const int64_t farthest = movement.order[0];
+    const T most_moved = movement.length[0], others_moved = movement.length[1];
+    T moved[kWidth], halves[kWidth];
+    for (int i = 0; i < kWidth; ++i) moved[i] = own[i] == farthest ? others_moved : most_moved;
+    Vector<T> lower = load(problem.lower + first) - load(moved);
+    lower -= larger_of<T>(lower, -lower) * (4 * eps);
+    store(problem.lower + first, lower);
+    const Vector<T> most = square_root<T>(square) * growth;
+    const uint32_t by_bound = at_least<T>(lower, most);  // both are rounded outwards: equal is safe
+    uint32_t safe = by_bound;
+    if (problem.half) {
+      for (int i = 0; i < kWidth; ++i) halves[i] = problem.half[own[i]];
+      safe |= at_least<T>(load(halves), most);
+      out.by_half += __builtin_popcount(safe & ~by_bound);
+    }
+    store(problem.distance + first, square);
+    if (safe != kAll) {
+      T lengths[kWidth];
+      store(lengths, most);
+      for (uint32_t rest = kAll & ~safe; rest; rest &= rest - 1) {
+        const int i = __builtin_ctz(rest);
+        if (!(anew >> i & 1)) Base::prefetch_row(first + i);
+        row[count] = first + i;
+        distance[count] = apart[i];
+        upper[count++] = lengths[i];
+        apart[i] = 0;
+      }
+    }
+    for (int i = 0; i < kWidth; i += Simd<double>::kWidth) safe_inertia += widen(apart + i);
+    for (int i = 0; i < kWidth; ++i) out.counts[own[i]] += safe >> i & 1;
+    return true;
   }
 
   // The bound of row r as far as centroids are concerned that come from `first` on in the order of movement.
@@ -139,12 +214,23 @@ struct BoundedRows : KMeansPass<Op> {
       ++out.counts[own];
   }
 
-  // At most the distance, as a length, of the row at `at` in the block from a centroid of no higher score.
+  // Row r had no cluster before: still in the cache, it is added to this part's own sums.
+  WSCL_INLINE void join(int64_t r, int64_t cluster, double own_length) {
+    const Addend<T> addend(problem, problem.weights ? problem.weights[r] : 1, own_length);
+    move_columns(addend, point(r), 0, table.d, out.sums + cluster * table.d, nullptr, &largest_joined);
+  }
+
+  // At most the distances, as lengths, of rows of these norms and margins from centroids of no higher scores.
+  WSCL_INLINE Vector<T> bounds_of(Vector<T> norms, Vector<T> margins, Vector<T> scores) const {
+    const Vector<T> size = larger_of<T>(scores, -scores), most = broadcast(T(1e38));
+    const Vector<T> square = square_shift + norms * (1 - (T(table.d) + 32) * eps) - 2 * scores - margins -
+                             8 * eps * size - square_slack;
+    const Vector<T> length = square_root<T>(larger_of<T>(square, Vector<T>{})) / table.scale;  // of NaN 0
+    return minimum<T>(length, most) * down - slack;
+  }
+
   WSCL_INLINE T bound_of(int64_t at, T score) const {
-    const double square = square_shift + norm[at] * (1 - (table.d + 32) * double(eps)) - 2 * double(score) -
-                          double(margin[at]) - 8 * double(eps) * std::fabs(score) - square_slack;
-    const double bound = std::sqrt(square > 0 ? square : 0.) / table.scale;  // of NaN 0
-    return static_cast<T>(bound < 1e38 ? bound : 1e38) * down - slack;
+    return bounds_of(broadcast(norm[at]), broadcast(margin[at]), broadcast(score))[0];
   }
 
   // Searches the listed rows; false where one is not finite.
@@ -158,21 +244,33 @@ struct BoundedRows : KMeansPass<Op> {
       }
     for (int64_t i = 0; i < listed; ++i) slot[i] = i;
     const int64_t first = kFirstStage * kWidth;
-    const bool staged = problem.previous && columns > first &&
+    const bool staged = problem.previous && !blind && columns > first &&
                         double(listed) * (columns - first) > kLeastGain * double(rows_seen) * columns;
     int64_t left = listed, stage = staged ? kFirstStage : vectors;
     for (int64_t v = 0; v < vectors && left > 0;) {
       const int64_t last = smaller(smaller(stage, vectors), v + kGroupVectors);
-      Base::score_group(v, last, left, [&](int64_t i) { return slot[i]; }, [](int64_t) {});
+      Base::score_group(
+          v, last, left, [&](int64_t i) { return slot[i]; },
+          [&](int64_t i) {
+            if (next + i + kRows <= turn_end) Base::prefetch(next + i);
+          });
       v = last;
       if (v < stage || v >= vectors) continue;
       left = leave(left, v * kWidth);
-      stage *= kGrowth;
+      stage = next_stage(v);
     }
     for (int64_t i = 0; i < left; i += kWidth) finish_searched(i, smaller(kWidth, left - i));
     out.searched += left;
+    // Where bounds tell of next to no row, the next ones are searched without a look at them.
+    blind = problem.previous && (blind ? ++unlooked % kLookAgain != 0 : left > kBlind * rows_seen);
     rows_seen = 0;
     return true;
+  }
+
+  // After how many vectors of columns rows may leave again: all centroids that moved are one such place.
+  WSCL_INLINE int64_t next_stage(int64_t seen) const {
+    const int64_t moved = round_up(round_up(movement.count, kWidth) / kWidth, kVectors);
+    return seen < moved && moved < kGrowth * seen ? moved : kGrowth * seen;
   }
 
   WSCL_INLINE void best_two(int64_t first, T* best, T* second) const {
@@ -193,18 +291,28 @@ struct BoundedRows : KMeansPass<Op> {
     for (int64_t first = 0; first < before; first += kWidth) {
       T best[kWidth], second[kWidth];
       best_two(first, best, second);
-      for (int64_t i = first; i < smaller(first + kWidth, before); ++i) {
-        const int64_t at = slot[i], r = row[at], own = problem.assignment[r];
+      T score[kWidth] = {}, norms[kWidth] = {}, margins[kWidth] = {}, met[kWidth];
+      const int64_t n = smaller(kWidth, before - first);
+      for (int64_t i = 0; i < n; ++i) {
+        const int64_t at = slot[first + i];
         // Where the own centroid was met, it is the best, or the second is no farther than it.
-        const T met = bound_of(at, movement.place[own] < seen ? second[i - first] : best[i - first]);
-        T rest = last_bound(r, own, seen);
-        rest = rest < met ? rest : met;
-        if (upper[at] < rest) {
+        score[i] = movement.place[problem.assignment[row[at]]] < seen ? second[i] : best[i];
+        norms[i] = norm[at];
+        margins[i] = margin[at];
+      }
+      store(met, bounds_of(load(norms), load(margins), load(score)));
+      for (int64_t i = 0; i < n; ++i) {
+        const int64_t at = slot[first + i], r = row[at], own = problem.assignment[r];
+        const T last = last_bound(r, own, seen), rest = last < met[i] ? last : met[i];
+        // Where the own centroid stands still and so do all that were not met, these are no nearer than before.
+        const bool rest_stands =
+            movement.place[own] >= movement.count && seen >= movement.count && problem.distance[r] >= 0;
+        if (upper[at] < (rest_stands ? met[i] : rest)) {
           problem.lower[r] = rest;
           keep(r, own, distance[at]);
         } else {
           slot[left] = at;
-          states[left++] = states[i];
+          states[left++] = states[first + i];
         }
       }
     }
@@ -221,6 +329,7 @@ struct BoundedRows : KMeansPass<Op> {
 
   // Decides rows first … of those that met every column.
   void finish_searched(int64_t first, int64_t n) {
+    const bool unknown = !problem.previous || blind;  // the distances from the own centroids
     T best[kWidth], second[kWidth];
     best_two(first, best, second);
     Vector<T> squares[kWidth];
@@ -242,19 +351,23 @@ struct BoundedRows : KMeansPass<Op> {
         const T far = bound_of(at, least);  // of those that were not looked at
         problem.lower[r] = near < far ? near : far;
       }
-      if (kSquares && !table.cosine && (!problem.previous || nearest[i] != problem.assignment[r]))
+      if (kSquares && !table.cosine && (unknown || nearest[i] != problem.assignment[r]))
         squares[i] = squares_of(point(r), table.centroids + nearest[i] * table.d, table.d);
     }
     const Vector<T> squared = sums_of<T>(squares);
     for (int64_t i = 0; i < n; ++i) {
       const int64_t at = slot[first + i], r = row[at], own = problem.assignment[r];
-      const bool known = problem.previous && nearest[i] == own;
+      const bool known = !unknown && nearest[i] == own;
       double apart = known ? distance[at] : double(squared[i]);
       if (!known && (!kSquares || table.cosine || !in_range_of_squares<T>(squared[i])))
         apart = exact_distance(table, point(r), length[at], nearest[i]);
       if (nearest[i] != own) {
-        out.moved[out.n_moved++] = {r, own};
         problem.assignment[r] = nearest[i];
+        if (own < 0 && out.sums)
+          join(r, nearest[i], length[at]);
+        else
+          out.moved[out.n_moved++] = {r, own};
+        ++out.changed;
       }
       keep(r, nearest[i], apart);
     }
@@ -266,43 +379,8 @@ void kmeans_bounded_run(const BoundsProblem<typename Op::Number>& problem,
                         const CentroidTable<typename Op::Number>& table,
                         const Movement<typename Op::Number>& movement, BoundedPart& out) {
   const KeepsSubnormals keeps;
-  KMeansPart part = {0, 0, nullptr, nullptr, nullptr, 0, -1};
+  KMeansPart part = {0, problem.x.count, nullptr, nullptr, nullptr, 0, -1};
   BoundedRows<Op>(problem, table, movement, part, out).run();
-}
-
-// Columns [column0, column1) of moved rows; returns the largest number among them.
-template <class T>
-double kmeans_move_rows(const BoundsProblem<T>& problem, const Moved* moved, int64_t count, int64_t column0,
-                        int64_t column1) {
-  constexpr int kWidth = Simd<double>::kWidth;
-  Memory memory;
-  T* scratch;
-  memory.reserve(&scratch, problem.d + kWidth);
-  memory.allocate();
-  Vector<double> largest = {};
-  for (int64_t i = 0; i < count; ++i) {
-    const T* x = fetch(problem.x, moved[i].row, problem.d, scratch);
-    const double weight = problem.weights ? problem.weights[moved[i].row] : 1;
-    const Addend<T> addend(problem, weight, problem.cosine ? length_of(x, problem.d) : 0);
-    double* to = problem.sums + problem.assignment[moved[i].row] * problem.d;
-    double* from = moved[i].from < 0 ? nullptr : problem.sums + moved[i].from * problem.d;
-    int64_t c = column0;
-    for (; c + kWidth <= column1; c += kWidth) {
-      const Vector<double> value = addend.of(widen(x + c));
-      largest = larger_of<double>(largest, larger_of<double>(value, -value));
-      store(to + c, load(to + c) + value);
-      if (from) store(from + c, load(from + c) - value);
-    }
-    for (; c < column1; ++c) {
-      const double value = addend.of(double(x[c]));
-      largest[0] = std::fabs(value) > largest[0] ? std::fabs(value) : largest[0];
-      to[c] += value;
-      if (from) from[c] -= value;
-    }
-  }
-  double peak = 0;
-  for (int i = 0; i < kWidth; ++i) peak = largest[i] > peak ? largest[i] : peak;
-  return peak;
 }
 
 }  // namespace WSCL_ISA

@@ -87,6 +87,11 @@ struct KMeansPass {
   void run() {
     for (int64_t row = part.row0; row < part.row1; row += block_rows) {
       const int64_t count = smaller(block_rows, part.row1 - row);
+      if (table.k == 1 && kSquares && !table.cosine && direct) {  // no choice
+        for (int64_t i = 0; i < count; i += kWidth)
+          if (!finish_only(row, i, smaller(kWidth, count - i))) return;
+        continue;
+      }
       for (int64_t i = 0; i < count; i += kWidth)
         if (!write_rows([row](int64_t e) { return row + e; }, i, smaller(kWidth, count - i))) return;
       score(row, count);
@@ -118,12 +123,7 @@ struct KMeansPass {
     if (Op::kRounds) loss = sums_of<T>(losses);
     for (int64_t i = 0; i < count; ++i) {
       if (!(squared[i] < T(1e30))) {
-        const T* x = point(number(first + i));
-        for (int64_t c = 0; c < table.d; ++c)
-          if (!(std::fabs(x[c]) < kInfinity)) {
-            part.bad_row = number(first + i);
-            return false;
-          }
+        if (!check_finite(number(first + i))) return false;
         margin[first + i] = kInfinity;  // too far out for the product: every centroid is looked at
       } else {
         // Norms were summed up in T: a little more than their own rounding.
@@ -131,6 +131,17 @@ struct KMeansPass {
                                         (Op::kRounds ? T(table.per_loss) * std::sqrt(loss[i]) : T(0)));
       }
     }
+    return true;
+  }
+
+  // False, and the row remembered, where one of its numbers is not finite.
+  bool check_finite(int64_t row) {
+    const T* x = point(row);
+    for (int64_t c = 0; c < table.d; ++c)
+      if (!(std::fabs(x[c]) < kInfinity)) {
+        part.bad_row = row;
+        return false;
+      }
     return true;
   }
 
@@ -222,10 +233,30 @@ struct KMeansPass {
   // else for one that does nothing.)
   WSCL_INLINE void prefetch(int64_t row) const {
     if (!direct || row + kRows > part.row1) return;
-    for (int64_t r = 0; r < kRows; ++r) {
-      const char* line = reinterpret_cast<const char*>(direct + (row + r) * problem.x.row_stride);
-      for (int64_t b = 0; b < table.d * int64_t(sizeof(T)); b += 64) __builtin_prefetch(line + b, 0, 2);
+    for (int64_t r = 0; r < kRows; ++r) prefetch_row(row + r);
+  }
+
+  WSCL_INLINE void prefetch_row(int64_t row) const {
+    const char* line = reinterpret_cast<const char*>(direct + row * problem.x.row_stride);
+    for (int64_t b = 0; direct && b < table.d * int64_t(sizeof(T)); b += 64) __builtin_prefetch(line + b, 0, 2);
+  }
+
+  // The same where there is one centroid; false where a row is not finite.
+  bool finish_only(int64_t row0, int64_t first, int64_t count) {
+    const int64_t row = row0 + first;
+    Vector<T> squares[kWidth];
+    int64_t nearest[kWidth] = {};
+    for (int64_t i = 0; i < kWidth; ++i) squares[i] = Vector<T>{};
+    for (int64_t i = 0; i < count; ++i) {
+      if (row + i + 2 * kWidth < part.row1) prefetch_row(row + i + 2 * kWidth);
+      problem.assignment[row + i] = 0;
+      squares[i] = squares_of(point(row + i), table.centroids, table.d);
     }
+    const Vector<T> squared = sums_of<T>(squares);
+    for (int64_t i = 0; i < count; ++i)
+      if (!(squared[i] < kInfinity) && !check_finite(row + i)) return false;
+    add_up(row, first, count, nearest, squared);
+    return true;
   }
 
   // Decides rows row0 + first …, and adds them up.
@@ -250,15 +281,18 @@ struct KMeansPass {
       problem.assignment[row + i] = nearest[i];
       if (kSquares && !table.cosine) __builtin_prefetch(table.centroids + nearest[i] * table.d);
     }
-    for (int64_t i = 0; i < count; ++i) {
-      const T* x = point(row + i);
-      if (kSquares && !table.cosine)
-        squares[i] = squares_of(x, table.centroids + nearest[i] * table.d, table.d);
-      if (!part.sums) continue;
+    for (int64_t i = 0; kSquares && !table.cosine && i < count; ++i)
+      squares[i] = squares_of(point(row + i), table.centroids + nearest[i] * table.d, table.d);
+    add_up(row, first, count, nearest, sums_of<T>(squares));
+  }
+
+  // Rows row …, the block's first …, into the sums of their nearest centroids, at these squared distances.
+  WSCL_INLINE void add_up(int64_t row, int64_t first, int64_t count, const int64_t* nearest,
+                          Vector<T> squared) {
+    for (int64_t i = 0; part.sums && i < count; ++i) {
       const double weight = problem.weights ? problem.weights[row + i] : 1;
-      add_row(problem, x, nearest[i], weight, length[first + i], part);
+      add_row(problem, point(row + i), nearest[i], weight, length[first + i], part);
     }
-    const Vector<T> squared = sums_of<T>(squares);
     double inertia = 0;
     for (int64_t i = 0; i < count; ++i) {
       // ‖x − c‖² in T where its range allows: no digits cancel there.
@@ -296,74 +330,11 @@ struct KMeansPass {
   }
 };
 
-// The distances of rows row … of x, at most kWidth, from their centroids, and their sum by weight.
-template <class T>
-WSCL_INLINE double own_distances(const KMeansProblem<T>& problem, const CentroidTable<T>& table,
-                                 const T* direct, T* scratch, int64_t row, int64_t count, double* distance) {
-  constexpr int kWidth = Simd<T>::kWidth;
-  const bool squares = sizeof(T) == sizeof(float) && !table.cosine;  // float64 takes the exact distance anyway
-  Vector<T> sums[kWidth];
-  for (int64_t i = 0; i < kWidth; ++i) sums[i] = Vector<T>{};
-  for (int64_t i = 0; squares && i < count; ++i) {
-    const T* x =
-        direct ? direct + (row + i) * problem.x.row_stride : fetch(problem.x, row + i, table.d, scratch);
-    sums[i] = squares_of(x, table.centroids + problem.assignment[row + i] * table.d, table.d);
-  }
-  const Vector<T> squared = sums_of<T>(sums);
-  double inertia = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    distance[i] = squared[i];
-    if (!squares || !in_range_of_squares<T>(squared[i])) {
-      const T* x = fetch(problem.x, row + i, table.d, scratch);
-      distance[i] =
-          exact_distance(table, x, table.cosine ? length_of(x, table.d) : 0, problem.assignment[row + i]);
-    }
-    inertia += (problem.weights ? problem.weights[row + i] : 1) * distance[i];
-  }
-  return inertia;
-}
-
-// Rows [row0, row1) of kmeans_distances; returns their inertia.
-template <class T>
-double kmeans_distances_part(const KMeansProblem<T>& problem, const CentroidTable<T>& table, int64_t row0,
-                             int64_t row1) {
-  constexpr int kWidth = Simd<T>::kWidth;
-  Memory memory;
-  T* scratch;
-  memory.reserve(&scratch, table.d + kWidth);
-  memory.allocate();
-  double inertia = 0;
-  for (int64_t row = row0; row < row1; row += kWidth) {
-    const int64_t count = smaller(kWidth, row1 - row);
-    double distance[kWidth];
-    inertia += own_distances(problem, table, rows_of<T>(problem.x), scratch, row, count, distance);
-    for (int64_t i = 0; i < count; ++i) problem.distance[row + i] = saturate<T>(distance[i]);
-  }
-  return inertia;
-}
-
 template <class Op>
 void kmeans_run(const KMeansProblem<typename Op::Number>& problem,
                 const CentroidTable<typename Op::Number>& table, KMeansPart& part) {
   const KeepsSubnormals keeps;
   KMeansPass<Op>(problem, table, part).run();
-}
-
-// Adds the rows of clusters [cluster0, cluster1) to the sums, once all are assigned.
-template <class T>
-void kmeans_sum(const KMeansProblem<T>& problem, int64_t cluster0, int64_t cluster1) {
-  Memory memory;
-  T* scratch;
-  memory.reserve(&scratch, problem.d);
-  memory.allocate();
-  KMeansPart part = {0, problem.x.count, problem.sums, problem.counts, problem.weight_sums, 0, -1};
-  for (int64_t row = 0; row < problem.x.count; ++row) {
-    const int64_t cluster = problem.assignment[row];
-    if (cluster < cluster0 || cluster >= cluster1) continue;
-    const T* x = fetch(problem.x, row, problem.d, scratch);
-    const double weight = problem.weights ? problem.weights[row] : 1;
-    add_row(problem, x, cluster, weight, problem.cosine ? length_of(x, problem.d) : 0, part);
-  }
 }
 
 }  // namespace WSCL_ISA

@@ -43,6 +43,7 @@ template <class T>
 struct Movement {
   const int64_t* order = nullptr;  // [k] centroids
   const int64_t* place = nullptr;  // [k] where each of them comes in `order`
+  int64_t count = 0;               // of centroids that moved at all
   const T* length = nullptr;       // [k + 2] at least how far the centroids in `order` moved; 0 behind them
 };
 
@@ -56,9 +57,10 @@ struct BoundedPart {
   int64_t number, count;  // this part among all
   int64_t* counts = nullptr;
   double* weight_sums = nullptr;
-  Moved* moved = nullptr;  // [rows_of(number)], from which the pass fills n_moved
-  int64_t n_moved = 0, searched = 0, by_half = 0;
-  double inertia = 0;
+  Moved* moved = nullptr;  // as many as the part has rows; the pass fills n_moved of them
+  double* sums = nullptr;  // [k, d], zero at first, of rows that had no cluster; null: they are in `moved` too
+  int64_t n_moved = 0, changed = 0, searched = 0, by_half = 0;
+  double inertia = 0, peak = 0;  // peak: the largest number that went into `sums`
   int64_t bad_row = -1;
 
   // Parts take turns, so that sorted data are no more work for one than for another.

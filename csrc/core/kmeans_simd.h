@@ -1,6 +1,8 @@
 // What k-means needs of vectors beside simd.h.
 #pragma once
 
+#include <cmath>
+
 #include "simd.h"
 
 namespace wscl {
@@ -81,6 +83,24 @@ WSCL_INLINE Vector<T> larger_of(Vector<T> a, Vector<T> b) {
     return (Vector<T>)_mm256_max_pd((__m256d)a, (__m256d)b);
 #else
   return a > b ? a : b;
+#endif
+}
+
+template <class T>
+WSCL_INLINE Vector<T> square_root(Vector<T> a) {
+#if WSCL_X86_BYTES == 64
+  if constexpr (sizeof(T) == sizeof(float))
+    return (Vector<T>)_mm512_sqrt_ps((__m512)a);
+  else
+    return (Vector<T>)_mm512_sqrt_pd((__m512d)a);
+#elif WSCL_X86_BYTES == 32
+  if constexpr (sizeof(T) == sizeof(float))
+    return (Vector<T>)_mm256_sqrt_ps((__m256)a);
+  else
+    return (Vector<T>)_mm256_sqrt_pd((__m256d)a);
+#else
+  for (int i = 0; i < Simd<T>::kWidth; ++i) a[i] = std::sqrt(a[i]);
+  return a;
 #endif
 }
 

@@ -1,6 +1,7 @@
 // All kernels of k-means for one instruction set and one kind of operands (included by kmeans_<isa>.cpp).
 #pragma once
 
+#include "kmeans_assigned.h"
 #include "kmeans_bounds_kernel.h"
 #include "kmeans_kernel.h"
 #include "kmeans_potentials_kernel.h"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from itertools import pairwise
 
 import numpy as np
@@ -7,6 +8,8 @@ import pytest
 import torch
 
 from wscl_fast.clustering import KMeans
+from wscl_fast.clustering.bounds import Bounds
+from wscl_fast.clustering.points import Points
 
 
 def blobs(n: int, d: int, k: int, *, seed: int = 0, spread: float = 1.0) -> np.ndarray:
@@ -92,6 +95,45 @@ def test_cosine_equals_scikit_learn_on_a_sphere_up_to_the_projection():
     )
     assert np.array_equal(model.labels_, (unit @ model.cluster_centers_.T).argmax(1))
     assert model.inertia_ == pytest.approx((2 - 2 * (unit @ model.cluster_centers_.T).max(1)).sum(), rel=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(80, 120))
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_bounds_change_nothing_among_near_ties(seed, metric):
+    """Two dimensions, far from the origin: directions so close that a sum's rounding decides."""
+    generator = torch.Generator().manual_seed(seed)
+    middles = torch.randn(12, 2, generator=generator)
+    x = middles[torch.randint(12, (400,), generator=generator)] + 0.7 * torch.randn(
+        400, 2, generator=generator
+    )
+    x = (x.round() if seed % 2 else x) + 1e4
+    start = x[torch.randperm(400, generator=generator)[:12]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # lattices have fewer directions than clusters
+        runs = [
+            KMeans(12, init=start, metric=metric, algorithm=algorithm, tol=0).fit(x)
+            for algorithm in ("lloyd", "hamerly")
+        ]
+    assert torch.equal(runs[0].labels_, runs[1].labels_)
+    assert runs[0].n_iter_ == runs[1].n_iter_
+    if metric == "cosine":  # the very same sums
+        assert torch.equal(runs[0].cluster_centers_, runs[1].cluster_centers_)
+
+
+def test_sums_are_taken_afresh_when_a_sample_far_outside_leaves():
+    """In float64 1e10 takes six of the digits of 1e-3 along; a cluster's mean must not show it."""
+    generator = torch.Generator().manual_seed(0)
+    x = 1e-3 * torch.randn(500, 4, generator=generator)
+    x[0] = 1e10
+    bounds = Bounds(Points(x), 2)
+    bounds.search(torch.tensor([[0.0] * 4, [-1.0] * 4]))
+    assert bounds.assignment.unique().tolist() == [0]
+    exact = x[1:].double().sum(dim=0)
+    left = bounds.sums[0] - x[0].double()
+    assert (left - exact).abs().max() > 1e-8
+    assert bounds.search(torch.tensor([[0.0] * 4, [1e10] * 4])) == 1
+    assert bounds.assignment.nonzero().tolist() == [[0]]
+    torch.testing.assert_close(bounds.sums[0], exact, rtol=0, atol=1e-14)
 
 
 # --- the estimator ------------------------------------------------------------------------------------
@@ -241,6 +283,22 @@ GOOD = blobs(20, 3, 2)
         (lambda: KMeans(2, algorithm="elkan").fit(GOOD), ValueError, "algorithm: expected one of .*'elkan'"),
         (lambda: KMeans(2, empty="drop").fit(GOOD), ValueError, "empty: expected one of .*'drop'"),
         (lambda: KMeans(2, group="all").fit(GOOD), ValueError, "group: expected None unless sharded"),
+        (lambda: KMeans(2, shard_centroids=True).fit(GOOD), ValueError, "sharded: expected another.*False"),
+        (
+            lambda: KMeans(2, sharded=True, shard_centroids=True, algorithm="hamerly").fit(GOOD),
+            ValueError,
+            "algorithm: expected another value with shard_centroids, got 'hamerly'",
+        ),
+        (
+            lambda: KMeans(2, sharded=True, shard_centroids=True, empty="split").fit(GOOD),
+            ValueError,
+            "empty: expected another value with shard_centroids, got 'split'",
+        ),
+        (
+            lambda: KMeans(2, sharded=True, shard_centroids=True, batch_size=5).fit(GOOD),
+            ValueError,
+            "batch_size: expected None with shard_centroids, got 5",
+        ),
         (lambda: KMeans(2).fit(GOOD, drift=GOOD[:, 0]), ValueError, "drift: expected None unless warm_start"),
         (lambda: KMeans(2).fit(np.ones(3)), ValueError, r"X: expected \[samples, features\], .* shape \[3\]"),
         (lambda: KMeans(2).fit(np.ones((3, 0))), ValueError, r"0 feature\(s\) \(shape=\(3, 0\)\)"),

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wscl_fast import KMeans
-from wscl_fast.clustering import BalancedKMeans, BisectingKMeans, HierarchicalKMeans, diagnose, lloyd
+from wscl_fast.clustering import BalancedKMeans, BisectingKMeans, HierarchicalKMeans, diagnose
 from wscl_fast.clustering.bounds import Bounds
 from wscl_fast.clustering.hierarchical_kmeans import even_shares
 
@@ -286,7 +286,7 @@ def test_bounds_are_used_and_spare_work():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Bounds, "search", counted)
-        patch.setattr(lloyd, "_LEAST_WORK", 0)  # they would not pay for so small a product
+        patch.setattr("wscl_fast.clustering.search._LEAST_WORK", 0)  # they would not pay here
         model = KMeans(60, init=x[:60], tol=0).fit(x)
     assert searched[0] == 6000  # the first has nothing to go by
     assert len(searched) > 2  # and does not count against them

@@ -81,6 +81,7 @@ def kmeans_update_bounded(
     x: Tensor,  # [N, d]
     centroids: Tensor,  # [K, d] float32 or float64
     assignment: Tensor,  # int64 [N], renewed in place
+    distance: Tensor,  # [N] of the centroids' dtype, renewed in place
     lower: Tensor,  # [N] of the centroids' dtype, renewed in place
     sums: Tensor,  # float64 [K, d], renewed in place
     *,
@@ -89,15 +90,16 @@ def kmeans_update_bounded(
     weights: Tensor | None,  # [N] float64
     cosine: bool,
     candidates: Candidates = "auto",
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Distance, counts, inertia, peak, and how many changed, were searched, stayed by `half`: fused."""
+) -> tuple[Tensor, Tensor, float, list[int]]:
+    """Counts, inertia, peak, and how many changed, were searched, stayed by `half`: fused."""
     require(x.device, centroids.dtype, "kmeans_update_bounded")
     *results, tally = torch.ops.wscl_fast.kmeans_update_bounded(
-        x, centroids, assignment, lower, sums, previous, half, weights, cosine, _NUMBERS[candidates]
+        x, centroids, assignment, distance, lower, sums, previous, half, weights, cosine, _NUMBERS[candidates]
     )
-    _refuse(tally[3])
-    distance, counts, inertia, peak = results
-    return distance, counts, inertia, peak, tally[:3]
+    *numbers, bad_row = tally.tolist()
+    _refuse_row(bad_row)
+    counts, inertia, peak = results
+    return counts, inertia, float(peak), numbers
 
 
 def kmeans_serves(device: torch.device, dtype: torch.dtype, operator: str) -> bool:
@@ -109,7 +111,10 @@ def _refuse(bad_row: Tensor) -> None:
     """On a GPU the only time that the host waits: an error cannot be raised any later."""
     if isinstance(bad_row, torch._subclasses.FakeTensor) or torch.compiler.is_compiling():
         return
-    row = int(bad_row)
+    _refuse_row(int(bad_row))
+
+
+def _refuse_row(row: int) -> None:
     if row >= 0:
         raise ValueError(f"x: expected finite numbers, got NaN or infinity in row {row}")
 
@@ -142,6 +147,7 @@ def _fake_update_bounded(
     x: Tensor,
     centroids: Tensor,
     assignment: Tensor,
+    distance: Tensor,
     lower: Tensor,
     sums: Tensor,
     previous: Tensor | None,
@@ -149,9 +155,8 @@ def _fake_update_bounded(
     weights: Tensor | None,
     cosine: bool,
     candidates: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return (
-        centroids.new_empty(len(x)),
         x.new_empty(len(centroids), dtype=torch.int64 if weights is None else torch.float64),
         x.new_empty((), dtype=torch.float64),
         x.new_empty((), dtype=torch.float64),

@@ -82,11 +82,16 @@ def kmeans_update(
             share = weights[rows].double()
             points, near = points * share[:, None], near * share
         inertia += near.sum()
-        if x.is_cuda:  # sorted accumulation: the same sum in every run, which atomics do not promise
-            sums.index_put_((nearest[:, 0],), points, accumulate=True)
-        else:
-            sums.scatter_add_(0, nearest.expand_as(points), points)
+        add_rows(sums, nearest[:, 0], points)
     return assignment, distance, sums, cluster_counts(assignment, weights, k), inertia
+
+
+def add_rows(sums: Tensor, clusters: Tensor, rows: Tensor) -> None:
+    """`sums.index_add_(0, clusters, rows)`, in the same order in every run."""
+    if sums.is_cuda:  # sorted, which atomic additions are not
+        sums.index_put_((clusters,), rows, accumulate=True)
+    else:
+        sums.index_add_(0, clusters, rows)
 
 
 def cluster_counts(assignment: Tensor, weights: Tensor | None, n_clusters: int) -> Tensor:

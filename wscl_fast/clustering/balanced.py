@@ -12,8 +12,9 @@ from torch import Tensor
 from wscl_fast.clustering.bounds import cluster_sums, distances
 from wscl_fast.clustering.centroid_model import Array
 from wscl_fast.clustering.kmeans import KMeans
-from wscl_fast.clustering.lloyd import Clustering, Step, next_centroids
+from wscl_fast.clustering.lloyd import Clustering, next_centroids
 from wscl_fast.clustering.points import Points
+from wscl_fast.clustering.search import Step
 from wscl_fast.distributed.collectives import Group
 
 if TYPE_CHECKING:

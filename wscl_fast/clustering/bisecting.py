@@ -11,7 +11,7 @@ from torch import Tensor
 from wscl_fast.clustering.arrays import seed_of
 from wscl_fast.clustering.base import check_count
 from wscl_fast.clustering.bounds import cluster_sums, distances
-from wscl_fast.clustering.centroid_model import Array, CentroidModel
+from wscl_fast.clustering.centroid_model import Array, WeightedModel
 from wscl_fast.clustering.inits import choose_start
 from wscl_fast.clustering.lloyd import lloyd
 from wscl_fast.clustering.points import Points, check_metric
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 SPLITS = ("inertia", "size")
 
 
-class BisectingKMeans(CentroidModel):
+class BisectingKMeans(WeightedModel):
     """Splits the worst cluster in two, again and again, until there are K.
 
     Time grows with n d log K, not with n d K, for `fit` as for `predict`, which goes down the tree. Equals in
@@ -119,14 +119,6 @@ class BisectingKMeans(CentroidModel):
                 at[inner] = torch.where(far[1] < far[0], pair[:, 1], pair[:, 0])
             node[rows] = at
         return give(numbers[node])
-
-    def fit_predict(self, X: Array, y: Any = None, sample_weight: Any = None) -> Array:
-        """`fit(X).labels_`."""
-        return self.fit(X, sample_weight=sample_weight).labels_
-
-    def fit_transform(self, X: Array, y: Any = None, sample_weight: Any = None) -> Array:
-        """`fit(X).transform(X)`."""
-        return self.fit(X, sample_weight=sample_weight).transform(X)
 
 
 class _Tree:

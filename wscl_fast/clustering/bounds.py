@@ -17,7 +17,7 @@ from torch import Tensor
 from wscl_fast.clustering.base import NO_CLUSTER
 from wscl_fast.clustering.points import Points
 from wscl_fast.functional import kmeans_assign, kmeans_distances, kmeans_update_bounded
-from wscl_fast.functional.kmeans_bounds import add_rows
+from wscl_fast.functional.kmeans_bounds import add_to_sums, bounds_are_fused
 
 
 class Carried(NamedTuple):
@@ -50,13 +50,19 @@ class Bounds:
             self.assignment, self.sums = assignment.clone(), sums.clone()
         self.lower = torch.empty(n, dtype=points.dtype, device=device)
         self.centroids: Tensor | None = None  # that the bounds were taken to
-        self.distance = torch.empty(n, dtype=points.dtype, device=device)  # squared, to the own
+        self._apart = torch.empty(n, dtype=points.dtype, device=device)  # from the own
         self.counts = self.sums.new_zeros(n_clusters)
         self.inertia = 0.0  # of this rank's rows
         self.searched = 0  # rows that the last search had to look at in full
         self.begun = True  # whether the last search had no bounds to go by
         self._halves = True  # whether half the distance between centroids has told anything
         self._moves, self._peak = 0, 0.0  # rows that joined or left the sums, and their largest number
+        self._exact = (
+            points.metric == "cosine"
+            and points.weights is None
+            and points.dtype == torch.float32
+            and bounds_are_fused(device, points.dtype)
+        )
         self._down = 1 - 4 * torch.finfo(points.dtype).eps
 
     def search(self, centroids: Tensor) -> int:
@@ -65,37 +71,40 @@ class Bounds:
         self.begun = previous is None
         half = self._half(centroids)
         scale = 2 if points.metric == "cosine" else 1  # 1 − cos as the squared distance of unit vectors
-        counts, inertia = torch.zeros_like(self.counts), self.sums.new_zeros(())
+        counts: Tensor | None = None
+        inertia = 0.0
         changed = by_half = self.searched = 0
         for rows, block in points.blocks():
+            whole = len(block) == points.n
             found = kmeans_update_bounded(
                 block,
                 centroids,
-                self.assignment[rows],
-                self.lower[rows],
+                self.assignment if whole else self.assignment[rows],
+                self._apart if whole else self._apart[rows],
+                self.lower if whole else self.lower[rows],
                 self.sums,
                 previous=previous,
                 half=half,
                 weights=None if points.weights is None else points.weights[rows],
                 metric=points.metric,
             )
-            if len(block) == points.n:
-                self.distance = found.distance
-            else:
-                self.distance[rows] = found.distance
-            counts += found.counts
-            inertia += found.inertia
+            counts = found.counts if counts is None else counts + found.counts
+            inertia += float(found.inertia)
             changed, by_half = changed + found.changed, by_half + found.by_half
             self.searched += found.searched
             self._peak = max(self._peak, found.peak)
-        if scale != 1:
-            self.distance *= scale
-        self.counts, self.inertia, self.centroids = counts, scale * float(inertia), centroids
+        self.counts = torch.zeros_like(self.counts) if counts is None else counts
+        self.inertia, self.centroids = scale * inertia, centroids
         self._halves = self._halves and (self.begun or by_half > 0)
         self._moves += changed
         if changed:
             self._tidy()
         return changed
+
+    @property
+    def distance(self) -> Tensor:
+        """Squared distance of each row from its centroid [n]."""
+        return 2 * self._apart if self.points.metric == "cosine" else self._apart
 
     def carry(self) -> Carried | None:
         """What the next fit can use, or None where nothing was searched."""
@@ -110,6 +119,7 @@ class Bounds:
         self = cls(points, k, carried.assignment, cluster_sums(points, carried.assignment, k))
         self.lower = carried.lower - drift.to(carried.lower) * (2 - self._down)
         self.lower.sub_(self.lower.abs(), alpha=1 - self._down)
+        self._apart.fill_(torch.nan)
         self.centroids = carried.centroids
         return self
 
@@ -124,17 +134,20 @@ class Bounds:
     def _tidy(self) -> None:
         """Sum afresh where what came and went may have left more rounding behind than the clusters bear.
 
-        A sample far outside takes the others' digits with it when it leaves a sum.
+        A sample far outside takes the others' digits with it when it leaves a sum. Unit vectors that the
+        kernels sum on a grid (`kmeans_update`) leave nothing behind.
         """
-        weight = float(self.counts.sum())
-        least = 1.0 if self.points.weights is None else float(self.counts[self.counts > 0].amin())
-        error = 2.0**-53 * self._moves * self._peak / least  # of a mean
-        spread = (self.inertia / weight) ** 0.5
-        if self.begun or not error > 2.0**-30 * spread:
-            if self.begun:
-                self._moves, self._peak = 0, 0.0
-            return
-        self.sums.copy_(cluster_sums(self.points, self.assignment, len(self.sums)))
+        if not self.begun:
+            if self._exact:
+                return
+            weighted = self.points.weights is not None
+            weight = float(self.counts.sum()) if weighted else float(self.points.n)
+            least = float(self.counts[self.counts > 0].amin()) if weighted else 1.0
+            error = 2.0**-53 * self._moves * self._peak / least  # of a mean
+            spread = (self.inertia / weight) ** 0.5
+            if not error > 2.0**-30 * spread:
+                return
+            self.sums.copy_(cluster_sums(self.points, self.assignment, len(self.sums)))
         self._moves, self._peak = 0, 0.0
 
 
@@ -142,10 +155,8 @@ def cluster_sums(points: Points, assignment: Tensor, n_clusters: int) -> Tensor:
     """The weighted sum of each cluster's rows (of their directions when cosine), float64 [K, d]."""
     sums = torch.zeros(n_clusters, points.dim, dtype=torch.float64, device=points.device)
     for rows, block in points.parts():
-        values = points.directions(block).double()
-        if points.weights is not None:
-            values = values * points.weights[rows, None]
-        add_rows(sums, assignment[rows], values)
+        weights = None if points.weights is None else points.weights[rows]
+        add_to_sums(sums, block, assignment[rows], weights=weights, metric=points.metric)
     return sums
 
 

@@ -115,3 +115,17 @@ class CentroidModel(Estimator):
         if self._seen_as is self.cluster_centers_:
             return self._seen
         return self._frame.see(as_samples(self.cluster_centers_, "cluster_centers_").x)
+
+
+class WeightedModel(CentroidModel):
+    """One whose `fit` takes a weight of each sample."""
+
+    def fit_predict(self, X: Array, y: Any = None, sample_weight: Any = None) -> Array:
+        """`fit(X).labels_`."""
+        model: Any = self
+        return model.fit(X, sample_weight=sample_weight).labels_
+
+    def fit_transform(self, X: Array, y: Any = None, sample_weight: Any = None) -> Array:
+        """`fit(X).transform(X)`."""
+        model: Any = self
+        return model.fit(X, sample_weight=sample_weight).transform(X)

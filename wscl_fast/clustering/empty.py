@@ -21,13 +21,16 @@ def fill_empty(
     distance: Tensor,
     sums: Tensor,
     counts: Tensor,
+    first: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Move the samples farthest from their centroids into the empty clusters, as scikit-learn does.
 
     The only sample of a cluster stays in it, so with few distinct samples clusters may stay empty.
 
+    `sums` are those of the clusters from `first` on, all or a shard of them; `counts` those of all.
+
     Returns:
-        The sums and the weights of the clusters afterwards, float64 [K, d] and [K].
+        The sums and the weights of the clusters afterwards, float64.
     """
     empty = (counts == 0).nonzero()[:, 0].tolist()
     square = distance.double()
@@ -52,8 +55,10 @@ def fill_empty(
         if far < 0 or counts[donor] <= w:
             continue
         target = empty.pop(0)
-        sums[donor] -= w * row
-        sums[target] = w * row
+        if 0 <= donor - first < len(sums):
+            sums[donor - first] -= w * row
+        if 0 <= target - first < len(sums):
+            sums[target - first] = w * row
         counts[donor] -= w
         counts[target] = w
     return sums, counts

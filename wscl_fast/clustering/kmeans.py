@@ -15,13 +15,14 @@ from torch import Tensor
 from wscl_fast.clustering.arrays import as_drift, as_samples, seed_of
 from wscl_fast.clustering.base import ClusterMethod, check_count
 from wscl_fast.clustering.bounds import Bounds
-from wscl_fast.clustering.centroid_model import Array, CentroidModel
+from wscl_fast.clustering.centroid_model import Array, WeightedModel
 from wscl_fast.clustering.empty import EMPTY
 from wscl_fast.clustering.inits import INITS, choose_start
 from wscl_fast.clustering.lloyd import ALGORITHMS, Clustering, Progress, lloyd
 from wscl_fast.clustering.minibatch import RunningMeans, minibatch
 from wscl_fast.clustering.points import Frame, Points, Ranks, Survey, check_metric, unit
 from wscl_fast.clustering.resume import Checkpoint
+from wscl_fast.clustering.shards import Shards
 from wscl_fast.clustering.streamed import as_points
 from wscl_fast.distributed.collectives import Group
 from wscl_fast.functional import kmeans_assign
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class KMeans(CentroidModel, ClusterMethod[Array, Array]):
+class KMeans(WeightedModel, ClusterMethod[Array, Array]):
     """Exact k-means (Lloyd's algorithm), on any device, in memory linear in n + K beyond the data.
 
     Equals `sklearn.cluster.KMeans(n_clusters, init=…, n_init=…, algorithm="lloyd")`, from the same start
@@ -62,6 +63,9 @@ class KMeans(CentroidModel, ClusterMethod[Array, Array]):
         sharded: X of each process of `group` is its share of the data; every process gets the centroids
             that one process would find on all of it, and the labels of its share.
         group: a process group of torch.distributed; by default all processes.
+        shard_centroids: with `sharded`, each rank holds K / ranks of the centroids and of their sums while it
+            fits, for K · d that a rank cannot hold several times; the result is the same, and whole on every
+            rank. Without bounds, batches and "split".
         checkpoint: a file to which the state is written after every pass (one for each rank); a `fit` that
             finds it there goes on from it. It stays when the fit is done: remove it to begin anew.
         random_state: an int (the same int gives the same clusters), a numpy generator, or None.
@@ -100,6 +104,7 @@ class KMeans(CentroidModel, ClusterMethod[Array, Array]):
         batch_size: int | None = None,
         sharded: bool = False,
         group: Group = None,
+        shard_centroids: bool = False,
         checkpoint: str | Path | None = None,
         random_state: Any = 0,
         verbose: int = 0,
@@ -116,6 +121,7 @@ class KMeans(CentroidModel, ClusterMethod[Array, Array]):
         self.batch_size = batch_size
         self.sharded = sharded
         self.group = group
+        self.shard_centroids = shard_centroids
         self.checkpoint = checkpoint
         self.random_state = random_state
         self.verbose = verbose
@@ -156,9 +162,13 @@ class KMeans(CentroidModel, ClusterMethod[Array, Array]):
             what = "samples that are not zero" if survey.n_directionless else "samples"
             raise ValueError(f"n_clusters: expected at most the {usable} {what}, got {self.n_clusters}")
         bounds = self._resumed(points, drift)
+        shards = Shards(self.n_clusters, points.ranks) if self.shard_centroids else None
         checkpoint = self._checkpoint_of(points)
         saved = checkpoint.load() if checkpoint else None
-        starts = [saved["centroids"].to(points.device)] if saved else self._starts(points)
+        if saved:
+            starts = [saved["centroids"].to(points.device)]
+        else:
+            starts = [s if shards is None else s[shards.own].clone() for s in self._starts(points)]
         if checkpoint and len(starts) > 1:
             raise ValueError(f"n_init: expected 1 with a checkpoint, got {len(starts)}")
         best: Clustering | None = None
@@ -175,11 +185,14 @@ class KMeans(CentroidModel, ClusterMethod[Array, Array]):
                 algorithm=self.algorithm if points.in_memory else "lloyd",
                 bounds=bounds,
                 begin=Progress(saved["n_iter"], saved["history"], saved["ended"]) if saved else Progress(),
+                shards=shards,
                 report=self._report(points, checkpoint),
             )
             if best is None or run.inertia < best.inertia:
                 best = run
         assert best is not None  # there is at least one start
+        if shards is not None:
+            best = best._replace(centroids=shards.whole(best.centroids))
         self._keep(best, points, survey.n_directionless, give)
 
     def _mini(self, points: Points, start: Tensor, survey: Survey, best: Clustering | None) -> Clustering:
@@ -259,14 +272,6 @@ class KMeans(CentroidModel, ClusterMethod[Array, Array]):
         self.labels_ = give(labels)
         return self
 
-    def fit_predict(self, X: Array, y: Any = None, sample_weight: Any = None) -> Array:
-        """`fit(X).labels_`."""
-        return self.fit(X, sample_weight=sample_weight).labels_
-
-    def fit_transform(self, X: Array, y: Any = None, sample_weight: Any = None) -> Array:
-        """`fit(X).transform(X)`."""
-        return self.fit(X, sample_weight=sample_weight).transform(X)
-
     def state_dict(self) -> dict[str, Any]:
         """The centroids and how they were found; neither `init` nor the training samples' labels."""
         self._check_fitted()
@@ -315,6 +320,16 @@ class KMeans(CentroidModel, ClusterMethod[Array, Array]):
                 raise ValueError("batch_size: expected None with a checkpoint")
         if self.group is not None and not self.sharded:
             raise ValueError("group: expected None unless sharded=True")
+        if self.shard_centroids:
+            for name, value, refused in (
+                ("sharded", self.sharded, (False,)),
+                ("algorithm", self.algorithm, ("hamerly",)),
+                ("empty", self.empty, ("split",)),
+            ):
+                if value in refused:
+                    raise ValueError(f"{name}: expected another value with shard_centroids, got {value!r}")
+            if self.batch_size is not None:
+                raise ValueError(f"batch_size: expected None with shard_centroids, got {self.batch_size}")
 
     def _starts(self, points: Points) -> list[Tensor]:
         """The centroids that each run starts from, as the points' frame sees them."""
@@ -369,7 +384,7 @@ class KMeans(CentroidModel, ClusterMethod[Array, Array]):
     def _checkpoint_of(self, points: Points) -> Checkpoint | None:
         if self.checkpoint is None:
             return None
-        names = ("n_clusters", "metric", "max_iter", "tol", "empty")
+        names = ("n_clusters", "metric", "max_iter", "tol", "empty", "shard_centroids")
         purpose = {name: getattr(self, name) for name in names}
         purpose["init"] = self.init if isinstance(self.init, str) else "array"
         purpose["random_state"] = self.random_state if isinstance(self.random_state, int) else None

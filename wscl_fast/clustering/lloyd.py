@@ -11,16 +11,10 @@ from torch import Tensor
 from wscl_fast.clustering.bounds import Bounds
 from wscl_fast.clustering.empty import fill_empty, split_largest
 from wscl_fast.clustering.points import Points, unit
-from wscl_fast.functional import kmeans_update
-from wscl_fast.functional.kmeans_bounds import bounds_are_fused
+from wscl_fast.clustering.search import Search, Step
+from wscl_fast.clustering.shards import ShardedSearch, Shards
 
 ALGORITHMS = ("auto", "lloyd", "hamerly")
-
-# Inside the pass bounds cost next to nothing. Put together from several passes they begin to pay when few
-# samples change their cluster; against few clusters of few dimensions a product is as fast as keeping them.
-_FEW_CHANGES = 0.1
-_LEAST_WORK = 1 << 15  # K · d
-_TOO_MANY_SEARCHED = 0.7
 
 
 class Clustering(NamedTuple):
@@ -43,17 +37,6 @@ class Progress(NamedTuple):
     ended: bool = False  # nothing moves any more, or `max_iter` is reached: one last pass is left
 
 
-class Step(NamedTuple):
-    """One pass over the data."""
-
-    assignment: Tensor
-    distance: Tensor  # squared, [n]
-    sums: Tensor  # float64 [K, d], of all ranks
-    counts: Tensor  # [K], of all ranks
-    inertia: float
-    changed: int  # samples of all ranks in another cluster than in the pass before
-
-
 @torch.no_grad()
 def lloyd(
     points: Points,
@@ -65,6 +48,7 @@ def lloyd(
     algorithm: str = "auto",
     bounds: Bounds | None = None,
     begin: Progress | None = None,
+    shards: Shards | None = None,
     report: Callable[[Tensor, Progress], None] | None = None,
 ) -> Clustering:
     """Assign and average until no assignment changes or the centroids stand still.
@@ -82,9 +66,11 @@ def lloyd(
             they changed; "auto" takes bounds once they pay. The assignments are the same.
         bounds: those of an earlier run, still true for these points, to begin with.
         begin: how far an earlier call had come when it reported these centroids.
+        shards: who holds which centroids; `centroids`, those reported and those returned are then the shard
+            of this rank. Bounds are not kept.
         report: called after each update with the centroids that come next, and how far the run has come.
     """
-    search = _Search(points, algorithm, bounds)
+    search = Search(points, algorithm, bounds) if shards is None else ShardedSearch(points, shards)
     n_iter, sofar, ended = begin or Progress()
     history = list(sofar)
     while not ended:
@@ -93,8 +79,9 @@ def lloyd(
         history.append(step.inertia)
         if n_iter > 1 and step.changed == 0:
             break
-        moved = next_centroids(points, centroids, step, empty)
-        movement = float((moved.double() - centroids.double()).square().sum())
+        moved = next_centroids(points, centroids, step, empty, shards)
+        square = (moved.double() - centroids.double()).square().sum()
+        movement = float(square if shards is None else points.ranks.sum(square))
         centroids = moved
         ended = movement <= tolerance or n_iter >= max_iter
         if report is not None:
@@ -105,95 +92,28 @@ def lloyd(
     return Clustering(centroids, step.assignment, step.counts, step.inertia, history, n_iter, search.bounds)
 
 
-def next_centroids(points: Points, centroids: Tensor, step: Step, empty: str) -> Tensor:
+def next_centroids(
+    points: Points, centroids: Tensor, step: Step, empty: str, shards: Shards | None = None
+) -> Tensor:
     """The mean of each cluster's points, or its direction; one that has none stays where it was."""
     sums, counts = step.sums, step.counts.double()
-    missing = counts == 0
-    if bool(missing.any()) and empty == "farthest":
-        sums, counts = fill_empty(points, step.assignment, step.distance, sums, counts)
+    missing = not bool(counts.all())
+    if missing and empty == "farthest":
+        first = 0 if shards is None else shards.own.start
+        sums, counts = fill_empty(points, step.assignment, step.distance, sums, counts, first)
+    if shards is not None:
+        counts = counts[shards.own]
     if points.metric == "cosine":
         length = sums.norm(dim=1, keepdim=True)
         # Directions that cancel have no mean.
         usable = length > torch.finfo(torch.float64).eps * counts[:, None]
         moved = torch.where(usable, unit(sums), centroids.double())
+    elif not missing:
+        moved = sums / counts[:, None]
     else:
         usable = counts[:, None] > 0
         moved = torch.where(usable, sums / counts[:, None].where(usable, 1), centroids.double())
     moved = moved.to(centroids.dtype)
-    if bool(missing.any()) and empty == "split":
+    if missing and empty == "split":
         moved = split_largest(points, moved, step.assignment, counts)
     return moved
-
-
-class _Search:
-    """Finds each sample's cluster again and again, with bounds once they pay."""
-
-    def __init__(self, points: Points, algorithm: str, bounds: Bounds | None) -> None:
-        self.points, self.algorithm = points, algorithm
-        self.bounds = bounds
-        self.fused = bounds_are_fused(points.device, points.dtype)
-        self.last: Step | None = None
-        self.assignment: Tensor | None = None  # int64 [n], renewed in place
-        self.distance: Tensor | None = None  # [n]
-        self.sums: Tensor | None = None  # of this rank's rows, under `last`
-        self.rest = 0  # passes to go without bounds
-        self.pause = 4
-
-    def __call__(self, centroids: Tensor) -> Step:
-        if self.bounds is None and self._worth_it(*centroids.shape):
-            self.bounds = Bounds(self.points, len(centroids), self.assignment, self.sums)
-        step = self._bounded(centroids) if self.bounds is not None else self._plain(centroids)
-        self.last = step
-        return step
-
-    def _worth_it(self, n_clusters: int, dim: int) -> bool:
-        if self.algorithm == "lloyd" or n_clusters < 2:
-            return False
-        if self.algorithm == "hamerly" or self.fused:
-            return True
-        if self.last is None:
-            return False
-        self.rest -= 1
-        few = self.last.changed <= _FEW_CHANGES * self.points.n_all
-        return few and n_clusters * dim >= _LEAST_WORK and self.rest < 0
-
-    def _plain(self, centroids: Tensor) -> Step:
-        points = self.points
-        if self.assignment is None or self.distance is None:
-            self.assignment = torch.full((points.n,), -1, device=points.device)
-            self.distance = torch.empty(points.n, dtype=points.dtype, device=points.device)
-        sums = torch.zeros(centroids.shape, dtype=torch.float64, device=points.device)
-        totals = torch.zeros(len(centroids) + 2, dtype=torch.float64, device=points.device)
-        scale = 2 if points.metric == "cosine" else 1  # 1 − cos as the squared distance of unit vectors
-        for rows, block in points.blocks():
-            weights = None if points.weights is None else points.weights[rows]
-            found = kmeans_update(block, centroids, weights=weights, metric=points.metric)
-            totals[-1] += (found.assignment != self.assignment[rows]).sum()
-            self.assignment[rows], self.distance[rows] = found.assignment, found.distance
-            sums += found.sums
-            totals[:-2] += found.counts
-            totals[-2] += found.inertia * scale
-        if scale != 1:
-            self.distance *= scale
-        self.sums = sums
-        return self._shared(self.assignment, self.distance, totals)
-
-    def _bounded(self, centroids: Tensor) -> Step:
-        bounds = self.bounds
-        assert bounds is not None
-        changed = bounds.search(centroids)
-        self.sums = bounds.sums
-        totals = torch.cat([bounds.counts, bounds.counts.new_tensor([bounds.inertia, changed])])
-        if self.algorithm == "auto" and not self.fused:
-            searched = self.points.ranks.sum(bounds.counts.new_tensor(bounds.searched))
-            if not bounds.begun and float(searched) > _TOO_MANY_SEARCHED * self.points.n_all:
-                self.bounds, self.rest = None, self.pause
-                self.pause *= 2
-        self.assignment = bounds.assignment
-        return self._shared(bounds.assignment, bounds.distance, totals)
-
-    def _shared(self, assignment: Tensor, distance: Tensor, totals: Tensor) -> Step:
-        assert self.sums is not None
-        totals, sums = self.points.ranks.sum(totals), self.points.ranks.sum(self.sums)
-        counts = totals[:-2] if self.points.weights is not None else totals[:-2].long()
-        return Step(assignment, distance, sums, counts, float(totals[-2]), int(totals[-1]))

@@ -21,6 +21,7 @@ __all__ = [
     "rank",
     "rows_of_ranks",
     "sum_over_ranks",
+    "sum_to_rank",
     "world_size",
 ]
 
@@ -49,6 +50,16 @@ def sum_over_ranks(tensor: Tensor, group: Group = None) -> Tensor:
         return tensor
     total = tensor.clone(memory_format=torch.contiguous_format)
     dist.all_reduce(total, group=group)
+    return total
+
+
+def sum_to_rank(tensor: Tensor, to: int, group: Group = None) -> Tensor:
+    """The sum of all ranks' tensors of one shape, on rank ``to``; others get what means nothing."""
+    tensor = tensor.detach()
+    if world_size(group) == 1:
+        return tensor
+    total = tensor.clone(memory_format=torch.contiguous_format)
+    dist.reduce(total, peer(to, group), group=group)
     return total
 
 

@@ -11,7 +11,7 @@ M · d numbers a rank in the forward pass, as an all-gather sends, and twice tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -32,7 +32,7 @@ from wscl_fast.distributed.collectives import (
 from wscl_fast.distributed.terms import Needs, Term, term_of
 from wscl_fast.functional._passes import Passes, Request
 
-__all__ = ["Ring"]
+__all__ = ["Ring", "blocks_of_ranks"]
 
 
 class Ring(Passes):
@@ -104,6 +104,29 @@ class _Traffic:
         for request in self.requests:
             request.wait()
         self.operations, self.requests = [], []  # what was sent may be freed
+
+
+def blocks_of_ranks(block: Tensor, rows: list[int], group: Group = None) -> Iterator[tuple[int, Tensor]]:
+    """Every rank's block of rows and its rank: the own one first, each next one under way meanwhile.
+
+    No gradient comes back. Every rank has to go through all of them.
+
+    Args:
+        block: ``[rows[rank], ...]``, of one dtype on all ranks.
+        rows: how many rows every rank has.
+        group: the process group; by default all processes.
+    """
+    me, size = rank(group), world_size(group)
+    traffic = _Traffic(group)
+    for stop in range(size):
+        coming = (me - stop - 1) % size
+        room = block
+        if stop < size - 1:
+            room = traffic.pass_on(block, rows[coming])
+            traffic.start()
+        yield (me - stop) % size, block
+        traffic.wait()
+        block = room
 
 
 # What happens where a block meets this rank's queries: given the requests of this block alone, the gradient

@@ -149,8 +149,10 @@ def kmeans_update(
         centroids: ``[K, d]``, on the same device.
         weights: of the points, ``[N]``, at least 0; ``None`` for 1 each.
         metric: as in :func:`kmeans_assign`. For ``"cosine"`` the unit vectors are summed (spherical k-means),
-            zero vectors among them as zero; where nothing is float64 the CPU kernels sum them in multiples of
-            2⁻⁴⁰, so that sums of joining and leaving points stay exact.
+            zero vectors among them as zero. Where nothing is float64 the CPU kernels round each number of a
+            unit vector, taken in float64, to a multiple of 2⁻⁴⁰ before it is weighed: at most 2⁻⁴¹ is lost,
+            where float32 loses up to 2⁻²⁵; without weights the sums of what was rounded are exact, in any
+            order and whatever joined and left before.
         impl: as in :func:`kmeans_assign`.
 
     Returns:

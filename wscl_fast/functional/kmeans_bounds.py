@@ -9,18 +9,20 @@ import torch
 from torch import Tensor
 
 from wscl_fast import _ops
-from wscl_fast.chunked.kmeans import BLOCK_ELEMENTS, cluster_counts, unit
+from wscl_fast.chunked.kmeans import BLOCK_ELEMENTS, add_rows, cluster_counts, unit
 from wscl_fast.functional._checks import check_device, check_vector
 from wscl_fast.functional._inputs import Impl
 from wscl_fast.functional.kmeans import Metric, check_finite, check_problem, kmeans_assign, kmeans_distances
 
-__all__ = ["BoundedUpdate", "add_rows", "bounds_are_fused", "kmeans_update_bounded"]
+__all__ = ["BoundedUpdate", "add_to_sums", "bounds_are_fused", "kmeans_update_bounded"]
+
+
+_GRID = 1.5 * 2.0**12  # added and taken off again it leaves multiples of 2⁻⁴⁰, as the kernels sum
 
 
 class BoundedUpdate(NamedTuple):
     """What :func:`kmeans_update_bounded` returns."""
 
-    distance: Tensor  # [N]
     counts: Tensor  # int64 [K], or float64 with weights
     inertia: Tensor  # float64, 0-dim
     peak: float  # the largest number that went in or out of the sums
@@ -34,6 +36,7 @@ def kmeans_update_bounded(
     x: Tensor,
     centroids: Tensor,
     assignment: Tensor,
+    distance: Tensor,
     lower: Tensor,
     sums: Tensor,
     *,
@@ -45,12 +48,13 @@ def kmeans_update_bounded(
 ) -> BoundedUpdate:
     """:func:`kmeans_update` for centroids that moved a little, with bounds of the last pass to go by.
 
-    Leaves in `assignment` and `sums`, and returns, what ``kmeans_update(x, centroids)`` finds, but without a
-    search for points whose nearest centroid cannot have changed. Of each point `lower` bounds the distance
-    from all centroids but its own; centroids that move loosen it by no more than the farthest of them went.
-    A point is safe while its distance from its own centroid, which is taken anew, is below that, or below
-    half the distance from its centroid to the next one. The fused kernels let the others meet the centroids
-    that moved farthest first, and drop them as soon as the rest cannot matter any more.
+    Leaves in `assignment`, `distance` and `sums`, and returns, what ``kmeans_update(x, centroids)`` finds,
+    but without a search for points whose nearest centroid cannot have changed. Of each point `lower` bounds
+    the distance from all centroids but its own; centroids that move loosen it by no more than the farthest of
+    them went. A point is safe while its distance from its own centroid, which is taken anew where that moved,
+    is below that, or below half the distance from its centroid to the next one. The fused kernels let the
+    others meet the centroids that moved farthest first, and drop them as soon as the rest cannot matter any
+    more.
 
     Sums are kept by what joins and leaves a cluster, so they carry the rounding (float64) of all passes; with
     `peak` a caller can tell when to sum afresh.
@@ -60,11 +64,13 @@ def kmeans_update_bounded(
         centroids: ``[K, d]``, on the same device.
         assignment: the last pass' clusters, int64 ``[N]`` (−1 for none in the first), contiguous; renewed in
             place.
+        distance: the last pass' distances ``[N]`` as :func:`kmeans_assign` returns them, contiguous; NaN
+            where it is not known, since the point moved (and `lower` was loosened by that). Renewed in place.
         lower: the last pass' bounds ``[N]``, in the dtype of the computation (float64 where an input is, else
             float32), contiguous; lengths, not squares, of unit vectors when cosine. Renewed in place.
         sums: float64 ``[K, d]``, of the points by their last clusters, contiguous; renewed in place.
         previous: the centroids of the last pass ``[K, d]``; ``None`` for the first: every point is searched
-            and `lower` is only written.
+            and `distance` and `lower` are only written.
         half: at most half the distance of each centroid from the next one ``[K]``, in the dtype of `lower`.
         weights: of the points, ``[N]``, at least 0; ``None`` for 1 each.
         metric: as in :func:`kmeans_assign`.
@@ -74,7 +80,7 @@ def kmeans_update_bounded(
     Raises:
         TypeError: an argument has the wrong type or dtype.
         ValueError: shapes or devices do not fit together, a tensor to be renewed is not contiguous, or a row
-            of ``x`` or ``centroids`` is not finite.
+            of ``centroids``, or one of ``x`` that has to be read, is not finite.
         RuntimeError: ``assignment`` names no centroid; ``impl="fused"`` where the extension was not built or
             does not serve the device.
 
@@ -82,9 +88,11 @@ def kmeans_update_bounded(
     """
     x, centroids, dtype = check_problem(x, centroids, metric, impl)
     check_vector("assignment", assignment, len(x), x, integer=True)
+    check_vector("distance", distance, len(x), x, integer=False)
     check_vector("lower", lower, len(x), x, integer=False)
     for name, tensor, shape, wanted in (
         ("assignment", assignment, (len(x),), torch.int64),
+        ("distance", distance, (len(x),), dtype),
         ("lower", lower, (len(x),), dtype),
         ("sums", sums, tuple(centroids.shape), torch.float64),
     ):
@@ -109,10 +117,11 @@ def kmeans_update_bounded(
         check_vector("weights", weights, len(x), x, integer=False)
         weights = weights.double()
     if impl == "fused" or (impl == "auto" and bounds_are_fused(x.device, dtype)):
-        distance, counts, inertia, peak, tally = _ops.kmeans_update_bounded(
+        counts, inertia, peak, numbers = _ops.kmeans_update_bounded(
             x,
             centroids,
             assignment,
+            distance,
             lower,
             sums,
             previous=previous,
@@ -120,8 +129,8 @@ def kmeans_update_bounded(
             weights=weights,
             cosine=metric == "cosine",
         )
-        return BoundedUpdate(distance, counts, inertia, float(peak), *tally.tolist())
-    return _Pass(x, centroids, assignment, lower, sums, weights, metric, impl).run(previous, half)
+        return BoundedUpdate(counts, inertia, peak, *numbers)
+    return _Pass(x, centroids, assignment, distance, lower, sums, weights, metric, impl).run(previous, half)
 
 
 def bounds_are_fused(device: torch.device, dtype: torch.dtype) -> bool:
@@ -129,12 +138,14 @@ def bounds_are_fused(device: torch.device, dtype: torch.dtype) -> bool:
     return _ops.kmeans_serves(device, dtype, "kmeans_update_bounded")
 
 
-def add_rows(sums: Tensor, clusters: Tensor, values: Tensor) -> None:
-    """`sums.index_add_(0, clusters, values)`, in the same order in every run."""
-    if sums.is_cuda:  # sorted, which atomic additions are not
-        sums.index_put_((clusters,), values, accumulate=True)
-    else:
-        sums.index_add_(0, clusters, values)
+def add_to_sums(
+    sums: Tensor, x: Tensor, clusters: Tensor, *, weights: Tensor | None = None, metric: Metric = "euclidean"
+) -> None:
+    """Adds points to the sums of their clusters as :func:`kmeans_update` does, in place, in a fixed order."""
+    rows = unit(x) if metric == "cosine" else x.double()
+    if metric == "cosine" and x.dtype != torch.float64 and bounds_are_fused(x.device, torch.float32):
+        rows = (rows + _GRID) - _GRID
+    add_rows(sums, clusters, rows if weights is None else rows * weights[:, None])
 
 
 class _Pass:
@@ -145,6 +156,7 @@ class _Pass:
         x: Tensor,
         centroids: Tensor,
         assignment: Tensor,
+        distance: Tensor,
         lower: Tensor,
         sums: Tensor,
         weights: Tensor | None,
@@ -153,7 +165,7 @@ class _Pass:
     ) -> None:
         self.x, self.centroids, self.assignment, self.lower = x, centroids, assignment, lower
         self.sums, self.weights, self.metric, self.impl = sums, weights, metric, impl
-        self.distance = torch.empty_like(lower)
+        self.distance = distance
         eps = torch.finfo(lower.dtype).eps
         self.up, self.down = 1 + 4 * eps, 1 - 4 * eps
         self.slack = 8 * eps if metric == "cosine" else 0.0
@@ -170,7 +182,7 @@ class _Pass:
         for part in self._parts(rows):
             inertia = inertia + self._search(part, anew=previous is None)
         counts = cluster_counts(self.assignment, self.weights, len(self.centroids))
-        return BoundedUpdate(self.distance, counts, inertia, self.peak, self.changed, len(rows), self.by_half)
+        return BoundedUpdate(counts, inertia, self.peak, self.changed, len(rows), self.by_half)
 
     def _follow(self, previous: Tensor) -> None:
         """Loosen the bounds by what the centroids moved."""
