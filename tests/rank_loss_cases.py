@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from ranks import close, cut, longest_with_width
 from torch import Tensor
@@ -244,6 +245,43 @@ def the_same_gradient_twice(group: Any) -> None:
         first, second = (torch.autograd.grad(value, leaves, retain_graph=True) for _ in range(2))
         for a, b in zip(first, second, strict=True):
             assert a.equal(b)
+
+
+@case
+def the_definition(group: Any) -> None:
+    """It takes all keys at once, on a ring as well; the constraint between pairs is one of all ranks."""
+    for gathering, (loss, columns, options) in itertools.product(
+        WAYS,
+        (
+            ("clustered_infonce", clusters, {"denominator": "other"}),
+            ("hierarchical_infonce", levels, {"constraint": "pair"}),
+            ("soft_infonce", tags, {"affinity": "jaccard"}),
+        ),
+    ):
+        Split(group, columns, explicit=True).check(loss, gathering, "reference", **options)
+
+
+@case
+def second_derivatives(group: Any) -> None:
+    """A penalty on the gradients of all rows, where keys are gathered; a ring refuses."""
+    for loss, columns in (("clustered_infonce", clusters), ("soft_infonce", tags)):
+        options = {"affinity": "cosine"} if loss == "soft_infonce" else {}
+        split = Split(group, columns, explicit=True)
+
+        def penalty(arguments: dict[str, Any], value: Tensor) -> list[Tensor]:
+            leaves = [arguments["queries"], arguments["keys"]]
+            first = torch.autograd.grad(value, leaves, create_graph=True)
+            return list(torch.autograd.grad(sum(g.square().sum() for g in first), leaves))
+
+        want = penalty(split.whole, getattr(functional, loss)(**split.whole, **options, impl="chunked"))
+        over_ranks = {"impl": "chunked", "group": group}
+        got = penalty(split.mine, getattr(distributed, loss)(**split.mine, **options, **over_ranks))
+        for name, here, there in zip(("queries", "keys"), got, want, strict=True):
+            close(here, split.part(name, there))
+        value = getattr(distributed, loss)(**split.mine, **options, **over_ranks, gather="ring")
+        first = torch.autograd.grad(value, [split.mine["queries"], split.mine["keys"]], create_graph=True)
+        with pytest.raises(NotImplementedError, match="a ring has no second derivative; gather='all'"):
+            sum(g.square().sum() for g in first).backward()
 
 
 @case

@@ -51,6 +51,19 @@ def options_through_the_module(group: Any) -> None:
 
 
 @case
+def statistics_of_views_across(group: Any) -> None:
+    me, rows = rank(group), uneven(group)
+    whole, ids = torch.randn(sum(rows), 3, 4, dtype=torch.float64), torch.randint(-1, 3, (sum(rows),))
+    _, want = ClusteredInfoNCE(0.3, contrast="cross")(whole, ids, return_stats=True)
+    for gathering in WAYS:
+        loss_fn = ClusteredInfoNCE(0.3, contrast="cross", gather=gathering, group=group)
+        _, got = loss_fn(cut(whole, rows, group), ids.split(rows)[me], return_stats=True)
+        for name, here, there in zip(want._fields, got, want, strict=True):
+            part = there.split([3 * n for n in rows])[me] if there.ndim else there
+            torch.testing.assert_close(here, part, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@case
 def levels_and_tags_through_the_modules(group: Any) -> None:
     me, rows = rank(group), uneven(group)
     for gathering, (make, settings, known) in itertools.product(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import normalize
 
 from wscl_fast import (
     CLIPLoss,
+    ClusteredInfoNCE,
     HierarchicalInfoNCE,
     SigLIPLoss,
     SoftInfoNCE,
@@ -121,6 +125,57 @@ def test_a_batch_without_positives_warns_once(module: torch.nn.Module, known: to
     assert module(features, known) == 0
 
 
+@pytest.mark.parametrize(
+    ("make", "settings", "error", "message"),
+    [
+        (ClusteredInfoNCE, {"positives": "both"}, ValueError, "positives: expected one of 'out', 'in'"),
+        (ClusteredInfoNCE, {"denominator": "some"}, ValueError, "denominator: expected one of 'all'"),
+        (ClusteredInfoNCE, {"hardness": -1}, ValueError, "hardness: expected a number of at least 0"),
+        (ClusteredInfoNCE, {"prior": "a"}, TypeError, "prior: expected a number, got str"),
+        (ClusteredInfoNCE, {"base_temperature": "a"}, TypeError, "base_temperature: expected a number, got"),
+        (ClusteredInfoNCE, {"temperature": None}, TypeError, "temperature: expected a number, got NoneType"),
+        (ClusteredInfoNCE, {"min_temperature": 0}, ValueError, "min_temperature: expected a finite number"),
+        (HierarchicalInfoNCE, {"constraint": "some"}, ValueError, "constraint: expected one of 'none'"),
+        (HierarchicalInfoNCE, {"level_weights": 1.0}, TypeError, "level_weights: expected a sequence of"),
+        (HierarchicalInfoNCE, {"level_weights": "ab"}, TypeError, "level_weights: expected a sequence of"),
+        (
+            HierarchicalInfoNCE,
+            {"level_weights": [-1.0]},
+            ValueError,
+            "level_weights: expected a number",
+        ),
+        (HierarchicalInfoNCE, {"level_weights": torch.ones(2, 2)}, TypeError, "level_weights: .* vector"),
+        (SoftInfoNCE, {"affinity": "some"}, ValueError, "affinity: expected one of 'shared'"),
+        (SoftInfoNCE, {"affinity": "count", "positives": "a"}, ValueError, "positives: expected one of"),
+        (CLIPLoss, {"positives": "some"}, ValueError, "positives: expected one of 'out', 'in'"),
+        (SigLIPLoss, {"bias": "a"}, TypeError, "bias: expected a number"),
+        (SigLIPLoss, {"bias": float("nan")}, ValueError, "bias: expected a finite number, got nan"),
+        *(
+            (make, {setting: "some"}, error, f"{setting}: expected")
+            for make in (ClusteredInfoNCE, HierarchicalInfoNCE, CLIPLoss, SigLIPLoss)
+            for setting, error in (
+                ("reduction", ValueError),
+                ("impl", ValueError),
+                ("gather", ValueError),
+                ("ignore_index", TypeError),
+            )
+        ),
+    ],
+)
+def test_settings_are_refused_where_they_are_made(
+    make: type, settings: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        make(**settings)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    features, ids = torch.randn(4, 2, 5), torch.tensor([0, 0, 1, 1])
+    want = ClusteredInfoNCE(0.25, hardness=0.5)(features, ids)
+    got = ClusteredInfoNCE(np.float32(0.25), hardness=np.float32(0.5))(features, ids)
+    torch.testing.assert_close(got, want)
+
+
 def test_refusals() -> None:
     x = torch.randn(4, 3)
     for call, error, message in (
@@ -132,6 +187,35 @@ def test_refusals() -> None:
             ValueError,
             "key_valid: expected None where keys is None",
         ),
+        (lambda: CLIPLoss()([1.0], x), TypeError, "x: expected a tensor, got list"),
+        (lambda: SigLIPLoss()(x, x.long()), TypeError, "y: expected a floating-point dtype, got torch.int64"),
+        (
+            lambda: SoftInfoNCE("shared")(x, [1, 2, 3, 4]),
+            TypeError,
+            "auxiliary: .* got list",
+        ),
+        (
+            lambda: SoftInfoNCE("shared")(x, torch.arange(4), [1.0], torch.arange(1)),
+            TypeError,
+            "keys: expected a tensor, got list",
+        ),
+        (lambda: CLIPLoss()(x.to_sparse(), x), TypeError, "x: expected a dense tensor, got torch.sparse_coo"),
+        (
+            lambda: soft_infonce(
+                x,
+                query_auxiliary=torch.arange(4),
+                affinity="shared",
+                key_valid=torch.ones(4, dtype=torch.bool, device="meta"),
+            ),
+            ValueError,
+            "key_valid: expected device cpu as queries, got meta",
+        ),
+        (
+            lambda: hierarchical_infonce(x, query_clusters=torch.zeros(4, 2).long(), ignore_index=None),
+            TypeError,
+            "ignore_index: expected an int, got NoneType",
+        ),
+        (lambda: siglip_loss(x, x, bias=float("inf")), ValueError, "bias: expected a finite number, got inf"),
         (lambda: CLIPLoss(gather="count"), ValueError, "gather: expected 'none', 'all' or 'ring'"),
         (lambda: SigLIPLoss(gather="count"), ValueError, "gather: expected 'none', 'all' or 'ring'"),
         (lambda: SigLIPLoss()(x, x[:3]), ValueError, "y: expected 4 rows as in x, got 3"),
@@ -140,3 +224,31 @@ def test_refusals() -> None:
     ):
         with pytest.raises(error, match=message):
             call()
+
+
+@pytest.mark.parametrize(
+    ("module", "known"),
+    [
+        (ClusteredInfoNCE(0.3, True), 1),
+        (ClusteredInfoNCE(denominator="other", own_views=True), 1),
+        (ClusteredInfoNCE(contrast="cross"), 1),
+        (HierarchicalInfoNCE(0.3, True, level_weights=[1.0, 2.0]), 2),
+        (SoftInfoNCE("jaccard", 0.3, True), 1),
+        (SoftInfoNCE("cosine", positives="in"), 1),
+        (CLIPLoss(), 0),
+        (SigLIPLoss(), 0),
+    ],
+)
+def test_compiles_without_a_graph_break(module: torch.nn.Module, known: int) -> None:
+    torch._dynamo.reset()
+    ids = torch.tensor([1, 1, 2, 2, 3, 1])
+    features = torch.randn(6, 2, 5)
+    results = []
+    for call in (module, torch.compile(module, fullgraph=True, backend="aot_eager")):
+        x = features.clone().requires_grad_()
+        of_samples = ids if known < 2 else torch.stack([ids // 2, ids], 1)
+        loss = call(x, of_samples) if known else call(*x.unbind(1), ids)
+        parameters = list(module.parameters())
+        results.append([loss.detach(), *torch.autograd.grad(loss, [x, *parameters])])
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want)

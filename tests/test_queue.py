@@ -190,3 +190,17 @@ def test_bad_tables_are_refused(table, error: type[Exception], message: str) -> 
 
 def test_repr() -> None:
     assert "size=4, dim=2, dtype=torch.float32, gather='none'" in repr(ClusterQueue(4, 2))
+
+
+def test_what_a_backward_pass_reads_is_not_written_over_unnoticed() -> None:
+    queue, loss_fn = ClusterQueue(16, 4), ClusteredInfoNCE()
+    features, clusters = torch.randn(6, 4, requires_grad=True), torch.arange(6) // 2
+    queue.enqueue(features, clusters)
+    loss = loss_fn(features, clusters, queue.keys, queue.clusters)
+    queue.enqueue(features, clusters)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+    loss = loss_fn(features, clusters, queue.keys, queue.clusters)
+    loss.backward()
+    queue.enqueue(features, clusters)
+    assert queue.filled == 16

@@ -143,6 +143,15 @@ def test_nan_touches_its_rows_only(name: str, impl: str) -> None:
         ignored = k.clone()
         ignored[5] = bad
         torch.testing.assert_close(LOSSES[name](q, ignored, qc, kc, **options), clean)
+        # Without an id a row is nowhere in the gradients either. (A query of a soft loss always has one.)
+        ids = torch.where(others | torch.tensor(name in ("jaccard", "cosine")), qc, -1)
+        queries = q if ids.equal(qc) else one
+        got, want = (
+            values(name, (*vectors, ids, kc), torch.float64, temperature=0.5, impl=impl)
+            for vectors in ((queries, ignored), (q, k))
+        )
+        for here, there in zip(got, want, strict=True):
+            torch.testing.assert_close(here, there)
     poisoned = k.clone()
     poisoned[7] = torch.nan
     rows = LOSSES[name](q, poisoned, qc, kc, **options)
@@ -184,6 +193,27 @@ def test_autocast_does_not_touch_the_logits(name: str, impl: str) -> None:
     want = torch.autograd.grad(outside, [q, k])
     for got, right in zip(torch.autograd.grad(inside, [q, k]), want, strict=True):
         assert got.equal(right)
+
+
+@pytest.mark.parametrize("impl", ["chunked", *FUSED])
+@pytest.mark.parametrize("name", LOSSES)
+def test_compiles_without_a_graph_break(name: str, impl: str) -> None:
+    """Of several sizes and temperatures: the later ones are traced as symbols."""
+    torch._dynamo.reset()
+
+    def loss(temperature: float, q: Tensor, k: Tensor, qc: Tensor, kc: Tensor) -> Tensor:
+        return LOSSES[name](q, k, qc, kc, temperature=temperature, impl=impl)
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    for rows, temperature in ((6, 0.5), (9, 0.4)):
+        case = problem(rows, rows + 2, 4, seed=0)
+        results = []
+        for function in (loss, compiled):
+            q, k = (x.clone().requires_grad_() for x in case[:2])
+            value = function(temperature, q, k, *case[2:])
+            results.append([value.detach(), *torch.autograd.grad(value, [q, k])])
+        for got, want in zip(*results, strict=True):
+            torch.testing.assert_close(got, want)
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -127,3 +127,35 @@ def test_compiles_without_a_graph_break(impl: str) -> None:
     x = torch.randn(20, 8)
     torch.compiler.reset()
     torch.testing.assert_close(torch.compile(step, fullgraph=True, backend="aot_eager")(x), step(x))
+
+
+@pytest.mark.parametrize("options", [{}, {"denominator": "other"}, {"hardness": 0.5, "own_views": True}])
+@pytest.mark.parametrize("views", [2, 3])
+def test_views_across(views: int, options: dict[str, Any]) -> None:
+    """Of all views together; the same loss as without, and every number by its definition."""
+    features, clusters = torch.randn(9, views, 5, dtype=torch.float64), torch.arange(9) // 3
+    clusters[-1] = -1
+    loss_fn = ClusteredInfoNCE(0.25, contrast="cross", **options)
+    loss, stats = loss_fn(features, clusters, return_stats=True)
+    torch.testing.assert_close(loss, loss_fn(features, clusters))
+    x = normalize(features, dim=-1).flatten(0, 1)
+    ids, samples = clusters.repeat_interleave(views), torch.arange(9).repeat_interleave(views)
+    place = torch.arange(9 * views) % views
+    met = (place[:, None] != place) & (ids[:, None] != -1) & (ids != -1)
+    same = met & (ids[:, None] == ids)
+    positive = met & (samples[:, None] == samples) if options.get("own_views") else same
+    in_denominator = met & ~positive if options else met
+    logits = (x @ x.T / 0.25).masked_fill(~in_denominator, -math.inf)
+    p, distances = logits.softmax(1)[ids != -1], torch.cdist(x, x).square()
+
+    def mean(values: Tensor, mask: Tensor) -> Tensor:
+        return ((values * mask).sum(1) / mask.sum(1)).nanmean()
+
+    torch.testing.assert_close(stats.positives, positive.sum(1))
+    torch.testing.assert_close(stats.logsumexp, logits.logsumexp(1))
+    torch.testing.assert_close(stats.positive_share.item(), 8 / 9)
+    torch.testing.assert_close(stats.positive_similarity, mean(x @ x.T, positive))
+    torch.testing.assert_close(stats.negative_similarity, mean(x @ x.T, met & ~positive))
+    torch.testing.assert_close(stats.alignment, mean(distances, positive))
+    torch.testing.assert_close(stats.uniformity, (-2 * distances[in_denominator]).exp().mean().log())
+    torch.testing.assert_close(stats.entropy, -torch.special.xlogy(p, p).sum(1).mean())

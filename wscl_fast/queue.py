@@ -23,7 +23,11 @@ class ClusterQueue(nn.Module):
     which makes them no one's positive or negative, so a queue can be used from the first step on::
 
         loss = loss_fn(features, clusters, keys=queue.keys, key_clusters=queue.clusters)
+        loss.backward()
         queue.enqueue(momentum_features, clusters, samples)
+
+    Slots are written over in place: enqueue before the loss or after its backward pass, which PyTorch refuses
+    (``modified by an inplace operation``) if what it reads has changed in between.
 
     A queue outlives a clustering: when the clusters are computed anew, the ids in it still name the old
     ones. Give :meth:`enqueue` the sample indices and call :meth:`refresh` with every new clustering.
@@ -77,8 +81,10 @@ class ClusterQueue(nn.Module):
                 raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
             if value < 1:
                 raise ValueError(f"{name}: expected at least 1, got {value}")
-        if not dtype.is_floating_point:
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise TypeError(f"dtype: expected a floating-point dtype, got {dtype}")
+        if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+            raise TypeError(f"ignore_index: expected an int, got {type(ignore_index).__name__}")
         if gather not in ("none", "all"):
             raise ValueError(f"gather: expected 'none' or 'all', got {gather!r}")
         self.size, self.dim, self.ignore_index = size, dim, ignore_index

@@ -7,17 +7,20 @@ Every function here materialises the whole matrix and says what is computed in t
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from wscl_fast.pairs import Meets, Pairs
+from wscl_fast.pairs import Meets, Pairs, present
 
 
 def logits(pairs: Pairs) -> Tensor:
-    """``S = scale * q @ k.T``, ``[N, M]``."""
-    return pairs.scale.to(pairs.queries.dtype) * (pairs.queries @ pairs.keys.T)
+    """``S = scale * q @ k.T``, ``[N, M]``; 0 where a side has no id."""
+    queries = present(pairs.queries, pairs.query_ids, pairs.ignore_index)
+    keys = present(pairs.keys, pairs.key_ids, pairs.ignore_index)
+    return pairs.scale.to(queries.dtype) * (queries @ keys.T)
 
 
 def masked_logsumexp(values: Tensor, mask: Tensor) -> Tensor:
@@ -97,12 +100,18 @@ def clustered_infonce(
 
 
 def hierarchical_infonce(
-    everyone: Pairs, levels: list[Pairs], *, inner: bool, by_pair: bool
+    everyone: Pairs,
+    levels: list[Pairs],
+    *,
+    inner: bool,
+    by_pair: bool,
+    largest: Callable[[Tensor], Tensor],
 ) -> list[tuple[Tensor, Tensor]]:
     """Loss and count of positives of every row for each level, the coarsest first, in N × M memory.
 
     ``everyone`` says who is in the denominator, ``levels`` who is positive at each level. With ``by_pair``
-    the loss of a pair is at least that of any pair of a finer level.
+    the loss of a pair is at least that of any pair of a finer level; ``largest`` gives the largest of a
+    number ``[1]`` over all processes that share the loss.
     """
     s = logits(everyone)
     lse = masked_logsumexp(s, everyone.tile("all"))
@@ -116,8 +125,8 @@ def hierarchical_infonce(
         terms = lse[:, None] - s  # the loss of every pair
         if by_pair:
             terms = torch.maximum(terms, worst)
-            if positive.any():
-                worst = torch.maximum(worst, terms[positive].amax())
+            here = torch.cat([terms[positive], s.new_full((1,), -torch.inf)]).amax(0, keepdim=True)
+            worst = torch.maximum(worst, largest(here)[0])
         loss = terms.masked_fill(~positive, 0).sum(1) * share
         if inner:
             loss = lse - masked_logsumexp(s, positive) - share.log()

@@ -7,11 +7,12 @@ from wscl_fast.chunked.infonce import (
     logsumexp,
     logsumexp_of_logsigmoid,
     pair_losses,
+    row_blocks,
     softmax,
     softplus_sum,
 )
 from wscl_fast.chunked.kmeans import kmeans_assign, kmeans_distances, kmeans_potentials, kmeans_update
-from wscl_fast.chunked.soft import factor_product, weighted_logsumexp, weighted_sum
+from wscl_fast.chunked.soft import factor_product, only, weighted_logsumexp, weighted_sum
 
 __all__ = [
     "factor_product",
@@ -22,7 +23,9 @@ __all__ = [
     "largest_pair_loss",
     "logsumexp",
     "logsumexp_of_logsigmoid",
+    "only",
     "pair_losses",
+    "row_blocks",
     "softmax",
     "softplus_sum",
     "weighted_logsumexp",

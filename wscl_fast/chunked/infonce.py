@@ -8,14 +8,16 @@ a block of rows meets no more than the range of keys that its ids span.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 from torch.utils.checkpoint import checkpoint
 
-from wscl_fast.pairs import Meets, Pairs
+from wscl_fast.pairs import Meets, Pairs, present
 from wscl_fast.reference import masked_logsumexp
 
 ROWS = 1024
@@ -117,9 +119,9 @@ def _reduce(
     """A value for every row: the function on each tile, joined over the tiles of a row."""
     if meets == "same" and not torch.compiler.is_compiling():  # the ranges depend on the ids' values
         return _reduce_by_id(pairs, function, join, *vectors)
-    rows = blocks(0, len(pairs.queries), ROWS)
-    columns = slice(0, len(pairs.keys))
-    return torch.cat([_row_block(pairs, meets, function, join, r, columns, *vectors) for r in rows], -1)
+    tiles = [Tile(*tile) for tile in row_blocks(COLUMNS, pairs.keys)]
+    rows = row_blocks(ROWS, pairs.queries, *vectors)
+    return torch.cat([_row_block(pairs, meets, function, join, tiles, *of_rows) for of_rows in rows], -1)
 
 
 def _reduce_by_id(
@@ -140,14 +142,46 @@ def _reduce_by_id(
         key_ids=key_ids,
         own=own,
     )
-    vectors = tuple(vector.index_select(0, query_order) for vector in vectors)
     low = torch.searchsorted(key_ids, query_ids).tolist()
     high = torch.searchsorted(key_ids, query_ids, right=True).tolist()
+    # The keys are cut wherever a block of rows begins or ends to meet them.
+    ranges = [
+        (low[rows.start], high[rows.stop - 1]) if low else (0, 0)
+        for rows in blocks(0, len(query_ids), SORTED_ROWS)
+    ]
+    cuts = sorted({0, *(cut for start, stop in ranges for cut in (*range(start, stop, COLUMNS), stop))})
+    tiles = _cut(ordered.keys, cuts)
+    none = Tile(slice(0, 0), tiles[0].keys[:0])
+    vectors = tuple(vector.index_select(0, query_order) for vector in vectors)
     results = []
-    for rows in blocks(0, len(query_ids), SORTED_ROWS):
-        columns = slice(low[rows.start], high[rows.stop - 1]) if low else slice(0, 0)
-        results.append(_row_block(ordered, "same", function, join, rows, columns, *vectors))
+    for (start, stop), of_rows in zip(
+        ranges, row_blocks(SORTED_ROWS, ordered.queries, *vectors), strict=True
+    ):
+        met = tiles[bisect_left(cuts, start) : bisect_left(cuts, stop)] or [none]
+        results.append(_row_block(ordered, "same", function, join, met, *of_rows))
     return torch.cat(results, -1).index_select(-1, query_order.argsort())
+
+
+class Tile(NamedTuple):
+    """A block of keys. The blocks are split off together: a slice of its own would have a gradient of the
+    size of all keys.
+    """
+
+    columns: slice
+    keys: Tensor
+
+
+def _cut(keys: Tensor, starts: list[int]) -> list[Tile]:
+    """The keys cut at these places."""
+    columns = [slice(*ends) for ends in zip(starts, [*starts[1:], len(keys)], strict=True)]
+    parts = torch.split(keys, [c.stop - c.start for c in columns])
+    return [Tile(*tile) for tile in zip(columns, parts, strict=True)]
+
+
+def row_blocks(step: int, *tensors: Tensor) -> Iterator[tuple[Any, ...]]:
+    """The range of each block of rows, and these of every tensor; at least one block."""
+    ranges = blocks(0, len(tensors[0]), step)
+    return zip(ranges, *(torch.split(tensor, step) for tensor in tensors), strict=True)
 
 
 def _row_block(
@@ -155,16 +189,29 @@ def _row_block(
     meets: Meets,
     function: TileFunction,
     join: Callable[[Tensor], Tensor],
+    tiles: list[Tile],
     rows: slice,
-    columns: slice,
+    queries: Tensor,
     *vectors: Tensor,
 ) -> Tensor:
     parts = []
-    for block in blocks(columns.start, columns.stop, COLUMNS):
+    for columns, keys in tiles:
 
-        def tile(q: Tensor, k: Tensor, scale: Tensor, *of_rows: Tensor, block: slice = block) -> Tensor:
-            return function(scale * (q @ k.T), pairs.tile(meets, rows, block), *of_rows)
+        def tile(q: Tensor, k: Tensor, scale: Tensor, *of_rows: Tensor, columns: slice = columns) -> Tensor:
+            logits = scale * logits_of(pairs, q, k, rows, columns)
+            return function(logits, pairs.tile(meets, rows, columns), *of_rows)
 
-        inputs = (pairs.queries[rows], pairs.keys[block], pairs.scale, *(v[rows] for v in vectors))
-        parts.append(checkpoint(tile, *inputs, use_reentrant=False, preserve_rng_state=False))
+        parts.append(again(tile, queries, keys, pairs.scale, *vectors))
     return join(torch.stack(parts))
+
+
+def logits_of(pairs: Pairs, queries: Tensor, keys: Tensor, rows: slice, columns: slice) -> Tensor:
+    """The products of these queries and keys of the pairs, 0 where a side has no id."""
+    queries = present(queries, pairs.query_ids[rows], pairs.ignore_index)
+    return queries @ present(keys, pairs.key_ids[columns], pairs.ignore_index).T
+
+
+def again(function, *inputs: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+    """The function, computed again for the backward pass instead of kept."""
+    result: Tensor = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+    return result

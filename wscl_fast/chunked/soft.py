@@ -5,13 +5,14 @@ Nothing of the size of N × M is kept: each tile is a checkpoint, as in :mod:`ws
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from wscl_fast import affinity as affinities
 from wscl_fast.affinity import Affinity
-from wscl_fast.chunked.infonce import COLUMNS, ROWS, blocks
+from wscl_fast.chunked.infonce import COLUMNS, ROWS, again, logits_of, row_blocks
 from wscl_fast.pairs import Pairs
 from wscl_fast.reference import masked_logsumexp, signed_logsumexp
 
@@ -19,49 +20,64 @@ FACTOR_ROWS = 8192  # rows unpacked to factors at a time
 
 
 def factor_product(
-    affinity: Affinity, query_auxiliary: Tensor, key_auxiliary: Tensor, values: Tensor
+    affinity: Affinity,
+    query_auxiliary: Tensor,
+    key_auxiliary: Tensor,
+    values: Tensor,
+    there: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """``W @ values`` and ``W.sum(1)`` of weights that are products of two factors, in O((N + M) r d).
 
-    In double precision, like the sums over clusters.
+    In double precision, like the sums over clusters. Rows that are not ``there`` [M] bool have no part in it.
     """
     wide = torch.float32 if values.device.type == "mps" else torch.float64
 
-    def gather(auxiliary: Tensor, block: Tensor) -> Tensor:
+    def gather(auxiliary: Tensor, block: Tensor, there: Tensor | None = None) -> Tensor:
+        auxiliary, block = only(there, auxiliary, block)
         vectors = affinities.factors(affinity, auxiliary, wide)
         return torch.cat([vectors.T @ block.to(wide), vectors.sum(0)[:, None]], 1)
 
     def spread(auxiliary: Tensor, sums: Tensor) -> Tensor:
         return affinities.factors(affinity, auxiliary, wide) @ sums
 
-    sums = torch.stack(
-        [_again(gather, key_auxiliary[rows], values[rows]) for rows in blocks(0, len(values), FACTOR_ROWS)]
-    ).sum(0)
+    of_keys = (key_auxiliary, values) if there is None else (key_auxiliary, values, there)
+    sums = torch.stack([again(gather, *rows) for _, *rows in row_blocks(FACTOR_ROWS, *of_keys)]).sum(0)
     result = torch.cat(
-        [_again(spread, query_auxiliary[rows], sums) for rows in blocks(0, len(query_auxiliary), FACTOR_ROWS)]
+        [again(spread, of_queries, sums) for _, of_queries in row_blocks(FACTOR_ROWS, query_auxiliary)]
     )
     return result[:, :-1].to(values.dtype), result[:, -1]
 
 
 def weighted_sum(
-    affinity: Affinity, query_auxiliary: Tensor, key_auxiliary: Tensor, values: Tensor
+    affinity: Affinity,
+    query_auxiliary: Tensor,
+    key_auxiliary: Tensor,
+    values: Tensor,
+    there: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """``W @ values`` and ``W.sum(1)``, for any weights."""
+    """The same of any weights, tile by tile."""
     dtype = values.dtype
 
-    def tile(query_tags: Tensor, key_tags: Tensor, values: Tensor) -> Tensor:
+    def tile(query_tags: Tensor, key_tags: Tensor, values: Tensor, there: Tensor | None = None) -> Tensor:
+        key_tags, values = only(there, key_tags, values)
         weights = affinities.weights(affinity, query_tags, key_tags, dtype)
         return torch.cat([weights @ values, weights.sum(1, keepdim=True)], 1)
 
+    of_keys = (key_auxiliary, values) if there is None else (key_auxiliary, values, there)
+    columns = [block for _, *block in row_blocks(COLUMNS, *of_keys)]
     parts = []
-    for rows in blocks(0, len(query_auxiliary), ROWS):
-        tiles = [
-            _again(tile, query_auxiliary[rows], key_auxiliary[columns], values[columns])
-            for columns in blocks(0, len(values), COLUMNS)
-        ]
+    for _, tags in row_blocks(ROWS, query_auxiliary):
+        tiles = [again(tile, tags, *block) for block in columns]
         parts.append(torch.stack(tiles).sum(0, dtype=torch.float64))
     result = torch.cat(parts)
     return result[:, :-1].to(dtype), result[:, -1]
+
+
+def only(there: Tensor | None, *rows: Tensor) -> tuple[Tensor, ...]:
+    """Matrices with zeros for the rows that are not there."""
+    if there is None:
+        return rows
+    return tuple(torch.where(there[:, None], x, torch.zeros_like(x)) for x in rows)
 
 
 def weighted_logsumexp(
@@ -70,27 +86,24 @@ def weighted_logsumexp(
     """``log Σ |w_ij| e^{S_ij}`` over the keys that query i may meet, of the weights above 0 and of those
     below, ``[2, N]``; −inf where there are none.
     """
-
-    def tile(q: Tensor, k: Tensor, scale: Tensor, of_q: Tensor, of_k: Tensor, mask: Tensor) -> Tensor:
-        weights = affinities.weights(affinity, of_q, of_k, q.dtype).masked_fill(~mask, 0)
-        return torch.stack(signed_logsumexp(scale * (q @ k.T), weights))
-
+    blocks_of_keys = list(row_blocks(COLUMNS, pairs.keys, key_auxiliary))
     results = []
-    for rows in blocks(0, len(pairs.queries), ROWS):
+    for rows, q, of_q in row_blocks(ROWS, pairs.queries, query_auxiliary):
         tiles = []
-        for columns in blocks(0, len(pairs.keys), COLUMNS):
-            inputs = (pairs.queries[rows], pairs.keys[columns], pairs.scale)
-            auxiliary = (query_auxiliary[rows], key_auxiliary[columns])
-            tiles.append(_again(tile, *inputs, *auxiliary, pairs.tile("all", rows, columns)))
+        for columns, k, of_k in blocks_of_keys:
+            place = (rows, columns)
+
+            def tile(
+                q: Tensor, k: Tensor, scale: Tensor, of_q: Tensor, of_k: Tensor, place: Any = place
+            ) -> Tensor:
+                weights = affinities.weights(affinity, of_q, of_k, q.dtype)
+                weights = weights.masked_fill(~pairs.tile("all", *place), 0)
+                return torch.stack(signed_logsumexp(scale * logits_of(pairs, q, k, *place), weights))
+
+            tiles.append(again(tile, q, k, pairs.scale, of_q, of_k))
         results.append(torch.stack([_logsumexp(parts) for parts in torch.stack(tiles, -1)]))
     return torch.cat(results, 1)
 
 
 def _logsumexp(parts: Tensor) -> Tensor:
     return masked_logsumexp(parts, parts != -torch.inf)
-
-
-def _again(function, *inputs: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-    """The function, computed again for the backward pass instead of kept."""
-    result: Tensor = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
-    return result

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from wscl_fast import _ops
 from wscl_fast._ops import Block
-from wscl_fast.pairs import Meets, Pairs
+from wscl_fast.pairs import Meets, Pairs, present
 
 __all__ = ["logsumexp", "logsumexp_backward", "nothing"]
 
@@ -37,6 +37,7 @@ def logsumexp(pairs: Pairs, meets: Meets, need_mean: bool, fused: bool) -> Block
     """Log-sum-exp of every query over the keys that it meets, and their mean key where it is needed."""
     if fused:
         return _ops.logsumexp_block(pairs, meets, need_mean=need_mean)
+    pairs = _present(pairs)
     queries, keys = pairs.queries, pairs.keys
     whole = nothing(queries, need_mean)
     for rows in _slices(len(queries), ROWS):
@@ -61,6 +62,7 @@ def logsumexp_backward(pairs: Pairs, meets: Meets, stats: Tensor, upstream: Tens
     """The gradient of the keys ``[M, d]``, for ``upstream [N]`` of the log-sum-exp that ``stats`` give."""
     if fused:
         return _ops.logsumexp_block_backward(upstream, pairs, stats, meets)
+    pairs = _present(pairs)
     queries, keys = pairs.queries, pairs.keys
     grad = torch.zeros_like(keys)
     # The very shift of the forward pass, so that its rounding cancels in every probability.
@@ -71,6 +73,14 @@ def logsumexp_backward(pairs: Pairs, meets: Meets, stats: Tensor, upstream: Tens
             weights = (_logits(pairs, meets, rows, columns) - shift[rows, None]).exp()
             grad[columns] += pairs.scale * ((share[rows, None] * weights).T @ queries[rows])
     return grad
+
+
+def _present(pairs: Pairs) -> Pairs:
+    """Rows without an id may be anything, and must not weigh in even by 0."""
+    return pairs._replace(
+        queries=present(pairs.queries, pairs.query_ids, pairs.ignore_index),
+        keys=present(pairs.keys, pairs.key_ids, pairs.ignore_index),
+    )
 
 
 def _slices(size: int, step: int) -> Iterator[slice]:

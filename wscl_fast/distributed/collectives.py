@@ -166,12 +166,23 @@ class _Gather(torch.autograd.Function):
         return _gather(tensor, rows, group)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _Scatter.apply(grad, ctx.rows, ctx.group), None, None  # type: ignore[no-untyped-call]
+
+
+class _Scatter(torch.autograd.Function):
+    """The transpose of :class:`_Gather`: each rank gets the sum of all ranks' values for its own rows."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, rows: list[int], group: Group) -> Tensor:
+        ctx.rows, ctx.group = rows, group
         # Each rank gets its own rows from every rank and adds them in rank order: half the traffic of an
         # all-reduce, the same bits every time, and any dtype.
-        mine = ctx.rows[rank(ctx.group)]
-        size = world_size(ctx.group)
-        asked = grad.new_empty(size * mine, *grad.shape[1:])
-        dist.all_to_all_single(asked, grad.contiguous(), [mine] * size, ctx.rows, group=ctx.group)
-        return asked.view(size, mine, *grad.shape[1:]).sum(0), None, None
+        mine, size = rows[rank(group)], world_size(group)
+        asked = values.new_empty(size * mine, *values.shape[1:])
+        dist.all_to_all_single(asked, values.contiguous(), [mine] * size, rows, group=group)
+        return asked.view(size, mine, *values.shape[1:]).sum(0)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _Gather.apply(grad, ctx.rows, ctx.group), None, None  # type: ignore[no-untyped-call]

@@ -76,14 +76,14 @@ def clustered_infonce(
             rank. A tensor ``[N]`` int64 gives each query's own key by its number among all ranks' keys in
             rank order (``gather="count"``: among this rank's), −1 for none.
         reduction: ``"mean"`` and ``"sum"`` over the anchors of all ranks; ``"none"`` gives this rank's rows.
-        impl: as for one process; ``gather="ring"`` does not take ``"reference"``.
+        impl: as for one process; with ``"reference"`` a ring gathers all keys too.
         return_stats: return ``(loss, stats)``: :class:`wscl_fast.functional.InfoNCEStats` of the batch of all
             ranks, with this rank's rows where they are told apart.
         gather: how keys meet the other ranks' queries. ``"all"``: each rank gets all keys. ``"ring"``: keys
             travel from rank to rank while each computes, and no rank ever holds more than two blocks of
-            them; with ``denominator="other"`` they go round twice. ``"count"``: keys stay, each rank's are
-            all that its queries meet (a queue that every rank holds whole); only the anchors are counted
-            over all ranks.
+            them; with ``denominator="other"`` they go round twice. A ring has no second derivative.
+            ``"count"``: keys stay, each rank's are all that its queries meet (a queue that every rank holds
+            whole); only the anchors are counted over all ranks.
         group: the process group; by default all processes.
         ddp: whether the gradients will be averaged over the ranks, as DistributedDataParallel does.
 

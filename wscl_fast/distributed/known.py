@@ -43,28 +43,10 @@ def hierarchical_infonce(
 
         hierarchical_infonce(torch.cat(queries), query_clusters=torch.cat(query_clusters), ...)
 
-    Every rank gives its own rows, and gets the number and the gradient that
-    :func:`wscl_fast.distributed.clustered_infonce` describes. The constraints hold between the levels'
-    means, and the pairs, of all ranks.
-
-    Args:
-        queries: ``[N, d]``, this rank's.
-        keys: ``[M, d]``, this rank's. Without keys all ranks' queries are contrasted with each other.
-        query_clusters: ``[N, L]`` int64, this rank's.
-        key_clusters: ``[M, L]`` int64, this rank's; by default ``query_clusters``.
-        level_weights: as for one process.
-        constraint: as for one process.
-        temperature: as for one process; alike on all ranks, or ``[N]``, this rank's.
-        positives: as for one process.
-        weights: ``[N]``, this rank's.
-        ignore_index: as for one process.
-        exclude_self: as in :func:`wscl_fast.distributed.clustered_infonce`.
-        reduction: as for one process.
-        impl: as for one process; ``"reference"`` neither with ``gather="ring"`` nor ``constraint="pair"``.
-        gather: as in :func:`wscl_fast.distributed.clustered_infonce`;
-            on a ring keys go round once, with ``constraint="pair"`` three times.
-        group: the process group; by default all processes.
-        ddp: whether the gradients will be averaged over the ranks, as DistributedDataParallel does.
+    Every rank gives its own rows; the number and the gradient that it gets, and ``exclude_self``, ``gather``,
+    ``group`` and ``ddp``, are as in :func:`wscl_fast.distributed.clustered_infonce`. On a ring keys go round
+    once, with ``constraint="pair"`` three times. The constraints hold between the levels' means, and the
+    pairs, of all ranks. ``level_weights`` and a temperature that is not ``[N]`` are alike on all of them.
 
     Returns:
         0-dim tensor, the same on every rank; ``[N, L]`` for ``reduction="none"``.
@@ -73,8 +55,6 @@ def hierarchical_infonce(
         TypeError, ValueError: as for one process. An error on one rank alone leaves the others waiting.
     """
     shared = Shared(gather, group, ddp, reduction, impl)
-    if impl == "reference" and constraint == "pair":
-        raise ValueError("impl: expected another than 'reference' with constraint='pair' over ranks")
     levels = Levels(positives, constraint, level_weights)
     levels.check(query_clusters, key_clusters, reduction)
     batch = Batch(queries, keys, query_clusters, key_clusters, temperature, ignore_index, exclude_self)
@@ -107,25 +87,9 @@ def soft_infonce(
 
         soft_infonce(torch.cat(queries), query_auxiliary=torch.cat(query_auxiliary), affinity=affinity, ...)
 
-    Every rank gives its own rows, and gets the number and the gradient that
-    :func:`wscl_fast.distributed.clustered_infonce` describes.
-
-    Args:
-        queries: ``[N, d]``, this rank's.
-        keys: ``[M, d]``, this rank's. Without keys all ranks' queries are contrasted with each other.
-        query_auxiliary: this rank's tag masks or vectors of the queries.
-        key_auxiliary: the same of the keys; by default ``query_auxiliary``.
-        affinity: as for one process.
-        key_valid: ``[M]`` bool, this rank's; given on every rank or on none.
-        temperature: as for one process; alike on all ranks, or ``[N]``, this rank's.
-        positives: as for one process.
-        weights: ``[N]``, this rank's.
-        exclude_self: as in :func:`wscl_fast.distributed.clustered_infonce`.
-        reduction: as for one process.
-        impl: as for one process; ``gather="ring"`` does not take ``"reference"``.
-        gather: as in :func:`wscl_fast.distributed.clustered_infonce`.
-        group: the process group; by default all processes.
-        ddp: whether the gradients will be averaged over the ranks, as DistributedDataParallel does.
+    Every rank gives its own rows; the number and the gradient that it gets, and ``exclude_self``, ``gather``,
+    ``group`` and ``ddp``, are as in :func:`wscl_fast.distributed.clustered_infonce`.
+    ``key_valid`` is given on every rank or on none; a temperature that is not ``[N]`` is alike on all ranks.
 
     Returns:
         0-dim tensor, the same on every rank; ``[N]`` for ``reduction="none"``.

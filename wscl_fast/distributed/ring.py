@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -228,9 +228,17 @@ class _Trip(torch.autograd.Function):
         return values
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        queries, keys, *inputs = ctx.saved_tensors
+        grad_queries, grad_keys, *of_inputs = _Return.apply(ctx, len(grads), *grads, *ctx.saved_tensors)  # type: ignore[no-untyped-call]
+        return grad_queries, grad_keys, None, None, *of_inputs
+
+
+class _Return(torch.autograd.Function):
+    """The trip of the gradients. What it read has no gradient from here: that would take a third trip."""
+
+    @staticmethod
+    def forward(_: Any, ctx: Any, outputs: int, *tensors: Tensor) -> tuple[Any, ...]:
+        grads, (queries, keys, *inputs) = tensors[:outputs], tensors[outputs:]
         terms: list[Term] = ctx.terms
         needs: Needs = ctx.needs
         requests = _with_inputs(ctx.requests, inputs)
@@ -249,7 +257,13 @@ class _Trip(torch.autograd.Function):
         grad_queries = sum((term.grad_queries for term in terms), torch.zeros_like(queries))
         grad_inputs = [grad for term in terms for grad in term.grad_inputs]
         grad_keys = None if home is None else home.to(keys.dtype)
-        return grad_queries if needs.queries else None, grad_keys, None, None, *grad_inputs
+        return grad_queries if needs.queries else None, grad_keys, *grad_inputs
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> NoReturn:
+        raise NotImplementedError(
+            "gather='ring': a ring has no second derivative; gather='all' with impl='chunked' has"
+        )
 
 
 def _with_inputs(requests: list[Request], inputs: list[Tensor]) -> list[Request]:

@@ -42,15 +42,13 @@ class Shared:
         check_choice("gather", self.gather, Gather)
         check_choice("reduction", self.reduction, Reduction)
         check_choice("impl", self.impl, Impl)
-        if self.way == "ring" and self.impl == "reference":
-            raise ValueError(
-                "impl: expected 'auto', 'fused' or 'chunked' with gather='ring', got 'reference'"
-            )
 
     @property
     def way(self) -> Gather:
-        """How keys are gathered; one process alone has them."""
-        return "count" if world_size(self.group) == 1 else self.gather
+        """How keys are gathered; one process alone has them, and the definition is of all of them at once."""
+        if world_size(self.group) == 1:
+            return "count"
+        return "all" if self.gather == "ring" and self.impl == "reference" else self.gather
 
     def passes(self, fused: bool) -> Passes:
         """Who answers what the loss asks of the pairs."""

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from wscl_fast._ops import Block, merge_blocks
 from wscl_fast.distributed import blocks
-from wscl_fast.distributed.matching import Matching
 from wscl_fast.functional._passes import LogitSum, LogSumExp, Request, Softmax
+from wscl_fast.matching import Matching
 
 __all__ = ["Needs", "Term", "term_of"]
 
@@ -154,10 +154,10 @@ class _OfLogits(Term):
         super().__init__(request)
         self.again = False
         pairs = request.pairs
-        self.matching = Matching(pairs.query_ids, pairs.ignore_index, pairs.queries.shape[1])
+        self.matching = Matching(pairs.query_ids, pairs.ignore_index)
 
     def add(self, request: Request, needs: Needs, fused: bool) -> None:
-        self.matching.add(request.pairs)
+        self.matching.add(request.pairs, request.pairs.keys)
         self.queries = request.pairs.queries
 
     def value(self) -> Tensor:
@@ -170,7 +170,7 @@ class _OfLogits(Term):
         upstream = (request.pairs.scale * grad)[:, None]
         self.grad_queries = upstream * self.sums
         self.pulls = upstream * queries
-        self.per_id = self.matching.per_id(self.pulls)
+        self.per_id = self.matching.per_id(self.pulls).to(self.pulls.dtype)
 
     def back(self, request: Request, needs: Needs, gathered: Tensor | None, fused: bool) -> Tensor | None:
         if not needs.keys:

@@ -43,23 +43,10 @@ def siglip_loss(
 
         siglip_loss(torch.cat(x), torch.cat(y), x_clusters=torch.cat(x_clusters), ...)
 
-    Every rank gives its own rows of both sides, and gets the number and the gradient that
-    :func:`wscl_fast.distributed.clustered_infonce` describes.
-
-    Args:
-        x: ``[N, d]``, this rank's.
-        y: ``[M, d]``, this rank's.
-        x_clusters: ``[N]`` int64, this rank's; by default row i of a rank belongs to row i of the same rank.
-        y_clusters: ``[M]`` int64, this rank's; by default ``x_clusters``.
-        temperature: as for one process; alike on all ranks, or ``[N]``, this rank's.
-        bias: as for one process; alike on all ranks.
-        weights: ``[N]``, this rank's.
-        ignore_index: as for one process.
-        reduction: as for one process.
-        impl: as for one process; ``gather="ring"`` does not take ``"reference"``.
-        gather: as in :func:`wscl_fast.distributed.clustered_infonce`, for the rows of ``y``.
-        group: the process group; by default all processes.
-        ddp: whether the gradients will be averaged over the ranks, as DistributedDataParallel does.
+    Every rank gives its own rows of both sides; the number and the gradient that it gets, and ``gather`` (of
+    the rows of ``y``), ``group`` and ``ddp``, are as in :func:`wscl_fast.distributed.clustered_infonce`.
+    Without ids row i of a rank belongs to row i of the same rank. The bias, and a temperature that is not
+    ``[N]``, are alike on all ranks.
 
     Returns:
         0-dim tensor, the same on every rank; ``[N]`` for ``reduction="none"``.

@@ -38,7 +38,7 @@ def takes_arrays(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def _is_foreign(value: object) -> bool:
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor | int | float):  # what is traced cannot be asked for attributes
         return False
     return isinstance(value, np.ndarray) or hasattr(value, "__dlpack__")
 

@@ -5,14 +5,39 @@ from __future__ import annotations
 import math
 from typing import cast, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
 
-def check_positive(temperature: float) -> None:
-    """Refuse what is not a finite number above 0."""
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise ValueError(f"temperature: expected a finite number above 0, got {temperature}")
+def check_number(name: str, value: object, kind: str = "a number") -> float:
+    """Python's own number, of numpy's too."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        raise TypeError(f"{name}: expected {kind}, got {type(value).__name__}")
+    return float(value)
+
+
+def check_positive(name: str, value: object, kind: str = "a number") -> float:
+    """A finite number above 0."""
+    number = check_number(name, value, kind)
+    if not 0 < number < math.inf:
+        raise ValueError(f"{name}: expected a finite number above 0, got {value}")
+    return number
+
+
+def check_range(name: str, value: object, low: float, below: float) -> float:
+    """A number of ``[low, below)``."""
+    number = check_number(name, value)
+    if not low <= number < below:
+        raise ValueError(f"{name}: expected a number of at least {low} and below {below}, got {value}")
+    return number
+
+
+def check_id(name: str, value: object) -> int:
+    """A whole number."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+    return value
 
 
 def is_fake(tensor: Tensor) -> bool:
@@ -41,13 +66,21 @@ def refuse_vmap(name: str, value: Tensor) -> None:
         value = functorch.get_unwrapped(value)
 
 
-def check_matrix(name: str, value: object) -> None:
-    """Refuse what is not a floating-point matrix."""
+def check_floating(name: str, value: object) -> Tensor:
+    """A floating-point tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
     if not value.is_floating_point():
         raise TypeError(f"{name}: expected a floating-point dtype, got {value.dtype}")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got {value.layout}")
     refuse_vmap(name, value)
+    return value
+
+
+def check_matrix(name: str, value: object) -> None:
+    """Refuse what is not a floating-point matrix."""
+    value = check_floating(name, value)
     if value.ndim != 2:
         raise ValueError(f"{name}: expected a matrix [rows, d], got shape {tuple(value.shape)}")
 

@@ -13,6 +13,7 @@ from wscl_fast import _ops
 from wscl_fast.functional._checks import (
     check_choice,
     check_device,
+    check_id,
     check_matrix,
     check_positive,
     check_vector,
@@ -80,8 +81,7 @@ def check_inputs(batch: Batch, keep: Literal["none", "halves", "keys"] = "none")
             )
         key_clusters = batch.query_clusters
     check_vector("key_clusters", key_clusters, len(keys), queries, integer=True)
-    if isinstance(batch.ignore_index, bool) or not isinstance(batch.ignore_index, int):
-        raise TypeError(f"ignore_index: expected an int, got {type(batch.ignore_index).__name__}")
+    check_id("ignore_index", batch.ignore_index)
     own = _own_keys(batch.exclude_self, queries, keys, in_batch)
     dtype = torch.float64 if torch.float64 in (queries.dtype, keys.dtype) else torch.float32
     scale = scale_of(batch.temperature, queries, dtype)
@@ -173,10 +173,8 @@ def scale_of(temperature: float | Tensor, queries: Tensor, dtype: torch.dtype) -
         # Looking at the value would stall a GPU and break a graph that is being traced.
         looked_at = queries.device.type == "cpu" and not torch.compiler.is_compiling()
         if looked_at and not is_fake(temperature) and temperature.numel():
-            check_positive(temperature.detach().amin().item())
-            check_positive(temperature.detach().amax().item())
+            check_positive("temperature", temperature.detach().amin().item())
+            check_positive("temperature", temperature.detach().amax().item())
         return 1 / temperature.to(dtype)
-    if isinstance(temperature, bool) or not isinstance(temperature, int | float):
-        raise TypeError(f"temperature: expected a number or a tensor, got {type(temperature).__name__}")
-    check_positive(temperature)
-    return torch.full((), 1 / temperature, dtype=dtype, device=queries.device)
+    scale = 1 / check_positive("temperature", temperature, "a number or a tensor")
+    return torch.full((), scale, dtype=dtype, device=queries.device)

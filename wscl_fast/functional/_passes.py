@@ -18,15 +18,17 @@ from torch import Tensor
 from wscl_fast import _ops, chunked
 from wscl_fast import affinity as affinities
 from wscl_fast.affinity import Affinity, has_factors
-from wscl_fast.pairs import (
-    Meets,
-    Pairs,
+from wscl_fast.matching import (
     allowed_count,
     allowed_sum,
     matching_count,
     matching_logits,
     matching_sum,
+    squared_lengths,
 )
+from wscl_fast.pairs import Meets, Pairs
+
+KEYS = 16384  # copied at a time where rows have to be left out
 
 
 @dataclass(frozen=True)
@@ -190,17 +192,18 @@ class AffinitySum(Request):
 
     def here(self, fused: bool) -> Tensor:
         keys, of_keys, own = self.pairs.keys, self.key_auxiliary, self.pairs.own
-        if self.some_missing:
-            there = (self.pairs.key_ids != self.pairs.ignore_index)[:, None]
-            of_keys = torch.where(there, of_keys, torch.zeros_like(of_keys))
-            keys = torch.where(there, keys, 0.0)
-        pulled, total = weighted_sum(self.affinity, self.query_auxiliary, of_keys, keys, fused=fused)
+        there = self.pairs.key_ids != self.pairs.ignore_index if self.some_missing else None
+        pulled, total = weighted_sum(
+            self.affinity, self.query_auxiliary, of_keys, keys, there=there, fused=fused
+        )
         taken = torch.zeros_like(total)
         if own is not None and len(keys):
             place = own.clamp(min=0, max=len(keys) - 1)
-            weight = affinities.own_weights(self.affinity, self.query_auxiliary, of_keys[place], total.dtype)
+            mine = None if there is None else there[place]
+            of_own, own_keys = chunked.only(mine, of_keys[place], keys.index_select(0, place))
+            weight = affinities.own_weights(self.affinity, self.query_auxiliary, of_own, total.dtype)
             taken = torch.where(own == place, weight, 0.0)
-            pulled = pulled - taken[:, None].to(keys.dtype) * keys.index_select(0, place)
+            pulled = pulled - taken[:, None].to(keys.dtype) * own_keys
         logits = self.pairs.scale * (self.pairs.queries * pulled).sum(1)
         return torch.stack([logits.to(total.dtype), total - taken, taken])
 
@@ -238,10 +241,10 @@ class Similarities(Request):
     def here(self, fused: bool) -> Tensor:
         positive = self.pairs
         kinds = positive._replace(query_ids=self.query_kinds, key_ids=self.key_kinds)
-        queries, keys = (positive.scale * positive.queries).double(), positive.keys.double()
+        queries, keys = (positive.scale * positive.queries).double(), positive.keys
         pulled = (queries * matching_sum(positive, keys)).sum(1)
         pushed = (queries * (allowed_sum(kinds, keys) - matching_sum(kinds, keys))).sum(1)
-        squares = matching_sum(positive, keys.square().sum(1, keepdim=True))[:, 0]
+        squares = matching_sum(positive, squared_lengths(keys)[:, None])[:, 0]
         counts = matching_count(positive), matching_count(kinds), allowed_count(kinds)
         return torch.stack([*(count.double() for count in counts), pulled, pushed, squares])
 
@@ -273,11 +276,33 @@ def two_way_logsumexp(pairs: Pairs, meets: Meets, *, fused: bool) -> tuple[Tenso
 
 
 def weighted_sum(
-    affinity: Affinity, query_auxiliary: Tensor, key_auxiliary: Tensor, values: Tensor, *, fused: bool
+    affinity: Affinity,
+    query_auxiliary: Tensor,
+    key_auxiliary: Tensor,
+    values: Tensor,
+    *,
+    there: Tensor | None,
+    fused: bool,
 ) -> tuple[Tensor, Tensor]:
-    """``W @ values`` ``[N, width]`` and ``W.sum(1)`` ``[N]`` float64, W the weights of all pairs."""
-    if has_factors(affinity):
-        return chunked.factor_product(affinity, query_auxiliary, key_auxiliary, values)
-    if fused:
-        return _ops.tag_weighted_sum(query_auxiliary, key_auxiliary, values, jaccard=affinity == "jaccard")
-    return chunked.weighted_sum(affinity, query_auxiliary, key_auxiliary, values)
+    """``W @ values`` ``[N, width]`` and ``W.sum(1)`` ``[N]`` float64, W the weights of all pairs.
+
+    Of the keys only those that are ``there`` [M] bool take part, whatever stands in the others' rows.
+    """
+    if fused and not has_factors(affinity):
+        return _sum_by_tags(query_auxiliary, key_auxiliary, values, there, jaccard=affinity == "jaccard")
+    compute = chunked.factor_product if has_factors(affinity) else chunked.weighted_sum
+    return compute(affinity, query_auxiliary, key_auxiliary, values, there)
+
+
+def _sum_by_tags(
+    query_tags: Tensor, key_tags: Tensor, values: Tensor, there: Tensor | None, *, jaccard: bool
+) -> tuple[Tensor, Tensor]:
+    if there is None:
+        return _ops.tag_weighted_sum(query_tags, key_tags, values, jaccard=jaccard)
+    # A block of keys at a time, so that there is no second copy of all of them.
+    parts = []
+    for _, tags, block, mask in chunked.row_blocks(KEYS, key_tags, values, there):
+        tags, block = chunked.only(mask, tags, block)
+        parts.append(_ops.tag_weighted_sum(query_tags, tags, block, jaccard=jaccard))
+    sums, totals = (torch.stack(part) for part in zip(*parts, strict=True))
+    return sums.sum(0, dtype=torch.float64).to(values.dtype), totals.sum(0)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from wscl_fast.functional._checks import check_choice
+from wscl_fast.functional._checks import check_choice, check_range
 
 Positives = Literal["out", "in"]
 Denominator = Literal["all", "other", "decoupled"]
@@ -24,8 +24,8 @@ class Variant:
     def __post_init__(self) -> None:
         check_choice("positives", self.positives, Positives)
         check_choice("denominator", self.denominator, Denominator)
-        _check_number("hardness", self.hardness, 0, math.inf)
-        _check_number("prior", self.prior, 0, 1)
+        check_range("hardness", self.hardness, 0, math.inf)
+        check_range("prior", self.prior, 0, 1)
 
     @property
     def inner(self) -> bool:
@@ -36,11 +36,3 @@ class Variant:
     def plain(self) -> bool:
         """Whether the denominator is that of all keys, each with its own weight."""
         return self.denominator == "all" and not self.hardness and not self.prior
-
-
-def _check_number(name: str, value: object, low: float, below: float) -> None:
-    """Refuse what is not a number of ``[low, below)``."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    if not low <= value < below:
-        raise ValueError(f"{name}: expected a number of at least {low} and below {below}, got {value}")

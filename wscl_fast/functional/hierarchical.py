@@ -12,7 +12,7 @@ from torch import Tensor
 
 from wscl_fast import reference
 from wscl_fast.functional._arrays import takes_arrays
-from wscl_fast.functional._checks import check_choice
+from wscl_fast.functional._checks import check_choice, check_id, check_range
 from wscl_fast.functional._inputs import Batch, Impl, Reduction, prepare, reduce_rows
 from wscl_fast.functional._passes import (
     Count,
@@ -110,6 +110,23 @@ class Levels:
         check_choice("constraint", self.constraint, Constraint)
         if self.constraint == "pair" and self.positives == "in":
             raise ValueError("constraint: 'pair' needs a loss of each pair, got positives='in'")
+        self._check_weights()
+
+    def _check_weights(self) -> None:
+        weights: object = self.weights
+        if isinstance(weights, Tensor):
+            if weights.ndim != 1 or not weights.is_floating_point():
+                raise TypeError(
+                    "level_weights: expected a floating-point vector,"
+                    f" got shape {tuple(weights.shape)}, {weights.dtype}"
+                )
+        elif weights is not None:
+            if isinstance(weights, str) or not isinstance(weights, Sequence):
+                raise TypeError(
+                    f"level_weights: expected a sequence of numbers or a tensor, got {type(weights).__name__}"
+                )
+            for weight in weights:
+                check_range("level_weights", weight, 0, math.inf)
 
     def check(self, query_clusters: object, key_clusters: object, reduction: Reduction) -> None:
         """Refuse what does not fit to the levels."""
@@ -118,16 +135,10 @@ class Levels:
         levels = _check_levels("query_clusters", query_clusters)
         if key_clusters is not None and (got := _check_levels("key_clusters", key_clusters)) != levels:
             raise ValueError(f"key_clusters: expected {levels} levels as in query_clusters, got {got}")
-        if self.weights is None:
-            return
-        if len(self.weights) != levels:
+        if self.weights is not None and len(self.weights) != levels:
             raise ValueError(
                 f"level_weights: expected {levels} numbers, one a level, got {len(self.weights)}"
             )
-        if not isinstance(self.weights, Tensor):
-            numbers = [float(value) for value in self.weights]
-            if not all(math.isfinite(value) and value >= 0 for value in numbers):
-                raise ValueError(f"level_weights: expected finite numbers of at least 0, got {numbers}")
 
     def together(self, losses: Tensor, reduction: Reduction) -> Tensor:
         """The levels' losses ``[..., L]`` under the constraint between levels, by their weights, as one."""
@@ -156,7 +167,7 @@ def hierarchical_rows(
 ) -> tuple[Tensor, Tensor]:
     """Loss and positives' count of every row and level, ``[N, L]``, neither weighted nor reduced."""
     levels.check(batch.query_clusters, batch.key_clusters, reduction)
-    query_levels, ignored = batch.query_clusters, batch.ignore_index
+    query_levels, ignored = batch.query_clusters, check_id("ignore_index", batch.ignore_index)
     key_levels = query_levels if batch.key_clusters is None else batch.key_clusters
     somewhere = replace(
         batch,
@@ -170,7 +181,9 @@ def hierarchical_rows(
             inputs.with_ids(*ids) for ids in zip(query_levels.unbind(1), key_levels.unbind(1), strict=True)
         ]
         if impl == "reference":
-            rows = reference.hierarchical_infonce(inputs.pairs, of_level, inner=inner, by_pair=by_pair)
+            rows = reference.hierarchical_infonce(
+                inputs.pairs, of_level, inner=inner, by_pair=by_pair, largest=answers.largest
+            )
         else:
             everyone = inputs.pairs.folded()
             folded = [everyone._replace(query_ids=p.query_ids, key_ids=p.key_ids) for p in of_level]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,7 +12,7 @@ from wscl_fast import affinity as affinities
 from wscl_fast import reference
 from wscl_fast.affinity import Affinity
 from wscl_fast.functional._arrays import takes_arrays
-from wscl_fast.functional._checks import check_choice, check_device, check_matrix, refuse_vmap
+from wscl_fast.functional._checks import check_choice, check_device, check_matrix, check_positive, refuse_vmap
 from wscl_fast.functional._inputs import Batch, Impl, Reduction, prepare, reduce_rows
 from wscl_fast.functional._passes import (
     AffinityLogSumExp,
@@ -124,7 +123,7 @@ class Auxiliary:
             if value.shape != shape:
                 raise ValueError(f"{name}: expected shape {shape}, got {tuple(value.shape)}")
         if self.key_valid is not None:
-            _check_valid(self.key_valid, len(of_keys))
+            _check_valid(self.key_valid, len(of_keys), queries)
         return Auxiliary(self.affinity, of_queries, of_keys, self.key_valid)
 
 
@@ -208,10 +207,7 @@ def conditional_factors(vectors: Tensor, ridge: float = 0.1) -> Tensor:
     K_{XY} (K_Z + λI)⁻¹ K_Z this factors.
     """
     vectors = _check_auxiliary("vectors", vectors, "kernel")
-    if isinstance(ridge, bool) or not isinstance(ridge, int | float):
-        raise TypeError(f"ridge: expected a number, got {type(ridge).__name__}")
-    if not (math.isfinite(ridge) and ridge > 0):
-        raise ValueError(f"ridge: expected a finite number above 0, got {ridge}")
+    ridge = check_positive("ridge", ridge)
     # (U Uᵀ + λ)⁻¹ U Uᵀ = U (Uᵀ U + λ)⁻¹ Uᵀ
     wide = vectors.double()
     inner = wide.T @ wide
@@ -238,10 +234,11 @@ def _check_auxiliary(name: str, value: object, affinity: Affinity) -> Tensor:
     return value[:, None] if value.ndim == 1 else value
 
 
-def _check_valid(valid: object, keys: int) -> None:
+def _check_valid(valid: object, keys: int, queries: Tensor) -> None:
     if not isinstance(valid, Tensor):
         raise TypeError(f"key_valid: expected a tensor, got {type(valid).__name__}")
     if valid.dtype != torch.bool:
         raise TypeError(f"key_valid: expected bool, got {valid.dtype}")
     if valid.shape != (keys,):
         raise ValueError(f"key_valid: expected shape {(keys,)}, got {tuple(valid.shape)}")
+    check_device("key_valid", valid, queries)

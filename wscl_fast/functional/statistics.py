@@ -10,7 +10,8 @@ With LSE_i and p_ij the loss's own log-sum-exp and softmax over the keys D(i) of
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -109,3 +110,16 @@ def summarise(
         (parts[:, -1].logsumexp(0) - met.log()).to(lse.dtype),
         mean_entropy,
     )
+
+
+def of_views(views: Sequence[InfoNCEStats]) -> InfoNCEStats:
+    """Of several views, each a query of its own with as many positives and negatives: those of all queries.
+
+    Rows are in the order of samples, the views of one side by side.
+    """
+    made = {}
+    for name, values in zip(InfoNCEStats._fields, map(torch.stack, zip(*views, strict=True)), strict=True):
+        made[name] = values.mean(0) if values.ndim == 1 else values.T.flatten()
+        if name == "uniformity":
+            made[name] = values.logsumexp(0) - math.log(len(views))
+    return InfoNCEStats(**made)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -9,11 +10,12 @@ from torch import Tensor
 
 from wscl_fast import reference
 from wscl_fast.functional._arrays import takes_arrays
-from wscl_fast.functional._checks import check_choice, check_device, check_matrix, check_vector
+from wscl_fast.functional._checks import check_choice, check_device, check_matrix, check_number, check_vector
 from wscl_fast.functional._inputs import Batch, Impl, Inputs, Reduction, prepare, reduce_rows
 from wscl_fast.functional._passes import Passes, SoftplusSum, two_way_logsumexp
 from wscl_fast.functional._variant import Positives
-from wscl_fast.pairs import Pairs, matching_count, matching_logits
+from wscl_fast.matching import matching_count, matching_logits
+from wscl_fast.pairs import Pairs
 
 __all__ = ["clip_loss", "siglip_loss"]
 
@@ -214,6 +216,12 @@ def _bias(bias: float | Tensor, inputs: Inputs) -> Tensor:
             )
         check_device("bias", bias, queries)
         return bias.to(queries.dtype).expand(len(queries))
-    if isinstance(bias, bool) or not isinstance(bias, int | float):
-        raise TypeError(f"bias: expected a number or a tensor, got {type(bias).__name__}")
-    return queries.new_full((len(queries),), bias)
+    return queries.new_full((len(queries),), check_bias(bias))
+
+
+def check_bias(bias: object) -> float:
+    """A finite number."""
+    number = check_number("bias", bias, "a number or a tensor")
+    if not -math.inf < number < math.inf:
+        raise ValueError(f"bias: expected a finite number, got {bias}")
+    return number

@@ -1,4 +1,4 @@
-"""What the loss modules have in common: a temperature, sharing over ranks, a warning."""
+"""What the loss modules have in common: a temperature, settings, sharing over ranks, a warning."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from functools import partial
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wscl_fast.distributed import Gather
 from wscl_fast.distributed.collectives import Group
+from wscl_fast.functional import Impl, Reduction
+from wscl_fast.functional._checks import check_choice, check_floating
 from wscl_fast.losses._temperature import WithTemperature
 
 
@@ -24,12 +26,21 @@ class LossModule(WithTemperature):
         self,
         temperature: float,
         learnable_temperature: bool,
+        *,
         min_temperature: float,
+        normalize: bool,
+        reduction: Reduction,
+        impl: Impl,
         gather: Gather | Literal["none"],
         group: Group,
         ddp: bool,
     ) -> None:
         super().__init__(temperature, learnable_temperature, min_temperature)
+        check_choice("reduction", reduction, Reduction)
+        check_choice("impl", impl, Impl)
+        self.normalize = normalize
+        self.reduction: Reduction = reduction
+        self.impl: Impl = impl
         if gather not in ("none", *self.gathers):
             *first, last = map(repr, ("none", *self.gathers))
             raise ValueError(f"gather: expected {', '.join(first)} or {last}, got {gather!r}")
@@ -42,6 +53,11 @@ class LossModule(WithTemperature):
         if self.gather == "none":
             return alone
         return partial(over_ranks, gather=self.gather, group=self.group, ddp=self.ddp)
+
+    def _directions(self, name: str, vectors: Tensor) -> Tensor:
+        """Vectors of length one, where the module makes them so."""
+        check_floating(name, vectors)
+        return nn.functional.normalize(vectors, dim=-1) if self.normalize else vectors
 
     def _warn_without_positives(self, loss: Tensor) -> None:
         """Say once that no query had a positive: the loss is then exactly zero, and nothing is learnt.

@@ -7,11 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-
-def check_number(name: str, value: float | None) -> None:
-    """Refuse what is neither None nor a finite number above 0."""
-    if value is not None and not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name}: expected a finite number above 0, got {value}")
+from wscl_fast.functional._checks import check_positive
 
 
 class WithTemperature(nn.Module):
@@ -22,13 +18,11 @@ class WithTemperature(nn.Module):
 
     def __init__(self, temperature: float, learnable: bool, least: float) -> None:
         super().__init__()
-        check_number("temperature", temperature)
-        check_number("min_temperature", least)
+        self._temperature = check_positive("temperature", temperature)
+        self.min_temperature = check_positive("min_temperature", least)
         if learnable and temperature < least:
             raise ValueError(f"temperature: expected at least min_temperature={least}, got {temperature}")
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature))) if learnable else None
-        self._temperature = float(temperature)
-        self.min_temperature = least
 
     @property
     def temperature(self) -> float | Tensor:

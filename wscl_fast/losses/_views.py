@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
+
+from wscl_fast.functional._checks import check_floating
 
 
 def check_features(features: object) -> Tensor:
     """The features as ``[B, V, d]``."""
-    if not isinstance(features, Tensor):
-        raise TypeError(f"features: expected a tensor, got {type(features).__name__}")
+    features = check_floating("features", features)
     if features.ndim not in (2, 3):
         raise ValueError(f"features: expected [B, d] or [B, V, d], got shape {tuple(features.shape)}")
     return features.unsqueeze(1) if features.ndim == 2 else features
@@ -18,7 +19,7 @@ def check_rows(name: str, value: object, batch: int, *, dimensions: tuple[int, .
     """Refuse what is not a tensor with a row for each sample."""
     shape = f"({batch},)" if dimensions == (1,) else f"({batch}, ...)"
     if not isinstance(value, Tensor):
-        raise ValueError(f"{name}: expected a tensor of shape {shape}, got {type(value).__name__}")
+        raise TypeError(f"{name}: expected a tensor of shape {shape}, got {type(value).__name__}")
     if value.ndim not in dimensions or len(value) != batch:
         raise ValueError(f"{name}: expected a tensor of shape {shape}, got {tuple(value.shape)}")
 
@@ -35,8 +36,3 @@ def temperature_of_views(temperature: float | Tensor, batch: int, views: int) ->
     if temperature.shape != (batch,):
         raise ValueError(f"temperature: expected shape () or ({batch},), got {tuple(temperature.shape)}")
     return temperature.repeat_interleave(views)
-
-
-def unit(rows: Tensor) -> Tensor:
-    """Rows of length one."""
-    return nn.functional.normalize(rows, dim=-1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,9 +21,11 @@ from wscl_fast.functional import (
     clip_loss,
     clustered_infonce,
 )
+from wscl_fast.functional._checks import check_choice, check_id, check_positive
+from wscl_fast.functional._variant import Variant
+from wscl_fast.functional.statistics import of_views
 from wscl_fast.losses._module import LossModule
-from wscl_fast.losses._temperature import check_number
-from wscl_fast.losses._views import check_features, check_rows, temperature_of_views, unit
+from wscl_fast.losses._views import check_features, check_rows, temperature_of_views
 
 __all__ = ["ClusteredInfoNCE"]
 
@@ -106,19 +108,27 @@ class ClusteredInfoNCE(LossModule):
         group: Group = None,
         ddp: bool = False,
     ) -> None:
-        super().__init__(temperature, learnable_temperature, min_temperature, gather, group, ddp)
-        check_number("base_temperature", base_temperature)
-        if contrast not in get_args(Contrast):
-            raise ValueError(f"contrast: expected 'all' or 'cross', got {contrast!r}")
+        super().__init__(
+            temperature,
+            learnable_temperature,
+            min_temperature=min_temperature,
+            normalize=normalize,
+            reduction=reduction,
+            impl=impl,
+            gather=gather,
+            group=group,
+            ddp=ddp,
+        )
+        Variant(positives, denominator, hardness, prior)  # refuses what is none
+        check_choice("contrast", contrast, Contrast)
+        if base_temperature is not None:
+            check_positive("base_temperature", base_temperature)
         self.positives: Positives = positives
         self.denominator: Denominator = denominator
         self.hardness, self.prior = hardness, prior
         self.own_views, self.contrast = own_views, contrast
-        self.normalize = normalize
         self.base_temperature = base_temperature
-        self.ignore_index = ignore_index
-        self.reduction: Reduction = reduction
-        self.impl: Impl = impl
+        self.ignore_index = check_id("ignore_index", ignore_index)
 
     def forward(
         self,
@@ -158,8 +168,8 @@ class ClusteredInfoNCE(LossModule):
             raise ValueError("key_clusters: expected a tensor where keys is given, got None")
         if temperature is None:
             temperature = self.clamped_temperature()
-        if self.normalize:
-            views, keys = unit(views), None if keys is None else unit(keys)
+        views = self._directions("features", views)
+        keys = None if keys is None else self._directions("keys", keys)
         options: dict[str, Any] = {
             "positives": self.positives,
             "ignore_index": self.ignore_index,
@@ -171,9 +181,9 @@ class ClusteredInfoNCE(LossModule):
         samples = self._samples(clusters, samples, keys, key_samples)
         rows = _Rows(views, clusters, samples, weights, temperature)
         if self.contrast == "cross":
-            if keys is not None or exclude_self is not None or return_stats:
-                given = "keys" if keys is not None else "return_stats" if return_stats else "exclude_self"
-                raise ValueError(f"{given}: not available with contrast='cross'")
+            if keys is not None or exclude_self is not None:
+                name = "exclude_self" if keys is None else "keys"
+                raise ValueError(f"{name}: expected None with contrast='cross', which says who meets whom")
             loss = self._cross(rows, options)
         else:
             loss = self._compute(options)(
@@ -221,7 +231,7 @@ class ClusteredInfoNCE(LossModule):
     def _compute(self, options: dict[str, Any]) -> Callable[..., Any]:
         return partial(self._choose(clustered_infonce, distributed_infonce), **options)
 
-    def _cross(self, rows: _Rows, options: dict[str, Any]) -> Tensor:
+    def _cross(self, rows: _Rows, options: dict[str, Any]) -> Any:
         """Each view against all others. All have the same anchors, so that the mean is the views' mean."""
         views = rows.views
         count = views.shape[1]
@@ -243,13 +253,13 @@ class ClusteredInfoNCE(LossModule):
             if self.reduction == "none":
                 return loss.view(2, -1).T
             return loss if self.reduction == "mean" else 2 * loss
-        losses = []
+        results = []
         for view in range(count):
             others = [other for other in range(count) if other != view]
             arguments = rows.repeated(1)
             if rows.samples is not None:
                 arguments["key_samples"] = rows.samples.repeat_interleave(count - 1)
-            losses.append(
+            results.append(
                 compute(
                     views[:, view],
                     views[:, others].flatten(0, 1),
@@ -257,10 +267,11 @@ class ClusteredInfoNCE(LossModule):
                     **arguments,
                 )
             )
-        stacked = torch.stack(losses, -1)
-        if self.reduction == "none":
-            return stacked
-        return stacked.mean() if self.reduction == "mean" else stacked.sum()
+        losses, stats = zip(*results, strict=True) if "return_stats" in options else (results, None)
+        loss = torch.stack(losses, -1)
+        if self.reduction != "none":
+            loss = loss.mean() if self.reduction == "mean" else loss.sum()
+        return loss if stats is None else (loss, of_views(stats))
 
     def extra_repr(self) -> str:
         """The settings, for ``print(module)``."""

@@ -20,8 +20,10 @@ from wscl_fast.functional import (
     hierarchical_infonce,
     soft_infonce,
 )
+from wscl_fast.functional._checks import check_choice, check_id
+from wscl_fast.functional.hierarchical import Levels
 from wscl_fast.losses._module import LossModule
-from wscl_fast.losses._views import check_features, check_rows, of_views, temperature_of_views, unit
+from wscl_fast.losses._views import check_features, check_rows, of_views, temperature_of_views
 
 __all__ = ["HierarchicalInfoNCE", "SoftInfoNCE"]
 
@@ -29,24 +31,7 @@ __all__ = ["HierarchicalInfoNCE", "SoftInfoNCE"]
 class _OfViews(LossModule):
     """What both have in common: views as rows of one batch."""
 
-    def __init__(
-        self,
-        temperature: float,
-        learnable_temperature: bool,
-        min_temperature: float,
-        positives: Positives,
-        normalize: bool,
-        reduction: Reduction,
-        impl: Impl,
-        gather: Gather | Literal["none"],
-        group: Group,
-        ddp: bool,
-    ) -> None:
-        super().__init__(temperature, learnable_temperature, min_temperature, gather, group, ddp)
-        self.positives: Positives = positives
-        self.normalize = normalize
-        self.reduction: Reduction = reduction
-        self.impl: Impl = impl
+    positives: Positives
 
     def _arguments(
         self,
@@ -60,8 +45,8 @@ class _OfViews(LossModule):
         batch, count = views.shape[:2]
         if weights is not None:
             check_rows("weights", weights, batch)
-        if self.normalize:
-            views, keys = unit(views), None if keys is None else unit(keys)
+        views = self._directions("features", views)
+        keys = None if keys is None else self._directions("keys", keys)
         temperature = self.clamped_temperature() if temperature is None else temperature
         return count, {
             "queries": views.flatten(0, 1),
@@ -129,17 +114,17 @@ class HierarchicalInfoNCE(_OfViews):
         super().__init__(
             temperature,
             learnable_temperature,
-            min_temperature,
-            positives,
-            normalize,
-            reduction,
-            impl,
-            gather,
-            group,
-            ddp,
+            min_temperature=min_temperature,
+            normalize=normalize,
+            reduction=reduction,
+            impl=impl,
+            gather=gather,
+            group=group,
+            ddp=ddp,
         )
-        self.level_weights, self.constraint = level_weights, constraint
-        self.ignore_index = ignore_index
+        Levels(positives, constraint, level_weights)  # refuses what is none
+        self.positives, self.constraint, self.level_weights = positives, constraint, level_weights
+        self.ignore_index = check_id("ignore_index", ignore_index)
 
     def forward(
         self,
@@ -228,16 +213,18 @@ class SoftInfoNCE(_OfViews):
         super().__init__(
             temperature,
             learnable_temperature,
-            min_temperature,
-            positives,
-            normalize,
-            reduction,
-            impl,
-            gather,
-            group,
-            ddp,
+            min_temperature=min_temperature,
+            normalize=normalize,
+            reduction=reduction,
+            impl=impl,
+            gather=gather,
+            group=group,
+            ddp=ddp,
         )
+        check_choice("affinity", affinity, Affinity)
+        check_choice("positives", positives, Positives)
         self.affinity: Affinity = affinity
+        self.positives = positives
 
     def forward(
         self,

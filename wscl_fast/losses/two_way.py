@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,10 @@ from wscl_fast.distributed import siglip_loss as distributed_siglip
 from wscl_fast.distributed.collectives import Group
 from wscl_fast.distributed.two_way import ids_of_rows
 from wscl_fast.functional import Impl, Positives, Reduction, clip_loss, siglip_loss
+from wscl_fast.functional._checks import check_choice, check_id
+from wscl_fast.functional.two_way import check_bias
 from wscl_fast.losses._module import LossModule
-from wscl_fast.losses._views import check_rows, unit
+from wscl_fast.losses._views import check_rows
 
 __all__ = ["CLIPLoss", "SigLIPLoss"]
 
@@ -69,16 +71,24 @@ class CLIPLoss(LossModule):
         group: Group = None,
         ddp: bool = False,
     ) -> None:
-        super().__init__(temperature, learnable_temperature, min_temperature, gather, group, ddp)
+        super().__init__(
+            temperature,
+            learnable_temperature,
+            min_temperature=min_temperature,
+            normalize=normalize,
+            reduction=reduction,
+            impl=impl,
+            gather=gather,
+            group=group,
+            ddp=ddp,
+        )
+        check_choice("positives", positives, Positives)
         self.positives: Positives = positives
-        self.normalize, self.ignore_index = normalize, ignore_index
-        self.reduction: Reduction = reduction
-        self.impl: Impl = impl
+        self.ignore_index = check_id("ignore_index", ignore_index)
 
     def forward(self, x: Tensor, y: Tensor, clusters: Tensor | None = None) -> Tensor:
         """The loss of ``x [B, d]`` and ``y [B, d]``, row i of the one and of the other being one sample."""
-        if self.normalize:
-            x, y = unit(x), unit(y)
+        x, y = self._directions("x", x), self._directions("y", y)
         temperature = self.clamped_temperature()
         options: dict[str, Any] = {
             "temperature": temperature,
@@ -151,20 +161,24 @@ class SigLIPLoss(LossModule):
         group: Group = None,
         ddp: bool = False,
     ) -> None:
-        super().__init__(temperature, learnable, min_temperature, gather, group, ddp)
-        if reduction not in get_args(Reduction):
-            raise ValueError(f"reduction: expected 'mean', 'sum' or 'none', got {reduction!r}")
-        self.bias: nn.Parameter | float = (
-            nn.Parameter(torch.tensor(float(bias))) if learnable else float(bias)
+        super().__init__(
+            temperature,
+            learnable,
+            min_temperature=min_temperature,
+            normalize=normalize,
+            reduction=reduction,
+            impl=impl,
+            gather=gather,
+            group=group,
+            ddp=ddp,
         )
-        self.normalize, self.ignore_index = normalize, ignore_index
-        self.reduction: Reduction = reduction
-        self.impl: Impl = impl
+        bias = check_bias(bias)
+        self.bias: nn.Parameter | float = nn.Parameter(torch.tensor(bias)) if learnable else bias
+        self.ignore_index = check_id("ignore_index", ignore_index)
 
     def forward(self, x: Tensor, y: Tensor, clusters: Tensor | None = None) -> Tensor:
         """The loss of ``x [B, d]`` and ``y [B, d]``, row i of the one and of the other being one sample."""
-        if self.normalize:
-            x, y = unit(x), unit(y)
+        x, y = self._directions("x", x), self._directions("y", y)
         if len(y) != len(x):
             raise ValueError(f"y: expected {len(x)} rows as in x, got {len(y)}")
         if clusters is not None:

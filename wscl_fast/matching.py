@@ -1,0 +1,205 @@
+"""Counts and sums over the keys of each query's id, without a pass over pairs.
+
+    count_i = |P(i)|,   sum_i = Σ_{j ∈ P(i)} v_j,   and the other way round  Σ_{i: j ∈ P(i)} u_i
+
+One sum for each id, less what a query's own key adds: O((N + M) width). In double precision, a few keys at a
+time, so that keys in single precision are never copied whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from wscl_fast.pairs import Pairs
+
+__all__ = [
+    "Matching",
+    "allowed_count",
+    "allowed_sum",
+    "matching_count",
+    "matching_logits",
+    "matching_sum",
+    "squared_lengths",
+]
+
+CHUNK = 1 << 18  # numbers in double precision at a time: 2 MiB, in a core's cache
+
+
+def matching_count(pairs: Pairs) -> Tensor:
+    """How many keys of its own id each query may meet, ``[N]`` int64."""
+    ids = pairs.query_ids
+    ordered = pairs.key_ids.sort().values
+    count = torch.searchsorted(ordered, ids, right=True) - torch.searchsorted(ordered, ids)
+    if pairs.own is not None and len(ordered):
+        count = count - _own(pairs, pairs.own, same=True).there.to(count.dtype)
+    return count.masked_fill(ids == pairs.ignore_index, 0)
+
+
+def allowed_count(pairs: Pairs) -> Tensor:
+    """How many keys each query may meet, ``[N]`` int64."""
+    count = (pairs.key_ids != pairs.ignore_index).sum().expand(len(pairs.queries))
+    if pairs.own is not None and len(pairs.key_ids):
+        count = count - _own(pairs, pairs.own, same=False).there.to(count.dtype)
+    return count.masked_fill(pairs.query_ids == pairs.ignore_index, 0)
+
+
+def matching_sum(pairs: Pairs, values: Tensor) -> Tensor:
+    """``Σ values_j`` over the keys of query i's id that it may meet, ``[N, width]`` in double precision."""
+    # Within a batch both sides have the same ids; a function that is being traced takes no tensor twice.
+    key_ids = pairs.key_ids.view_as(pairs.key_ids)
+    known = (pairs.query_ids, key_ids, pairs.own, pairs.ignore_index, _wide(values), False)
+    return _Sum.apply(values, *known)  # type: ignore[no-untyped-call,no-any-return]
+
+
+def matching_logits(pairs: Pairs) -> Tensor:
+    """``Σ S_ij`` over the keys of query i's id that it may meet, ``[N]``."""
+    sums = matching_sum(pairs, pairs.keys).to(pairs.queries.dtype)
+    return pairs.scale * (pairs.queries * sums).sum(1)
+
+
+@torch.no_grad()
+def squared_lengths(values: Tensor) -> Tensor:
+    """``‖values_j‖²`` ``[M]`` in double precision."""
+    lengths = values.new_empty(len(values), dtype=_wide(values))
+    for chunk in _chunks(values):
+        lengths[chunk] = values[chunk].to(lengths.dtype).square().sum(1)
+    return lengths
+
+
+def allowed_sum(pairs: Pairs, values: Tensor) -> Tensor:
+    """``Σ values_j`` over all keys that query i may meet, ``[N, width]`` in double precision; no gradient."""
+    has_id = (pairs.key_ids != pairs.ignore_index)[:, None]
+    total = torch.zeros(values.shape[1], dtype=_wide(values), device=values.device)
+    for chunk in _chunks(values):
+        total += torch.where(has_id[chunk], values[chunk], 0.0).to(total.dtype).sum(0)
+    result = total.expand(len(pairs.query_ids), -1)
+    if pairs.own is not None and len(values):
+        result = result - _own(pairs, pairs.own, same=False).of(values)
+    return torch.where((pairs.query_ids != pairs.ignore_index)[:, None], result, 0.0)
+
+
+class Matching:
+    """The sums for some queries, over the blocks of keys that were added so far."""
+
+    def __init__(self, query_ids: Tensor, ignore_index: int) -> None:
+        self.query_ids, self.ignore_index = query_ids, ignore_index
+        self.ordered = query_ids.sort().values
+        # The sum of an id lies where the id first stands in order; slot n takes what belongs to no query.
+        self.of_query = self._slots(query_ids)
+        self.sums: Tensor | None = None
+        self.own_sum: Tensor | None = None
+
+    def add(self, pairs: Pairs, values: Tensor) -> None:
+        """Add a block of keys, with a row of ``values`` for each of them."""
+        n, wide = len(self.query_ids), _wide(values)
+        if self.sums is None:
+            self.sums = torch.zeros(n + 1, values.shape[1], dtype=wide, device=values.device)
+        slots = self._slots(pairs.key_ids)
+        for chunk in _chunks(values):
+            self.sums.index_add_(0, slots[chunk], values[chunk].to(wide))
+        if pairs.own is not None and len(values):
+            mine = _own(pairs, pairs.own, same=True).of(values)
+            self.own_sum = mine if self.own_sum is None else self.own_sum + mine
+
+    def sum(self) -> Tensor:
+        """``[N, width]`` in double precision: the sum of the keys so far."""
+        assert self.sums is not None
+        sums = self.sums.index_select(0, self.of_query)
+        if self.own_sum is not None:
+            sums -= self.own_sum
+        return sums.masked_fill_((self.query_ids == self.ignore_index)[:, None], 0)
+
+    def per_id(self, values: Tensor) -> Tensor:
+        """``[N + 1, width]``: for every id the sum of its queries' rows of ``values [N, width]``."""
+        n, wide = len(self.query_ids), _wide(values)
+        sums = torch.zeros(n + 1, values.shape[1], dtype=wide, device=values.device)
+        for chunk in _chunks(values):
+            sums.index_add_(0, self.of_query[chunk], values[chunk].to(wide))
+        sums[-1] = 0
+        return sums
+
+    def spread(self, grad: Tensor, pairs: Pairs, values: Tensor, per_id: Tensor) -> None:
+        """Add to every key's row of ``grad [M, width]`` the ``values`` of the queries that have its id."""
+        slots = self._slots(pairs.key_ids)
+        for chunk in _chunks(grad):
+            grad[chunk] += per_id.index_select(0, slots[chunk])
+        if pairs.own is not None and len(grad):
+            own = _own(pairs, pairs.own, same=True)
+            mine = torch.where(own.there[:, None], values, 0.0).to(grad.dtype)
+            grad.index_add_(0, own.place, mine, alpha=-1)
+
+    def _slots(self, ids: Tensor) -> Tensor:
+        none = len(self.ordered)
+        if none == 0:
+            return torch.zeros_like(ids)
+        slots = torch.searchsorted(self.ordered, ids).clamp_(max=none - 1)
+        known = (self.ordered[slots] == ids) & (ids != self.ignore_index)
+        return torch.where(known, slots, none)
+
+
+class _Own(NamedTuple):
+    """The own key of each query."""
+
+    place: Tensor  # [N] int64, within the keys
+    there: Tensor  # [N] bool: whether it is one of them, and would be met
+
+    def of(self, values: Tensor) -> Tensor:
+        """Their rows ``[N, width]`` in double precision, zero where there is none."""
+        mine = values.index_select(0, self.place).to(_wide(values))
+        return torch.where(self.there[:, None], mine, 0.0)
+
+
+def _own(pairs: Pairs, own: Tensor, *, same: bool) -> _Own:
+    """Own keys that have an id, with ``same`` those of their query's id; there are keys."""
+    place = own.clamp(min=0, max=len(pairs.key_ids) - 1)
+    ids = pairs.key_ids[place]
+    there = (own == place) & (ids != pairs.ignore_index)
+    return _Own(place, there & (ids == pairs.query_ids) if same else there)
+
+
+class _Sum(torch.autograd.Function):
+    """The keys' values summed for the queries, or (``back``) the queries' for the keys.
+
+    Either is linear, and the other's gradient: there are derivatives of every order.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        values: Tensor,
+        query_ids: Tensor,
+        key_ids: Tensor,
+        own: Tensor | None,
+        ignore_index: int,
+        dtype: torch.dtype,
+        back: bool,
+    ) -> Tensor:
+        ctx.save_for_backward(query_ids, key_ids, own)
+        ctx.ignore_index, ctx.dtype, ctx.back = ignore_index, values.dtype, back
+        pairs = Pairs(values, values, query_ids, key_ids, own, values.new_ones(()), ignore_index)
+        matching = Matching(query_ids, ignore_index)
+        if not back:
+            matching.add(pairs, values)
+            return matching.sum().to(dtype)
+        sums = values.new_zeros(len(key_ids), values.shape[1], dtype=dtype)
+        matching.spread(sums, pairs, values, matching.per_id(values))
+        return sums
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        known = (*ctx.saved_tensors, ctx.ignore_index, ctx.dtype, not ctx.back)
+        return _Sum.apply(grad, *known), *(None,) * 6  # type: ignore[no-untyped-call]
+
+
+def _wide(values: Tensor) -> torch.dtype:
+    """What sums over keys are kept in; Apple's GPUs have no double precision."""
+    return values.dtype if values.device.type == "mps" else torch.float64
+
+
+def _chunks(values: Tensor) -> Iterator[slice]:
+    step = max(CHUNK // max(values.shape[1], 1), 1)
+    return (slice(start, min(start + step, len(values))) for start in range(0, len(values), step))
