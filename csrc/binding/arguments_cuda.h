@@ -1,8 +1,6 @@
-// The arguments that the operators of csrc/core/infonce_cuda.h and logsumexp_cuda.h share: checked, and as the
+// The arguments that the operators of csrc/core/infonce_cuda.h and pairs_cuda.h share: checked, and as the
 // kernels want them.
 #pragma once
-
-#include <dlfcn.h>
 
 #include <array>
 #include <optional>
@@ -23,25 +21,13 @@ namespace wscl::binding {
 
 using wscl::cuda::Precision;
 
-// torch.backends.cuda.matmul.allow_tf32, asked at each call as PyTorch's own products do; throws as they do
-// where two ways of setting it disagree. PyTorch's stable interface does not tell, so that two functions of
-// libtorch are looked up by name: where they are no longer, the answer is no.
-inline bool tf32_is_allowed() {
-  using GlobalContext = void* (*)();
-  using Allowed = bool (*)(const void*);
-  static const auto context = reinterpret_cast<GlobalContext>(dlsym(RTLD_DEFAULT, "_ZN2at13globalContextEv"));
-  static const auto allowed =
-      reinterpret_cast<Allowed>(dlsym(RTLD_DEFAULT, "_ZNK2at7Context15allowTF32CuBLASEv"));
-  return context && allowed && allowed(context());
-}
-
 inline constexpr int64_t kMostRows = (int64_t(1) << 31) - 1;
 
-inline Precision precision_of(const Tensor& queries) {
+inline Precision precision_of(const Tensor& queries, bool allow_tf32) {
   const ScalarType dtype = queries.scalar_type();
   STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half,
                   "queries: expected float32, bfloat16 or float16 on CUDA; impl='chunked' takes float64");
-  if (dtype == ScalarType::Float) return tf32_is_allowed() ? Precision::kFloat32Fast : Precision::kFloat32;
+  if (dtype == ScalarType::Float) return allow_tf32 ? Precision::kFloat32Fast : Precision::kFloat32;
   return dtype == ScalarType::BFloat16 ? Precision::kBFloat16 : Precision::kFloat16;
 }
 
@@ -75,12 +61,12 @@ struct CudaArguments {
   CudaArguments(const Tensor& queries_, const std::optional<Tensor>& keys_,
                 const std::optional<Tensor>& query_clusters_, const std::optional<Tensor>& key_clusters_,
                 const std::optional<Tensor>& own_, const Tensor& scale_, bool exclude_self, bool inner,
-                int64_t ignore_index)
+                int64_t ignore_index, bool allow_tf32)
       : queries(check_rows("queries", queries_, queries_)), scale(scale_) {
     STD_TORCH_CHECK(keys_.has_value() || !own_.has_value(), "own: expected none where keys is none");
     STD_TORCH_CHECK(scale.dim() == 0 && scale.scalar_type() == ScalarType::Float,
                     "scale: expected a 0-dim float32 tensor");
-    problem.precision = precision_of(queries);
+    problem.precision = precision_of(queries, allow_tf32);
     const int64_t size = cuda::element_size(problem.precision);
     problem.n = problem.m = queries.size(0);
     problem.d = queries.size(1);

@@ -79,7 +79,7 @@ void mark_empty_keys(wscl::InfoNCEProblem<In>& p, const Arguments& arguments) {
 std::tuple<Tensor, Tensor, Tensor, Tensor> infonce_forward(
     const Tensor& queries, const std::optional<Tensor>& keys, const Tensor& query_clusters,
     const std::optional<Tensor>& key_clusters, const std::optional<Tensor>& own, const Tensor& scale,
-    bool exclude_self, bool inner, int64_t ignore_index, bool need_direction) {
+    bool exclude_self, bool inner, int64_t ignore_index, bool need_direction, bool /*allow_tf32*/) {
   const Arguments arguments(queries, keys, query_clusters, key_clusters, own, scale, exclude_self, inner,
                             ignore_index);
   const int64_t n = queries.size(0), d = queries.size(1);
@@ -104,7 +104,8 @@ std::tuple<Tensor, Tensor, Tensor> infonce_backward(
     const Tensor& grad_loss, const Tensor& queries, const std::optional<Tensor>& keys,
     const Tensor& query_clusters, const std::optional<Tensor>& key_clusters, const std::optional<Tensor>& own,
     const Tensor& scale, bool exclude_self, bool inner, int64_t ignore_index, const Tensor& count,
-    const Tensor& stats, const Tensor& direction, bool need_queries, bool need_keys, bool need_scale) {
+    const Tensor& stats, const Tensor& direction, bool need_queries, bool need_keys, bool need_scale,
+    bool /*allow_tf32*/) {
   const Arguments arguments(queries, keys, query_clusters, key_clusters, own, scale, exclude_self, inner,
                             ignore_index);
   const int64_t n = queries.size(0), d = queries.size(1), m = keys ? keys->size(0) : 0;

@@ -16,11 +16,11 @@ void check_clusters(const std::optional<Tensor>& keys, const std::optional<Tenso
 std::tuple<Tensor, Tensor, Tensor, Tensor> infonce_forward(
     const Tensor& queries, const std::optional<Tensor>& keys, const Tensor& query_clusters,
     const std::optional<Tensor>& key_clusters, const std::optional<Tensor>& own, const Tensor& scale,
-    bool exclude_self, bool inner, int64_t ignore_index, bool need_direction) {
+    bool exclude_self, bool inner, int64_t ignore_index, bool need_direction, bool allow_tf32) {
   check_clusters(keys, key_clusters);
   const DeviceScope scope(queries);
   CudaArguments arguments(queries, keys, query_clusters, key_clusters, own, scale, exclude_self, inner,
-                          ignore_index);
+                          ignore_index, allow_tf32);
   arguments.sort();
   const int64_t n = queries.size(0), d = queries.size(1);
   wscl::cuda::InfoNCEForward outputs;
@@ -41,11 +41,12 @@ std::tuple<Tensor, Tensor, Tensor> infonce_backward(
     const Tensor& grad_loss, const Tensor& queries, const std::optional<Tensor>& keys,
     const Tensor& query_clusters, const std::optional<Tensor>& key_clusters, const std::optional<Tensor>& own,
     const Tensor& scale, bool exclude_self, bool inner, int64_t ignore_index, const Tensor& count,
-    const Tensor& stats, const Tensor& direction, bool need_queries, bool need_keys, bool need_scale) {
+    const Tensor& stats, const Tensor& direction, bool need_queries, bool need_keys, bool need_scale,
+    bool allow_tf32) {
   check_clusters(keys, key_clusters);
   const DeviceScope scope(queries);
   CudaArguments arguments(queries, keys, query_clusters, key_clusters, own, scale, exclude_self, inner,
-                          ignore_index);
+                          ignore_index, allow_tf32);
   const int64_t n = queries.size(0), d = queries.size(1), m = keys ? keys->size(0) : 0;
   const Tensor upstream = check_vector("grad_loss", grad_loss, n, ScalarType::Float);
   const Tensor counts = check_vector("count", count, n, ScalarType::Long);

@@ -16,7 +16,8 @@ std::tuple<Tensor, Tensor, Tensor> logsumexp(const Tensor& queries, const Tensor
                                              const std::optional<Tensor>& query_ids,
                                              const std::optional<Tensor>& key_ids,
                                              const std::optional<Tensor>& own, const Tensor& scale,
-                                             int64_t meets, int64_t ignore_index, bool need_mean) {
+                                             int64_t meets, int64_t ignore_index, bool need_mean,
+                                             bool /*allow_tf32*/) {
   const PairsArguments arguments(queries, keys, query_ids, key_ids, own, scale, meets, ignore_index);
   const int64_t n = queries.size(0), d = queries.size(1);
   const ScalarType dtype = compute_dtype(queries.scalar_type());
@@ -35,7 +36,7 @@ std::tuple<Tensor, Tensor, Tensor> logsumexp(const Tensor& queries, const Tensor
 Tensor logsumexp_key_gradient(const Tensor& grad, const Tensor& queries, const Tensor& keys,
                               const std::optional<Tensor>& query_ids, const std::optional<Tensor>& key_ids,
                               const std::optional<Tensor>& own, const Tensor& scale, int64_t meets,
-                              int64_t ignore_index, const Tensor& stats) {
+                              int64_t ignore_index, const Tensor& stats, bool /*allow_tf32*/) {
   const PairsArguments arguments(queries, keys, query_ids, key_ids, own, scale, meets, ignore_index);
   const int64_t n = queries.size(0);
   const Tensor upstream = check_vector("grad", grad, n, compute_dtype(queries.scalar_type()));

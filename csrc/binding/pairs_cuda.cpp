@@ -18,8 +18,9 @@ struct PairsArguments : CudaArguments {
 
   PairsArguments(const Tensor& queries, const Tensor& keys, const std::optional<Tensor>& query_ids,
                  const std::optional<Tensor>& key_ids, const std::optional<Tensor>& own, const Tensor& scale,
-                 int64_t meets, int64_t ignore_index)
-      : CudaArguments(queries, keys, query_ids, key_ids, own, scale, false, meets != 0, ignore_index) {
+                 int64_t meets, int64_t ignore_index, bool allow_tf32)
+      : CudaArguments(queries, keys, query_ids, key_ids, own, scale, false, meets != 0, ignore_index,
+                      allow_tf32) {
     STD_TORCH_CHECK(meets >= 0 && meets <= 2, "meets: expected 0 (all), 1 (same) or 2 (other), got ", meets);
     STD_TORCH_CHECK(meets == 0 || (query_ids && key_ids),
                     "meets: 'same' and 'other' need query_ids and key_ids");
@@ -47,9 +48,11 @@ std::tuple<Tensor, Tensor, Tensor> logsumexp(const Tensor& queries, const Tensor
                                              const std::optional<Tensor>& query_ids,
                                              const std::optional<Tensor>& key_ids,
                                              const std::optional<Tensor>& own, const Tensor& scale,
-                                             int64_t meets, int64_t ignore_index, bool need_mean) {
+                                             int64_t meets, int64_t ignore_index, bool need_mean,
+                                             bool allow_tf32) {
   const DeviceScope scope(queries);
-  const PairsArguments arguments(queries, keys, query_ids, key_ids, own, scale, meets, ignore_index);
+  const PairsArguments arguments(queries, keys, query_ids, key_ids, own, scale, meets, ignore_index,
+                                 allow_tf32);
   const int64_t n = queries.size(0), d = queries.size(1);
   Tensor lse = arguments.empty({n}, ScalarType::Float);
   Tensor stats = arguments.empty({2, n}, ScalarType::Double);
@@ -66,9 +69,10 @@ std::tuple<Tensor, Tensor, Tensor> logsumexp(const Tensor& queries, const Tensor
 Tensor logsumexp_key_gradient(const Tensor& grad, const Tensor& queries, const Tensor& keys,
                               const std::optional<Tensor>& query_ids, const std::optional<Tensor>& key_ids,
                               const std::optional<Tensor>& own, const Tensor& scale, int64_t meets,
-                              int64_t ignore_index, const Tensor& stats) {
+                              int64_t ignore_index, const Tensor& stats, bool allow_tf32) {
   const DeviceScope scope(queries);
-  const PairsArguments arguments(queries, keys, query_ids, key_ids, own, scale, meets, ignore_index);
+  const PairsArguments arguments(queries, keys, query_ids, key_ids, own, scale, meets, ignore_index,
+                                 allow_tf32);
   const Tensor upstream = check_vector("grad", grad, queries.size(0), ScalarType::Float);
   const Tensor softmax = check_stats("stats", stats, queries.size(0));
   Tensor grad_keys = arguments.empty_keys();
@@ -85,9 +89,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> two_way_logsumexp(const Tensor& queri
                                                              const std::optional<Tensor>& key_ids,
                                                              const std::optional<Tensor>& own,
                                                              const Tensor& scale, int64_t meets,
-                                                             int64_t ignore_index) {
+                                                             int64_t ignore_index, bool allow_tf32) {
   const DeviceScope scope(queries);
-  const PairsArguments arguments(queries, keys, query_ids, key_ids, own, scale, meets, ignore_index);
+  const PairsArguments arguments(queries, keys, query_ids, key_ids, own, scale, meets, ignore_index,
+                                 allow_tf32);
   const int64_t n = queries.size(0), m = keys.size(0);
   Tensor row_lse = arguments.empty({n}, ScalarType::Float);
   Tensor column_lse = arguments.empty({m}, ScalarType::Float);
@@ -106,9 +111,10 @@ std::tuple<Tensor, Tensor> two_way_logsumexp_backward(
     const Tensor& grad_rows, const Tensor& grad_columns, const Tensor& queries, const Tensor& keys,
     const std::optional<Tensor>& query_ids, const std::optional<Tensor>& key_ids,
     const std::optional<Tensor>& own, const Tensor& scale, int64_t meets, int64_t ignore_index,
-    const Tensor& row_stats, const Tensor& column_stats, bool need_queries, bool need_keys) {
+    const Tensor& row_stats, const Tensor& column_stats, bool need_queries, bool need_keys, bool allow_tf32) {
   const DeviceScope scope(queries);
-  const PairsArguments arguments(queries, keys, query_ids, key_ids, own, scale, meets, ignore_index);
+  const PairsArguments arguments(queries, keys, query_ids, key_ids, own, scale, meets, ignore_index,
+                                 allow_tf32);
   const int64_t n = queries.size(0), m = keys.size(0), d = queries.size(1);
   const Tensor of_rows = check_vector("grad_rows", grad_rows, n, ScalarType::Float);
   const Tensor of_columns = check_vector("grad_columns", grad_columns, m, ScalarType::Float);
@@ -135,9 +141,10 @@ std::tuple<Tensor, Tensor, Tensor> softplus_sum(const Tensor& queries, const Ten
                                                 const std::optional<Tensor>& key_ids,
                                                 const std::optional<Tensor>& own, const Tensor& scale,
                                                 const Tensor& offset, int64_t meets, int64_t ignore_index,
-                                                bool need_direction) {
+                                                bool need_direction, bool allow_tf32) {
   const DeviceScope scope(queries);
-  const PairsArguments arguments(queries, keys, query_ids, key_ids, own, scale, meets, ignore_index);
+  const PairsArguments arguments(queries, keys, query_ids, key_ids, own, scale, meets, ignore_index,
+                                 allow_tf32);
   const int64_t n = queries.size(0), d = queries.size(1);
   const Tensor offsets = check_vector("offset", offset, n, ScalarType::Float);
   Tensor sum = arguments.empty({n}, ScalarType::Float);
@@ -156,9 +163,10 @@ std::tuple<Tensor, Tensor, Tensor> softplus_sum(const Tensor& queries, const Ten
 Tensor softplus_sum_key_gradient(const Tensor& grad, const Tensor& queries, const Tensor& keys,
                                  const std::optional<Tensor>& query_ids, const std::optional<Tensor>& key_ids,
                                  const std::optional<Tensor>& own, const Tensor& scale, const Tensor& offset,
-                                 int64_t meets, int64_t ignore_index) {
+                                 int64_t meets, int64_t ignore_index, bool allow_tf32) {
   const DeviceScope scope(queries);
-  const PairsArguments arguments(queries, keys, query_ids, key_ids, own, scale, meets, ignore_index);
+  const PairsArguments arguments(queries, keys, query_ids, key_ids, own, scale, meets, ignore_index,
+                                 allow_tf32);
   const Tensor upstream = check_vector("grad", grad, queries.size(0), ScalarType::Float);
   const Tensor offsets = check_vector("offset", offset, queries.size(0), ScalarType::Float);
   Tensor grad_keys = arguments.empty_keys();

@@ -1,39 +1,45 @@
-// The operators' schemas, once. Meanings: csrc/core; fake kernels and autograd: wscl_fast/_ops.
+// The operators' schemas, once. Meanings: csrc/core; fake kernels and autograd: wscl_fast/_ops. allow_tf32:
+// products of float32 rows on CUDA may have TF32's accuracy; on a CPU it means nothing.
 
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(wscl_fast, m) {
   m.def(
       "infonce_forward(Tensor queries, Tensor? keys, Tensor query_clusters, Tensor? key_clusters, Tensor? own,"
-      " Tensor scale, bool exclude_self, bool inner, int ignore_index, bool need_direction)"
+      " Tensor scale, bool exclude_self, bool inner, int ignore_index, bool need_direction,"
+      " bool allow_tf32=False)"
       " -> (Tensor loss, Tensor count, Tensor stats, Tensor direction)");
   m.def(
       "infonce_backward(Tensor grad_loss, Tensor queries, Tensor? keys, Tensor query_clusters,"
       " Tensor? key_clusters, Tensor? own, Tensor scale, bool exclude_self, bool inner, int ignore_index,"
-      " Tensor count, Tensor stats, Tensor direction, bool need_queries, bool need_keys, bool need_scale)"
+      " Tensor count, Tensor stats, Tensor direction, bool need_queries, bool need_keys, bool need_scale,"
+      " bool allow_tf32=False)"
       " -> (Tensor grad_queries, Tensor grad_keys, Tensor grad_scale)");
   m.def(
       "logsumexp(Tensor queries, Tensor keys, Tensor? query_ids, Tensor? key_ids, Tensor? own, Tensor scale,"
-      " int meets, int ignore_index, bool need_mean) -> (Tensor lse, Tensor stats, Tensor mean)");
+      " int meets, int ignore_index, bool need_mean, bool allow_tf32=False) -> (Tensor lse, Tensor stats, "
+      "Tensor mean)");
   m.def(
       "logsumexp_key_gradient(Tensor grad, Tensor queries, Tensor keys, Tensor? query_ids, Tensor? key_ids,"
-      " Tensor? own, Tensor scale, int meets, int ignore_index, Tensor stats) -> Tensor");
+      " Tensor? own, Tensor scale, int meets, int ignore_index, Tensor stats, bool allow_tf32=False) -> "
+      "Tensor");
   m.def(
       "two_way_logsumexp(Tensor queries, Tensor keys, Tensor? query_ids, Tensor? key_ids, Tensor? own,"
-      " Tensor scale, int meets, int ignore_index)"
+      " Tensor scale, int meets, int ignore_index, bool allow_tf32=False)"
       " -> (Tensor row_lse, Tensor column_lse, Tensor row_stats, Tensor column_stats)");
   m.def(
       "two_way_logsumexp_backward(Tensor grad_rows, Tensor grad_columns, Tensor queries, Tensor keys,"
       " Tensor? query_ids, Tensor? key_ids, Tensor? own, Tensor scale, int meets, int ignore_index,"
-      " Tensor row_stats, Tensor column_stats, bool need_queries, bool need_keys)"
+      " Tensor row_stats, Tensor column_stats, bool need_queries, bool need_keys, bool allow_tf32=False)"
       " -> (Tensor grad_queries, Tensor grad_keys)");
   m.def(
       "softplus_sum(Tensor queries, Tensor keys, Tensor? query_ids, Tensor? key_ids, Tensor? own, Tensor scale,"
-      " Tensor offset, int meets, int ignore_index, bool need_direction)"
+      " Tensor offset, int meets, int ignore_index, bool need_direction, bool allow_tf32=False)"
       " -> (Tensor sum, Tensor slope, Tensor direction)");
   m.def(
       "softplus_sum_key_gradient(Tensor grad, Tensor queries, Tensor keys, Tensor? query_ids, Tensor? key_ids,"
-      " Tensor? own, Tensor scale, Tensor offset, int meets, int ignore_index) -> Tensor");
+      " Tensor? own, Tensor scale, Tensor offset, int meets, int ignore_index, bool allow_tf32=False) -> "
+      "Tensor");
   m.def(
       "kmeans_assign(Tensor x, Tensor centroids, bool cosine, int top, int candidates)"
       " -> (Tensor assignment, Tensor distance, Tensor bad_row)");

@@ -17,7 +17,7 @@ std::tuple<Tensor, Tensor, Tensor> softplus_sum(const Tensor& queries, const Ten
                                                 const std::optional<Tensor>& key_ids,
                                                 const std::optional<Tensor>& own, const Tensor& scale,
                                                 const Tensor& offset, int64_t meets, int64_t ignore_index,
-                                                bool need_direction) {
+                                                bool need_direction, bool /*allow_tf32*/) {
   const PairsArguments arguments(queries, keys, query_ids, key_ids, own, scale, meets, ignore_index, true);
   const int64_t n = queries.size(0), d = queries.size(1);
   const ScalarType dtype = compute_dtype(queries.scalar_type());
@@ -37,7 +37,7 @@ std::tuple<Tensor, Tensor, Tensor> softplus_sum(const Tensor& queries, const Ten
 Tensor softplus_sum_key_gradient(const Tensor& grad, const Tensor& queries, const Tensor& keys,
                                  const std::optional<Tensor>& query_ids, const std::optional<Tensor>& key_ids,
                                  const std::optional<Tensor>& own, const Tensor& scale, const Tensor& offset,
-                                 int64_t meets, int64_t ignore_index) {
+                                 int64_t meets, int64_t ignore_index, bool /*allow_tf32*/) {
   const PairsArguments arguments(queries, keys, query_ids, key_ids, own, scale, meets, ignore_index, true);
   const int64_t n = queries.size(0);
   const ScalarType dtype = compute_dtype(queries.scalar_type());

@@ -17,7 +17,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> two_way_logsumexp(const Tensor& queri
                                                              const std::optional<Tensor>& key_ids,
                                                              const std::optional<Tensor>& own,
                                                              const Tensor& scale, int64_t meets,
-                                                             int64_t ignore_index) {
+                                                             int64_t ignore_index, bool /*allow_tf32*/) {
   const PairsArguments arguments(queries, keys, query_ids, key_ids, own, scale, meets, ignore_index);
   const int64_t n = queries.size(0), m = keys.size(0);
   const ScalarType dtype = compute_dtype(queries.scalar_type());
@@ -35,11 +35,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> two_way_logsumexp(const Tensor& queri
   return {row_lse, column_lse, row_stats, column_stats};
 }
 
-std::tuple<Tensor, Tensor> two_way_logsumexp_backward(
-    const Tensor& grad_rows, const Tensor& grad_columns, const Tensor& queries, const Tensor& keys,
-    const std::optional<Tensor>& query_ids, const std::optional<Tensor>& key_ids,
-    const std::optional<Tensor>& own, const Tensor& scale, int64_t meets, int64_t ignore_index,
-    const Tensor& row_stats, const Tensor& column_stats, bool need_queries, bool need_keys) {
+std::tuple<Tensor, Tensor> two_way_logsumexp_backward(const Tensor& grad_rows, const Tensor& grad_columns,
+                                                      const Tensor& queries, const Tensor& keys,
+                                                      const std::optional<Tensor>& query_ids,
+                                                      const std::optional<Tensor>& key_ids,
+                                                      const std::optional<Tensor>& own, const Tensor& scale,
+                                                      int64_t meets, int64_t ignore_index,
+                                                      const Tensor& row_stats, const Tensor& column_stats,
+                                                      bool need_queries, bool need_keys, bool /*allow_tf32*/) {
   const PairsArguments arguments(queries, keys, query_ids, key_ids, own, scale, meets, ignore_index);
   const int64_t n = queries.size(0), m = keys.size(0), d = queries.size(1);
   const ScalarType dtype = compute_dtype(queries.scalar_type());

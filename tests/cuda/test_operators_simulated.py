@@ -25,15 +25,6 @@ def ops(extension: object) -> Iterator[Any]:
     ptxsim().check()
 
 
-@pytest.fixture
-def tf32() -> Iterator[None]:
-    """TF32 is allowed."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = True
-    yield
-    torch.backends.cuda.matmul.allow_tf32 = before
-
-
 def rows(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Queries, keys, ids of both, the queries' own keys."""
     queries, keys = (normalize(torch.randn(n, 24), dim=1).to(dtype) for n in (50, 70))
@@ -62,13 +53,27 @@ def infonce(
     zk: Tensor | None,
     own: Tensor | None,
     inner: bool,
+    tf32: bool = False,
 ) -> list[Tensor]:
     """Loss, count and all gradients."""
     scale, grad = torch.tensor(5.0), torch.linspace(-1, 1, len(queries))
     options = (scale, True, inner, -1)
-    loss, count, stats, direction = ops.infonce_forward(queries, keys, zq, zk, own, *options, True)
+    loss, count, stats, direction = ops.infonce_forward(queries, keys, zq, zk, own, *options, True, tf32)
     gradients = ops.infonce_backward(
-        grad, queries, keys, zq, zk, own, *options, count, stats, direction, True, keys is not None, True
+        grad,
+        queries,
+        keys,
+        zq,
+        zk,
+        own,
+        *options,
+        count,
+        stats,
+        direction,
+        True,
+        keys is not None,
+        True,
+        tf32,
     )
     return [loss, count, *gradients]
 
@@ -81,26 +86,39 @@ def test_infonce(ops: Any, dtype: torch.dtype, inner: bool) -> None:
         same(infonce(ops, *arguments, inner), infonce(torch.ops.wscl_fast, *arguments, inner), dtype)
 
 
+def pairs(
+    ops: Any,
+    arguments: tuple[Tensor, ...],
+    by_row: Tensor,
+    by_column: Tensor,
+    offset: Tensor,
+    meets: int,
+    tf32: bool = False,
+) -> dict[str, list[Tensor]]:
+    """Of every operator over pairs: results and gradients."""
+    scale, options = torch.tensor(5.0), (meets, -1)
+    lse, stats, mean = ops.logsumexp(*arguments, scale, *options, True, tf32)
+    grad_keys = ops.logsumexp_key_gradient(by_row, *arguments, scale, *options, stats, tf32)
+    rows_, columns, *both = ops.two_way_logsumexp(*arguments, scale, *options, tf32)
+    gradients = ops.two_way_logsumexp_backward(
+        by_row, by_column, *arguments, scale, *options, *both, True, True, tf32
+    )
+    softplus = ops.softplus_sum(*arguments, scale, offset, *options, True, tf32)
+    from_softplus = ops.softplus_sum_key_gradient(by_row, *arguments, scale, offset, *options, tf32)
+    return {
+        "logsumexp": [lse, mean, grad_keys],
+        "two-way": [rows_, columns, *gradients],
+        "softplus": [*softplus, from_softplus],
+    }
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("meets", [0, 1, 2])
 def test_pairs(ops: Any, dtype: torch.dtype, meets: int) -> None:
-    queries, keys, zq, zk, own = rows(dtype)
-    arguments, scale = (queries, keys, zq, zk, own), torch.tensor(5.0)
-    by_row, by_column, offset = torch.rand(50), torch.rand(70), torch.randn(50)
-    results = []
-    for which in (ops, torch.ops.wscl_fast):
-        lse, stats, mean = which.logsumexp(*arguments, scale, meets, -1, True)
-        grad_keys = which.logsumexp_key_gradient(by_row, *arguments, scale, meets, -1, stats)
-        rows_, columns, *both = which.two_way_logsumexp(*arguments, scale, meets, -1)
-        gradients = which.two_way_logsumexp_backward(
-            by_row, by_column, *arguments, scale, meets, -1, *both, True, True
-        )
-        total, slope, direction = which.softplus_sum(*arguments, scale, offset, meets, -1, True)
-        from_softplus = which.softplus_sum_key_gradient(by_row, *arguments, scale, offset, meets, -1)
-        results.append(
-            [lse, mean, grad_keys, rows_, columns, *gradients, total, slope, direction, from_softplus]
-        )
-    same(*results, dtype)
+    arguments = rows(dtype), torch.rand(50), torch.rand(70), torch.randn(50), meets
+    got, want = (pairs(which, *arguments) for which in (ops, torch.ops.wscl_fast))
+    for name, results in got.items():
+        same(results, want[name], dtype)
 
 
 def test_tags(ops: Any) -> None:
@@ -121,18 +139,29 @@ def terms() -> set[int]:
 
 def test_full_float32_unless_tf32_is_allowed(ops: Any) -> None:
     infonce(ops, *rows(torch.float32), False)
+    pairs(ops, rows(torch.float32), torch.rand(50), torch.rand(70), torch.randn(50), 0)
     assert terms() == {3}
 
 
-@pytest.mark.usefixtures("tf32")
 def test_where_tf32_is_allowed_every_pass_takes_two_terms(ops: Any) -> None:
     for keys in (True, False):
         queries, *others = rows(torch.float32)
         arguments = (queries, *others) if keys else (queries, None, others[1], None, None)
-        got, want = (infonce(which, *arguments, True) for which in (ops, torch.ops.wscl_fast))
+        got, want = (infonce(which, *arguments, True, True) for which in (ops, torch.ops.wscl_fast))
         assert terms() == {2}
         for one, other in zip(got, want, strict=True):  # TF32 itself would be off by 1e-3
             torch.testing.assert_close(one.double(), other.double(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("meets", [0, 1, 2])
+def test_pairs_take_two_terms_where_tf32_is_allowed(ops: Any, meets: int) -> None:
+    # Levels of a hierarchy, tags' positives, SigLIP and two-way losses are made of these.
+    arguments = rows(torch.float32), torch.rand(50), torch.rand(70), torch.randn(50), meets
+    got, want = (pairs(which, *arguments, True) for which in (ops, torch.ops.wscl_fast))
+    assert terms() == {2}
+    for name, results in got.items():
+        for one, other in zip(results, want[name], strict=True):
+            torch.testing.assert_close(one.double(), other.double(), rtol=1e-4, atol=1e-4, msg=name)
 
 
 def test_bad_arguments(ops: Any) -> None:

@@ -74,6 +74,17 @@ def require(
         raise RuntimeError(f"impl='fused' is not available: {reason}; impl='chunked' works everywhere")
 
 
+# What holds when torch.compile traces; there is no guard on it.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _allows_tf32() -> bool:
+    return bool(torch.backends.cuda.matmul.allow_tf32)
+
+
+def allow_tf32(rows: torch.Tensor) -> bool:
+    """Whether products of these rows may have TF32's accuracy, by ``torch.backends.cuda.matmul``."""
+    return rows.is_cuda and rows.dtype == torch.float32 and _allows_tf32()
+
+
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """What the kernels compute with for rows of a dtype: halves with float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32

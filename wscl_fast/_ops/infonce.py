@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from wscl_fast._ops.extension import compute_dtype, require
+from wscl_fast._ops.extension import allow_tf32, compute_dtype, require
 from wscl_fast._ops.registration import register, register_backward
 
 
@@ -42,12 +42,13 @@ def clustered_infonce(
         inner,
         ignore_index,
         need_direction,
+        allow_tf32(queries),
     )
     return cast(Tensor, loss), cast(Tensor, count)
 
 
 def _fake_forward(queries: Tensor, keys: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    *_, inner, _, need_direction = rest
+    inner, _, need_direction = rest[5:8]
     n, d = queries.shape
     dtype = compute_dtype(queries.dtype)
     return (
@@ -61,7 +62,7 @@ def _fake_forward(queries: Tensor, keys: Tensor | None, *rest: Any) -> tuple[Ten
 def _fake_backward(
     grad_loss: Tensor, queries: Tensor, keys: Tensor | None, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    *_, need_queries, need_keys, need_scale = rest
+    need_queries, need_keys, need_scale = rest[10:13]
     n, d = queries.shape
     from_queries = need_queries or (keys is None and need_scale)
     dtype = compute_dtype(queries.dtype)
@@ -74,18 +75,27 @@ def _fake_backward(
 
 def _backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad_loss is None:
-        return (None,) * 10
+        return (None,) * 11
     *inputs, count, stats, direction = ctx.saved_tensors
     need_queries, need_keys, need_scale = (ctx.needs_input_grad[i] for i in (0, 1, 5))
     grad_queries, grad_keys, grad_scale = torch.ops.wscl_fast.infonce_backward(
-        grad_loss, *inputs, *ctx.options, count, stats, direction, need_queries, need_keys, need_scale
+        grad_loss,
+        *inputs,
+        *ctx.options,
+        count,
+        stats,
+        direction,
+        need_queries,
+        need_keys,
+        need_scale,
+        allow_tf32(inputs[0]),
     )
     return (
         grad_queries.to(inputs[0].dtype) if need_queries else None,
         grad_keys if need_keys else None,
         *(None,) * 3,
         grad_scale if need_scale else None,
-        *(None,) * 4,
+        *(None,) * 5,
     )
 
 

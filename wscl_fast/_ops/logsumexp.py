@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from wscl_fast._ops.extension import compute_dtype, require
+from wscl_fast._ops.extension import allow_tf32, compute_dtype, require
 from wscl_fast._ops.registration import register, register_backward
 from wscl_fast.pairs import Meets, Pairs
 
@@ -49,7 +49,9 @@ def logsumexp(pairs: Pairs, meets: Meets = "all") -> Tensor:
     """
     require(pairs.queries.device, pairs.queries.dtype)
     need_mean = torch.is_grad_enabled() and (pairs.queries.requires_grad or pairs.scale.requires_grad)
-    lse: Tensor = torch.ops.wscl_fast.logsumexp(*arguments(pairs, meets), need_mean)[0]
+    lse: Tensor = torch.ops.wscl_fast.logsumexp(
+        *arguments(pairs, meets), need_mean, allow_tf32(pairs.queries)
+    )[0]
     return lse
 
 
@@ -59,7 +61,7 @@ def softmax(pairs: Pairs, meets: Meets = "all") -> tuple[Tensor, Tensor]:
     The mean logit is read off the mean key, which the pass carries along for the queries' gradient anyway.
     """
     require(pairs.queries.device, pairs.queries.dtype)
-    lse, _, mean = torch.ops.wscl_fast.logsumexp(*arguments(pairs, meets), True)
+    lse, _, mean = torch.ops.wscl_fast.logsumexp(*arguments(pairs, meets), True, allow_tf32(pairs.queries))
     return lse, pairs.scale.detach() * (pairs.queries.detach() * mean).sum(1)
 
 
@@ -78,7 +80,9 @@ def logsumexp_block(pairs: Pairs, meets: Meets = "all", *, need_mean: bool = Tru
     """
     require(pairs.queries.device, pairs.queries.dtype)
     with torch.no_grad():
-        _, stats, mean = torch.ops.wscl_fast.logsumexp(*arguments(pairs, meets), need_mean)
+        _, stats, mean = torch.ops.wscl_fast.logsumexp(
+            *arguments(pairs, meets), need_mean, allow_tf32(pairs.queries)
+        )
     return Block(stats, mean)
 
 
@@ -103,13 +107,15 @@ def logsumexp_block_backward(
     """``[M, d]``: the gradient of one block's keys, exact for the log-sum-exp over all blocks. Two GEMMs."""
     require(pairs.queries.device, pairs.queries.dtype)
     with torch.no_grad():
-        grad_keys: Tensor = torch.ops.wscl_fast.logsumexp_key_gradient(grad, *arguments(pairs, meets), stats)
+        grad_keys: Tensor = torch.ops.wscl_fast.logsumexp_key_gradient(
+            grad, *arguments(pairs, meets), stats, allow_tf32(pairs.queries)
+        )
     return grad_keys
 
 
 def _fake_forward(queries: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     n, d = queries.shape
-    dtype, need_mean = compute_dtype(queries.dtype), rest[-1]
+    dtype, need_mean = compute_dtype(queries.dtype), rest[7]
     return (
         queries.new_empty(n, dtype=dtype),
         queries.new_empty(2, n, dtype=torch.float64),
@@ -124,7 +130,7 @@ def fake_key_gradient(grad: Tensor, queries: Tensor, keys: Tensor, *_: Any) -> T
 
 def _backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad is None:
-        return (None,) * 9
+        return (None,) * 10
     *inputs, stats, mean = ctx.saved_tensors
     queries, keys, query_ids, key_ids, own, scale = inputs
     need_queries, need_keys, need_scale = (ctx.needs_input_grad[i] for i in (0, 1, 5))
@@ -135,9 +141,9 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor 
     grad_keys = None
     if need_keys:
         grad_keys = torch.ops.wscl_fast.logsumexp_key_gradient(
-            grad, queries, keys, query_ids, key_ids, own, scale, *ctx.options, stats
+            grad, queries, keys, query_ids, key_ids, own, scale, *ctx.options, stats, allow_tf32(queries)
         )
-    return grad_queries, grad_keys, None, None, None, grad_scale, None, None, None
+    return grad_queries, grad_keys, None, None, None, grad_scale, None, None, None, None
 
 
 register("logsumexp", _fake_forward, _backward, tensors=6, options=2)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wscl_fast._ops.extension import compute_dtype, require
+from wscl_fast._ops.extension import allow_tf32, compute_dtype, require
 from wscl_fast._ops.logsumexp import arguments, fake_key_gradient
 from wscl_fast._ops.registration import register, register_backward
 from wscl_fast.pairs import Meets, Pairs
@@ -38,14 +38,14 @@ def softplus_sum(
     need_direction = torch.is_grad_enabled() and (queries.requires_grad or scale.requires_grad)
     *tensors, chosen, ignore_index = arguments(pairs, meets)
     total: Tensor = torch.ops.wscl_fast.softplus_sum(
-        *tensors, offset.expand(len(queries)), chosen, ignore_index, need_direction
+        *tensors, offset.expand(len(queries)), chosen, ignore_index, need_direction, allow_tf32(queries)
     )[0]
     return total
 
 
 def _fake_forward(queries: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     n, d = queries.shape
-    dtype, need_direction = compute_dtype(queries.dtype), rest[-1]
+    dtype, need_direction = compute_dtype(queries.dtype), rest[8]
     return (
         queries.new_empty(n, dtype=dtype),
         queries.new_empty(n, dtype=dtype),
@@ -55,17 +55,22 @@ def _fake_forward(queries: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 def _backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad is None:
-        return (None,) * 10
+        return (None,) * 11
     *inputs, slope, direction = ctx.saved_tensors
     queries, scale = inputs[0], inputs[5]
     need_queries, need_keys, need_scale, need_offset = (ctx.needs_input_grad[i] for i in (0, 1, 5, 6))
+    grad_keys = None
+    if need_keys:
+        grad_keys = torch.ops.wscl_fast.softplus_sum_key_gradient(
+            grad, *inputs, *ctx.options, allow_tf32(queries)
+        )
     return (
         ((scale * grad)[:, None] * direction).to(queries.dtype) if need_queries else None,
-        torch.ops.wscl_fast.softplus_sum_key_gradient(grad, *inputs, *ctx.options) if need_keys else None,
+        grad_keys,
         *(None,) * 3,
         (grad * (queries * direction).sum(1)).sum() if need_scale else None,
         grad * slope if need_offset else None,
-        *(None,) * 3,
+        *(None,) * 4,
     )
 
 

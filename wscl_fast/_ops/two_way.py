@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from wscl_fast._ops.extension import compute_dtype, require
+from wscl_fast._ops.extension import allow_tf32, compute_dtype, require
 from wscl_fast._ops.logsumexp import arguments
 from wscl_fast._ops.registration import register, register_backward
 from wscl_fast.pairs import Meets, Pairs
@@ -29,7 +29,9 @@ def two_way_logsumexp(pairs: Pairs, meets: Meets = "all") -> tuple[Tensor, Tenso
     scale 4 in all, with those of one side 3.
     """
     require(pairs.queries.device, pairs.queries.dtype)
-    rows, columns, _, _ = torch.ops.wscl_fast.two_way_logsumexp(*arguments(pairs, meets))
+    rows, columns, _, _ = torch.ops.wscl_fast.two_way_logsumexp(
+        *arguments(pairs, meets), allow_tf32(pairs.queries)
+    )
     return cast(Tensor, rows), cast(Tensor, columns)
 
 
@@ -46,7 +48,7 @@ def _fake_forward(queries: Tensor, keys: Tensor, *_: Any) -> tuple[Tensor, Tenso
 def _fake_backward(
     grad_rows: Tensor, grad_columns: Tensor, queries: Tensor, keys: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor]:
-    *_, need_queries, need_keys = rest
+    need_queries, need_keys = rest[8:10]
     dtype, d = compute_dtype(queries.dtype), queries.shape[1]
     return (
         queries.new_empty(queries.shape[0] if need_queries else 0, d, dtype=dtype),
@@ -61,7 +63,15 @@ def _backward(ctx: Any, grad_rows: Tensor, grad_columns: Tensor, *_: Tensor) -> 
     # The scale's gradient is read off that of the queries, or of the keys where it stands alone.
     through_queries = need_queries or (need_scale and not need_keys)
     grad_queries, grad_keys = torch.ops.wscl_fast.two_way_logsumexp_backward(
-        grad_rows, grad_columns, *inputs, *ctx.options, row_stats, column_stats, through_queries, need_keys
+        grad_rows,
+        grad_columns,
+        *inputs,
+        *ctx.options,
+        row_stats,
+        column_stats,
+        through_queries,
+        need_keys,
+        allow_tf32(queries),
     )
     grad_scale = None
     if need_scale:
@@ -72,8 +82,7 @@ def _backward(ctx: Any, grad_rows: Tensor, grad_columns: Tensor, *_: Tensor) -> 
         grad_keys.to(keys.dtype) if need_keys else None,
         *(None,) * 3,
         grad_scale,
-        None,
-        None,
+        *(None,) * 3,
     )
 
 
