@@ -117,11 +117,24 @@ cuda: check-tools
 	@if command -v nvcc >/dev/null; then $(MAKE) --no-print-directory build/cuda/.built; \
 	  else echo "wscl_fast: CUDA kernels are neither compiled nor simulated: nvcc is not on PATH"; fi
 
-build/cuda/.built: $(VENV)/.installed CMakeLists.txt CMakePresets.json $(wildcard csrc/core/*.cu csrc/core/*.cuh csrc/core/*_cuda.h)
+CUDA_INPUTS := $(wildcard csrc/core/*.cu csrc/core/*.cuh csrc/core/*_cuda.h)
+# $(1): the build's folder in build/; $(2): architectures, all of setup's where there are none
+compile_cuda = rm -rf build/$(1); mkdir -p build/$(1); cmake=$(CMAKE); export PATH="$(BIN):$$PATH"; \
+  log=build/$(1)/ptxas.log; \
+  { $$cmake --preset cuda -B build/$(1) -DWSCL_CUDA_ARCHITECTURES="$(2)" && \
+    $$cmake --build build/$(1) --target wscl_core_cuda; } >$$log 2>&1 || { cat $$log; exit 1; }
+
+build/cuda/.built: $(VENV)/.installed CMakeLists.txt CMakePresets.json $(CUDA_INPUTS)
 	@echo "wscl_fast: compiling the CUDA kernels (sm_$(CUDA_ARCH))"
-	@rm -rf build/cuda; mkdir -p build/cuda; cmake=$(CMAKE); export PATH="$(BIN):$$PATH"; log=build/cuda/ptxas.log; \
-	  { $$cmake --preset cuda -DWSCL_CUDA_ARCHITECTURES=$(CUDA_ARCH)-real && \
-	    $$cmake --build --preset cuda --target wscl_core_cuda; } >$$log 2>&1 || { cat $$log; exit 1; }
+	@$(call compile_cuda,cuda,$(CUDA_ARCH)-real)
+	@touch $@
+
+# For every architecture that the extension is built for, six of them: minutes.
+.PHONY: cuda-all
+cuda-all: build/cuda-all/.built
+build/cuda-all/.built: $(VENV)/.installed CMakeLists.txt CMakePresets.json $(CUDA_INPUTS)
+	@echo "wscl_fast: compiling the CUDA kernels for all architectures"
+	@$(call compile_cuda,cuda-all,)
 	@touch $@
 
 # What was simulated already is not simulated again: cut it off and go on as you like.

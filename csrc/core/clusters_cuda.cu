@@ -5,6 +5,7 @@ namespace {
 
 constexpr int kMostChunk = 128;  // rows that one CTA adds up
 constexpr int kAtOnce = 8;       // loads in flight
+constexpr int kSumThreads = 64;
 
 __device__ int lower_bound(const int64_t* sorted, int64_t count, int64_t id) {
   int64_t low = 0, high = count;
@@ -78,21 +79,42 @@ struct SumsParams {
   const int32_t* segment;
   const float* weight;
   const int64_t* query_order;
-  const int32_t *query_segment, *begin, *end;
-  int64_t n;
+  const int32_t *begin, *end;
   SegmentSums to;
 };
 
-// A CTA adds up a chunk of rows that follow each other in the order of ids, a thread one column of them.
+// Compensated (Kahan's).
+struct Sum {
+  float sum = 0, lost = 0;
+
+  __device__ __forceinline__ void add(float x) {
+    const float y = x - lost, total = sum + y;
+    lost = (total - sum) - y;
+    sum = total;
+  }
+};
+
+// Two neighbouring numbers as floats; `together`: where they are aligned for one load. `left` of them exist.
 template <class In>
-__global__ void add_chunk(const SumsParams p) {
+__device__ __forceinline__ float2 load_two(const In* from, bool together, int left) {
+  struct alignas(2 * sizeof(In)) Two {
+    In x, y;
+  };
+  if (!together) return make_float2(to_float(from[0]), left > 1 ? to_float(from[1]) : 0.f);
+  const Two two = *reinterpret_cast<const Two*>(from);
+  return make_float2(to_float(two.x), to_float(two.y));
+}
+
+// A CTA adds up a chunk of rows that follow each other in the order of ids, a thread two columns of them.
+template <class In>
+__global__ void __launch_bounds__(kSumThreads) add_chunk(const SumsParams p) {
   __shared__ int64_t row_of[kMostChunk];
   __shared__ int32_t segment_of[kMostChunk + 2];  // with those before and after
   __shared__ float weight_of[kMostChunk];
   const int chunk = p.to.chunk;
   const int64_t first = int64_t(blockIdx.x) * chunk;
   const int count = static_cast<int>(min(int64_t(chunk), p.to.count - first));
-  for (int i = threadIdx.x; i < chunk + 2; i += blockDim.x) {
+  for (int i = threadIdx.x; i < chunk + 2; i += kSumThreads) {
     const int64_t at = first + i - 1;
     const int64_t row = at >= 0 && at < p.to.count ? p.order[at] : -1;
     segment_of[i] = row >= 0 ? p.segment[row] : -1;
@@ -102,24 +124,25 @@ __global__ void add_chunk(const SumsParams p) {
     }
   }
   __syncthreads();
-  const int column = blockIdx.y * blockDim.x + threadIdx.x;
-  if (column >= p.to.d) return;
+  const int column = 2 * (blockIdx.y * kSumThreads + threadIdx.x), left = static_cast<int>(p.to.d) - column;
+  if (left <= 0) return;
   const In* data = static_cast<const In*>(p.rows.data) + column;
-  float sum = 0, lost = 0;  // Kahan's
+  const bool together =
+      left > 1 && p.rows.stride % 2 == 0 && reinterpret_cast<uint64_t>(data) % (2 * sizeof(In)) == 0;
+  Sum even, odd;
   bool began_before = segment_of[0] == segment_of[1];
   for (int i0 = 0; i0 < count; i0 += kAtOnce) {
-    float x[kAtOnce];
+    float2 x[kAtOnce];
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i)
       x[i] = i0 + i < count && segment_of[i0 + i + 1] >= 0
-                 ? weight_of[i0 + i] * to_float(data[row_of[i0 + i] * p.rows.stride])
-                 : 0.f;
+                 ? load_two(data + row_of[i0 + i] * p.rows.stride, together, left)
+                 : make_float2(0, 0);
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
       if (i0 + i >= count) break;
-      const float y = x[i] - lost, total = sum + y;
-      lost = (total - sum) - y;
-      sum = total;
+      even.add(weight_of[i0 + i] * x[i].x);
+      odd.add(weight_of[i0 + i] * x[i].y);
       const int segment = segment_of[i0 + i + 1];
       const bool ends = segment_of[i0 + i + 2] != segment;
       if (!ends && i0 + i + 1 < count) continue;
@@ -127,29 +150,27 @@ __global__ void add_chunk(const SumsParams p) {
         float* to = began_before ? p.to.heads + blockIdx.x * p.to.width
                     : ends       ? p.to.sums + segment * p.to.width
                                  : p.to.tails + blockIdx.x * p.to.width;
-        to[column] = sum;
+        // A row of sums is padded to four.
+        *reinterpret_cast<float2*>(to + column) = make_float2(even.sum, odd.sum);
       }
-      sum = lost = 0;
+      even = odd = {};
       began_before = false;
     }
   }
 }
 
-// Segments that more than one chunk has a part of.
+// The segment that begins in this CTA's chunk and goes on in the next, if there is one.
 __global__ void add_parts(const SumsParams p) {
-  const int64_t query = p.query_order[blockIdx.x];
-  if (p.query_segment[query] != static_cast<int>(blockIdx.x)) return;  // not the first of a segment
-  const int begin = p.begin[query], end = p.end[query];
-  const int first = begin / p.to.chunk, last = (end - 1) / p.to.chunk;
-  if (begin == end || first == last) return;
+  const int64_t next = int64_t(blockIdx.x + 1) * p.to.chunk;
+  const int segment = p.segment[p.order[next - 1]];
+  if (segment < 0) return;
+  const int64_t query = p.query_order[segment];
+  const int first = p.begin[query] / p.to.chunk, last = (p.end[query] - 1) / p.to.chunk;
+  if (first != static_cast<int>(blockIdx.x) || first == last) return;
   for (int column = threadIdx.x; column < p.to.d; column += blockDim.x) {
-    float sum = p.to.tails[first * p.to.width + column], lost = 0;
-    for (int64_t chunk = first + 1; chunk <= last; ++chunk) {
-      const float y = p.to.heads[chunk * p.to.width + column] - lost, total = sum + y;
-      lost = (total - sum) - y;
-      sum = total;
-    }
-    p.to.sums[blockIdx.x * p.to.width + column] = sum;
+    Sum sum = {p.to.tails[first * p.to.width + column]};
+    for (int64_t chunk = first + 1; chunk <= last; ++chunk) sum.add(p.to.heads[chunk * p.to.width + column]);
+    p.to.sums[segment * p.to.width + column] = sum.sum;
   }
 }
 
@@ -184,16 +205,15 @@ SegmentSums::SegmentSums(int64_t rows, int64_t segments, int64_t d, Workspace& s
       tails(space.take<float>((rows + chunk - 1) / chunk * width)) {}
 
 cudaError_t SegmentSums::run(const InfoNCEProblem& p, const Rows& rows, const int64_t* order,
-                             const int32_t* segment, const float* weight, const Clusters& clusters,
-                             const int32_t* begin, const int32_t* end, cudaStream_t stream) const {
+                             const int32_t* segment, const float* weight, const int32_t* begin,
+                             const int32_t* end, cudaStream_t stream) const {
   if (count == 0 || p.n == 0 || d == 0) return cudaSuccess;
-  const SumsParams params = {rows,  order, segment, weight, p.query_order, clusters.query_segment,
-                             begin, end,   p.n,     *this};
-  const dim3 grid(blocks_for(count, chunk), blocks_for(d, 128));
+  const SumsParams params = {rows, order, segment, weight, p.query_order, begin, end, *this};
+  const dim3 grid(blocks_for(count, chunk), blocks_for(d, 2 * kSumThreads));
   with_element(p.precision, [&](auto* element) {
-    add_chunk<std::remove_pointer_t<decltype(element)>><<<grid, 128, 0, stream>>>(params);
+    add_chunk<std::remove_pointer_t<decltype(element)>><<<grid, kSumThreads, 0, stream>>>(params);
   });
-  add_parts<<<static_cast<unsigned>(p.n), 128, 0, stream>>>(params);
+  if (count > chunk) add_parts<<<blocks_for(count, chunk) - 1, 128, 0, stream>>>(params);
   return cudaGetLastError();
 }
 

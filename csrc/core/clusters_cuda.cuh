@@ -49,8 +49,7 @@ struct SegmentSums {
 
   // Rows in `order`; segment and weight (or null) by row. begin, end: of a query's segment in that order.
   cudaError_t run(const InfoNCEProblem& p, const Rows& rows, const int64_t* order, const int32_t* segment,
-                  const float* weight, const Clusters& clusters, const int32_t* begin, const int32_t* end,
-                  cudaStream_t stream) const;
+                  const float* weight, const int32_t* begin, const int32_t* end, cudaStream_t stream) const;
 };
 
 // What lies in memory, as a float.
@@ -79,6 +78,18 @@ auto with_element(Precision precision, const F& f) {
   if (precision == Precision::kBFloat16) return f(static_cast<__nv_bfloat16*>(nullptr));
   if (precision == Precision::kFloat16) return f(static_cast<__half*>(nullptr));
   return f(static_cast<float*>(nullptr));
+}
+
+// The largest number of a CTA, for every thread.
+template <int kThreads>
+__device__ float block_max(float x) {
+  __shared__ float of_warp[kThreads / 32];
+  for (int lanes = 16; lanes > 0; lanes /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, lanes));
+  __syncthreads();
+  if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = x;
+  __syncthreads();
+  for (int warp = 0; warp < kThreads / 32; ++warp) x = fmaxf(x, of_warp[warp]);
+  return x;
 }
 
 template <class T>

@@ -3,21 +3,41 @@
 namespace wscl::cuda {
 namespace {
 
-// One CTA: O(n) work, and no atomics.
-__global__ void __launch_bounds__(kReduceThreads) scalars_kernel(const Upstream up) {
-  const int64_t n = up.problem.n;
-  const int sets = up.problem.inner && up.given.count ? 2 : 1;
-  for (int s = 0; s < sets; ++s) {
-    ScalarsOf scalars;
-    for (int64_t i = threadIdx.x; i < n; i += kReduceThreads) {
-      const double sum = up.given.stats[(2 * s + 1) * n + i];
-      if (sum != 0)
-        scalars.add(up.gradient(i),
-                    static_cast<float>(up.given.stats[2 * s * n + i]) + __log2f(static_cast<float>(sum)));
-    }
-    scalars.store(up.problem.precision, up.scalars, s);
+constexpr float kSafeRange = 60;  // log2 of the spread of weights that share one shift
+
+// A warp for each set.
+__global__ void merge(Precision precision, int parts, GradientScalars* to) {
+  const int set = threadIdx.x / 32;
+  Extremes x;
+  for (int i = threadIdx.x % 32; i < parts; i += 32) x.add(to->parts[set][i]);
+  for (int lanes = 16; lanes > 0; lanes /= 2)
+    x.add({__shfl_xor_sync(0xffffffffu, x.largest, lanes), __shfl_xor_sync(0xffffffffu, x.low, lanes),
+           __shfl_xor_sync(0xffffffffu, x.high, lanes)});
+  if (threadIdx.x % 32) return;
+  if (set == 0) {
+    // float16: the largest weight, a gradient times a probability, comes near 2^13. The second set has the
+    // same.
+    float boost = 1;
+    if (precision == Precision::kFloat16 && x.largest > 0 && x.largest < INFINITY)
+      boost = exp2f(fminf(fmaxf(12 - static_cast<float>(ilogbf(x.largest)), -60.f), 60.f));
+    to->boost = boost;
   }
+  const bool one = x.low <= x.high && x.high - x.low <= kSafeRange;
+  to->one_shift[set] = one;
+  to->shift[set] = one ? ceilf(x.high) : 0.f;
 }
+
+struct AddRow {
+  Upstream up;
+
+  __device__ __forceinline__ void operator()(int64_t i, int set, Extremes& to) const {
+    const int64_t n = up.problem.n;
+    const double sum = up.given.stats[(2 * set + 1) * n + i];
+    if (sum != 0)
+      to.add(up.gradient(i),
+             static_cast<float>(up.given.stats[2 * set * n + i]) + __log2f(static_cast<float>(sum)));
+  }
+};
 
 struct QueryValues {
   Upstream up;
@@ -70,9 +90,14 @@ void GradientVectors::set_columns(SimilarityParams& pass, bool with_excluded, bo
   if (with_weight) pass.excluded_weight = excluded_weight;
 }
 
-cudaError_t find_scalars(const Upstream& up, cudaStream_t stream) {
-  scalars_kernel<<<1, kReduceThreads, 0, stream>>>(up);
+cudaError_t merge_extremes(Precision precision, int sets, int parts, GradientScalars* to, cudaStream_t stream) {
+  merge<<<1, 32 * sets, 0, stream>>>(precision, parts, to);
   return cudaGetLastError();
+}
+
+cudaError_t find_scalars(const Upstream& up, cudaStream_t stream) {
+  const InfoNCEProblem& p = up.problem;
+  return find_scalars(p.precision, p.inner && up.given.count ? 2 : 1, p.n, AddRow{up}, up.scalars, stream);
 }
 
 cudaError_t find_vectors(const Upstream& up, const GradientVectors& vectors, Vectors which,

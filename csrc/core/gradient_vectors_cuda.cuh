@@ -7,18 +7,11 @@
 
 namespace wscl::cuda {
 
-// Numbers that are found on the device and stay there.
-struct GradientScalars {
-  float boost;           // a power of two that keeps float16 weights in the normal range; 1 elsewhere
-  int32_t one_shift[2];  // for all pairs and for the positives: whether one shift serves all rows
-  float shift[2];        // and which
-};
+constexpr int kReduceThreads = 256;
+constexpr int kMostParts = 64;
 
-// How they are found, by one CTA: from the gradients and the base-2 log-sum-exps of rows.
-constexpr int kReduceThreads = 1024;
-
-struct ScalarsOf {
-  static constexpr float kSafeRange = 60;  // log2 of the spread of weights that share one shift
+// Of rows' gradients and base-2 log-sum-exps.
+struct Extremes {
   float largest = 0, low = INFINITY, high = -INFINITY;
 
   __device__ __forceinline__ void add(float gradient, float lse) {
@@ -27,34 +20,48 @@ struct ScalarsOf {
     high = fmaxf(high, lse);
   }
 
-  // Over the CTA; the boost is that of the first set.
-  __device__ void store(Precision precision, GradientScalars* to, int set = 0) {
-    largest = block_max(largest);
-    low = -block_max(-low);
-    high = block_max(high);
-    if (threadIdx.x) return;
-    // float16: the largest weight, a gradient times a probability, comes near 2^13.
-    float boost = 1;
-    if (precision == Precision::kFloat16 && largest > 0 && largest < INFINITY)
-      boost = exp2f(fminf(fmaxf(12 - static_cast<float>(ilogbf(largest)), -60.f), 60.f));
-    if (set == 0) to->boost = boost;
-    const bool one = low <= high && high - low <= kSafeRange;
-    to->one_shift[set] = one;
-    to->shift[set] = one ? ceilf(high) : 0.f;
+  __device__ __forceinline__ void add(const Extremes& other) {
+    largest = fmaxf(largest, other.largest);
+    low = fminf(low, other.low);
+    high = fmaxf(high, other.high);
   }
-
- private:
-  static __device__ float block_max(float x) {
-    __shared__ float of_warp[kReduceThreads / 32];
-    for (int lanes = 16; lanes > 0; lanes /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, lanes));
-    __syncthreads();
-    if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = x;
-    __syncthreads();
-    x = of_warp[threadIdx.x % 32];
-    for (int lanes = 16; lanes > 0; lanes /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, lanes));
-    return x;
+  // Over the CTA.
+  __device__ void merge() {
+    largest = block_max<kReduceThreads>(largest);
+    low = -block_max<kReduceThreads>(-low);
+    high = block_max<kReduceThreads>(high);
   }
 };
+
+// Numbers that are found on the device and stay there.
+struct GradientScalars {
+  float boost;           // a power of two that keeps float16 weights in the normal range; 1 elsewhere
+  int32_t one_shift[2];  // for all pairs and for the positives: whether one shift serves all rows
+  float shift[2];        // and which
+  Extremes parts[2][kMostParts];
+};
+
+// A set is a grid's row; `add(i, set, extremes)` adds the i-th of `count` rows.
+template <class Add>
+__global__ void __launch_bounds__(kReduceThreads)
+    find_extremes(int64_t count, const Add add, GradientScalars* to) {
+  Extremes extremes;
+  for (int64_t i = int64_t(blockIdx.x) * kReduceThreads + threadIdx.x; i < count;
+       i += int64_t(gridDim.x) * kReduceThreads)
+    add(i, static_cast<int>(blockIdx.y), extremes);
+  extremes.merge();
+  if (threadIdx.x == 0) to->parts[blockIdx.y][blockIdx.x] = extremes;
+}
+cudaError_t merge_extremes(Precision precision, int sets, int parts, GradientScalars* to, cudaStream_t stream);
+
+// `sets`: 1 or 2.
+template <class Add>
+cudaError_t find_scalars(Precision precision, int sets, int64_t count, const Add& add, GradientScalars* to,
+                         cudaStream_t stream) {
+  const int parts = static_cast<int>(std::clamp<int64_t>(blocks_for(count, kReduceThreads), 1, kMostParts));
+  find_extremes<<<dim3(parts, sets), kReduceThreads, 0, stream>>>(count, add, to);
+  return merge_extremes(precision, sets, parts, to, stream);
+}
 
 struct GradientVectors {
   int64_t padded;          // queries, rounded up to whole words of valid bits

@@ -122,7 +122,7 @@ cudaError_t key_backward(const InfoNCEProblem& p, InfoNCEBackward& to, Pieces& p
   cudaError_t error = pieces.find(p, stream);
   const Clusters& c = pieces.clusters;
   if (!error && !p.inner)
-    error = pull.run(p, query_rows(p), p.query_order, c.query_segment, pieces.up.share, c, c.query_begin,
+    error = pull.run(p, query_rows(p), p.query_order, c.query_segment, pieces.up.share, c.query_begin,
                      c.query_end, stream);
   for (int64_t first = 0; first < p.m && !error; first += chunk) {
     const auto take_chunk = [&](SimilarityParams& of, SoftmaxParts& parts) {
@@ -186,10 +186,10 @@ cudaError_t self_backward(const InfoNCEProblem& p, InfoNCEBackward& to, Pieces& 
     if (!error) error = run_similarity(inner_pass, stream);
   } else {
     if (!error)
-      error = sums.run(p, query_rows(p), p.query_order, c.query_segment, nullptr, c, c.query_begin, c.query_end,
+      error = sums.run(p, query_rows(p), p.query_order, c.query_segment, nullptr, c.query_begin, c.query_end,
                        stream);
     if (!error)
-      error = pull.run(p, query_rows(p), p.query_order, c.query_segment, pieces.up.share, c, c.query_begin,
+      error = pull.run(p, query_rows(p), p.query_order, c.query_segment, pieces.up.share, c.query_begin,
                        c.query_end, stream);
   }
   if (error) return error;

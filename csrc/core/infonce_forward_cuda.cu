@@ -125,7 +125,7 @@ cudaError_t infonce_forward(const InfoNCEProblem& p, InfoNCEForward& to, cudaStr
     if (!error) error = ranges.find(p, clusters, stream);
     if (!error) error = run_similarity(inner_pass, stream);
   } else if (!error) {
-    error = sums.run(p, key_rows(p), p.key_order, clusters.key_segment, nullptr, clusters, clusters.key_begin,
+    error = sums.run(p, key_rows(p), p.key_order, clusters.key_segment, nullptr, clusters.key_begin,
                      clusters.key_end, stream);
   }
   if (error) return error;

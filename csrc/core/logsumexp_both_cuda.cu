@@ -6,7 +6,7 @@ namespace {
 constexpr float kMostLogit = 90;            // base 2: a sum of 2^31 numbers of 2^90 is finite, 2^−90 is normal
 constexpr int64_t kNormRows = 64;           // rows of a CTA
 constexpr int64_t kColumnBytes = 64 << 20;  // of column sums at a time
-constexpr int kMerging = 1024;
+constexpr int kMerging = 256;
 
 __device__ __forceinline__ bool is_set(const uint64_t* bits, int64_t at) {
   return !bits || (bits[at / kValidBits] >> (at % kValidBits)) & 1;
@@ -38,18 +38,9 @@ __global__ void largest_norms(const Rows rows, const uint64_t* valid, int64_t d,
 }
 
 __device__ float largest_of(const float* values, int64_t count) {
-  __shared__ float of_warp[32];
   float largest = 0;
-  for (int64_t i = threadIdx.x; i < count; i += blockDim.x) largest = fmaxf(largest, values[i]);
-  for (int lanes = 16; lanes > 0; lanes /= 2)
-    largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, lanes));
-  __syncthreads();
-  if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = largest;
-  __syncthreads();
-  largest = of_warp[threadIdx.x % 32];
-  for (int lanes = 16; lanes > 0; lanes /= 2)
-    largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, lanes));
-  return largest;
+  for (int64_t i = threadIdx.x; i < count; i += kMerging) largest = fmaxf(largest, values[i]);
+  return block_max<kMerging>(largest);
 }
 
 __global__ void __launch_bounds__(kMerging) decide(const LogSumExpBoth both) {

@@ -7,6 +7,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <utility>
 
 namespace wscl::cuda {
 
@@ -14,7 +15,31 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-// 16 bytes from global to shared memory, of which the last 16 − `bytes` become zero.
+// A number that instructions can take as an immediate.
+template <int n>
+struct Constant {
+  __host__ __device__ constexpr operator int() const {
+    return n;
+  }
+};
+// f(Constant<0>) … f(Constant<n − 1>).
+template <int... i, class F>
+__device__ __forceinline__ void for_each_of(std::integer_sequence<int, i...>, const F& f) {
+  (f(Constant<i>{}), ...);
+}
+template <int n, class F>
+__device__ __forceinline__ void unrolled(const F& f) {
+  for_each_of(std::make_integer_sequence<int, n>{}, f);
+}
+
+// 16 bytes from global memory to shared memory, `kOffset` bytes past `to`.
+template <int kOffset>
+__device__ __forceinline__ void copy_whole_async(uint32_t to, const void* from) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0 + %2], [%1], 16;" ::"r"(to), "l"(from), "n"(kOffset)
+               : "memory");
+}
+
+// The same, but the last 16 − `bytes` become zero.
 __device__ __forceinline__ void copy_async(uint32_t to, const void* from, int bytes) {
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes)
                : "memory");
@@ -30,17 +55,19 @@ __device__ __forceinline__ void copy_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
+template <int kOffset>
 __device__ __forceinline__ void load_matrices(uint32_t (&to)[4], uint32_t row_address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4 + %5];"
                : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-               : "r"(row_address)
+               : "r"(row_address), "n"(kOffset)
                : "memory");
 }
 
+template <int kOffset>
 __device__ __forceinline__ void load_matrices_transposed(uint32_t (&to)[4], uint32_t row_address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4 + %5];"
                : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-               : "r"(row_address)
+               : "r"(row_address), "n"(kOffset)
                : "memory");
 }
 
@@ -75,14 +102,15 @@ struct BFloat16 {
   static __device__ __forceinline__ float high(uint32_t packed) {
     return __uint_as_float(packed & 0xffff0000u);
   }
-  static __device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
-                                                      uint32_t b1) {
+  // to = a · b + c
+  static __device__ __forceinline__ void multiply_add(float (&to)[4], const uint32_t (&a)[4], uint32_t b0,
+                                                      uint32_t b1, const float (&c)[4]) {
     asm volatile(
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, "
-        "%1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+        "{%10, %11, %12, %13};"
+        : "=f"(to[0]), "=f"(to[1]), "=f"(to[2]), "=f"(to[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(c[0]), "f"(c[1]), "f"(c[2]),
+          "f"(c[3]));
   }
 };
 
@@ -97,13 +125,15 @@ struct Float16 {
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
     return packed;
   }
-  static __device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
-                                                      uint32_t b1) {
+  // to = a · b + c
+  static __device__ __forceinline__ void multiply_add(float (&to)[4], const uint32_t (&a)[4], uint32_t b0,
+                                                      uint32_t b1, const float (&c)[4]) {
     asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, "
-        "%1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%10, %11, %12, %13};"
+        : "=f"(to[0]), "=f"(to[1]), "=f"(to[2]), "=f"(to[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(c[0]), "f"(c[1]), "f"(c[2]),
+          "f"(c[3]));
   }
 };
 

@@ -38,20 +38,20 @@ struct BothSums {
 
   // Logits of a tile to sums.
   __device__ __forceinline__ void add(const Logits<T>& s, float scale, int tile, bool with_columns) {
-    float column[kValues] = {};
+    float column[kValues];
 #pragma unroll
     for (int rt = 0; rt < T::kRowTiles; ++rt)
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        float even = 0, odd = 0;
+        float even, odd;
 #pragma unroll
         for (int n = 0; n < T::kColumns / 8; ++n) {
           const float a = exp2_approx(fmaf(s[rt][n][2 * h], scale, bias[rt][h]));
           const float b = exp2_approx(fmaf(s[rt][n][2 * h + 1], scale, bias[rt][h]));
-          even += a;
-          odd += b;
-          column[2 * n] += a;
-          column[2 * n + 1] += b;
+          even = n ? even + a : a;
+          odd = n ? odd + b : b;
+          column[2 * n] = rt || h ? column[2 * n] + a : a;
+          column[2 * n + 1] = rt || h ? column[2 * n + 1] + b : b;
         }
         sum[rt][h] += even + odd;
       }
@@ -113,9 +113,7 @@ struct BothSums {
     for (int rt = 0; rt < T::kRowTiles; ++rt)
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        float total = sum[rt][h];
-        total += __shfl_xor_sync(kAllLanes, total, 1);
-        total += __shfl_xor_sync(kAllLanes, total, 2);
+        const float total = sum_of_row(sum[rt][h]);
         const int r = rows.row(rt, h);
         if (threadIdx.x % 4 == 0 && r < p.x.count) p.sum[split * p.x.count + r] = total;
       }

@@ -76,7 +76,7 @@ struct SimilarityParams {
   const float* column_weight = nullptr;  // [m]
   const int32_t* one_shift = nullptr;    // kSymmetric: not 0 where all shifts are one number
 
-  // kBoth. Logits have to be small enough for a sum of 2^logits; see bounds_cuda.cuh.
+  // kBoth. Logits have to be small enough for a sum of 2^logits; see logsumexp_both_cuda.cuh.
   const uint64_t* x_valid = nullptr;  // as y_valid, of rows; null: all take part
   bool triangular = false;            // y is x: every unordered pair is met once, and counts for both
   int64_t first_block = 0;            // the rows are `blocks` blocks of block_rows(), from this one on

@@ -8,9 +8,6 @@
 namespace wscl::cuda {
 
 template <class T>
-constexpr uint64_t kTileBits = T::kColumns == 64 ? ~uint64_t(0) : (uint64_t(1) << T::kColumns % 64) - 1;
-
-template <class T>
 __device__ __forceinline__ void mask(const WarpRows<T>& rows, int column0, uint64_t valid, Logits<T>& s,
                                      float masked = -INFINITY) {
 #pragma unroll
@@ -161,35 +158,44 @@ __device__ __forceinline__ void weigh_by_columns(Logits<T>& s, float scale, uint
 }
 
 // kTogether groups of eight columns at a time: their vectors stay in registers while the rows' go by.
-template <class T>
-__device__ __forceinline__ void weigh_by_both(Logits<T>& s, float scale, uint32_t vectors, uint32_t row_vectors,
-                                              bool one_shift) {
-  constexpr int kTogether = T::kRowTiles == 2 ? T::kColumns / 8 : 2;
+// kOneShift: every row's and column's shift is the same.
+template <class T, bool kOneShift, int kTogether>
+__device__ __forceinline__ void weigh_by_both(Logits<T>& s, float scale, uint32_t vectors,
+                                              uint32_t row_vectors) {
   const uint32_t at = vectors + threadIdx.x % 4 * 8, rows_at = rows_vectors_at<T>(row_vectors);
 #pragma unroll
   for (int n0 = 0; n0 < T::kColumns / 8; n0 += kTogether) {
     float2 shifts[kTogether], weights[kTogether];
 #pragma unroll
     for (int n = 0; n < kTogether; ++n) {
-      shifts[n] = load_pair(at + (n0 + n) * 32);
+      if (!kOneShift) shifts[n] = load_pair(at + (n0 + n) * 32);
       weights[n] = load_pair(at + T::kColumns * 4 + (n0 + n) * 32);
     }
 #pragma unroll
     for (int i = 0; i < 2 * T::kRowTiles; ++i) {
-      const float2 row = load_pair(rows_at + i * 64);
+      const float2 row = load_pair(rows_at + i * 64);  // shift and weight
 #pragma unroll
       for (int n = 0; n < kTogether; ++n)
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
-          const float shift = e ? shifts[n].y : shifts[n].x, weight = e ? weights[n].y : weights[n].x;
+          const float weight = e ? weights[n].y : weights[n].x;
           float& x = s[i / 2][n0 + n][i % 2 * 2 + e];
-          if (one_shift)
-            x = (row.y + weight) * exp2_approx(fmaf(x, scale, -shift));
+          const float of_row = exp2_approx(fmaf(x, scale, -row.x));
+          if constexpr (kOneShift)
+            x = (row.y + weight) * of_row;
           else
-            x = row.y * exp2_approx(fmaf(x, scale, -row.x)) + weight * exp2_approx(fmaf(x, scale, -shift));
+            x = row.y * of_row + weight * exp2_approx(fmaf(x, scale, -(e ? shifts[n].y : shifts[n].x)));
         }
     }
   }
+}
+template <class T>
+__device__ __forceinline__ void weigh_by_both(Logits<T>& s, float scale, uint32_t vectors, uint32_t row_vectors,
+                                              bool one_shift) {
+  if (one_shift)
+    weigh_by_both<T, true, T::kRowTiles == 2 ? T::kColumns / 8 : 2>(s, scale, vectors, row_vectors);
+  else
+    weigh_by_both<T, false, 1>(s, scale, vectors, row_vectors);
 }
 
 // This part's results.
@@ -217,9 +223,7 @@ __device__ __forceinline__ void store_softmax(const SimilarityParams& p, const W
   for (int rt = 0; rt < T::kRowTiles; ++rt)
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      float sum = softmax.sum[rt][h];
-      sum += __shfl_xor_sync(kAllLanes, sum, 1);
-      sum += __shfl_xor_sync(kAllLanes, sum, 2);
+      const float sum = sum_of_row(softmax.sum[rt][h]);
       const int r = rows.row(rt, h);
       if (threadIdx.x % 4 || r >= p.x.count) continue;
       const int64_t to = split * p.x.count + r;

@@ -32,10 +32,27 @@ namespace wscl::cuda {
 constexpr float kLog2E = 1.44269504088896340736f;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
+// The sum over the four lanes that share a row.
+template <class Number>
+__device__ __forceinline__ Number sum_of_row(Number of_lane) {
+  of_lane += __shfl_xor_sync(kAllLanes, of_lane, 1);
+  return of_lane + __shfl_xor_sync(kAllLanes, of_lane, 2);
+}
+
 // The first of a CTA's rows.
 template <class T>
 __device__ __forceinline__ int block_row(const SimilarityParams& p) {
   return (static_cast<int>(p.first_block) + blockIdx.x) * T::kRows;
+}
+
+// The bits of a tile's columns.
+template <class T>
+constexpr uint64_t kTileBits = T::kColumns == 64 ? ~uint64_t(0) : (uint64_t(1) << T::kColumns % 64) - 1;
+
+// Whether a tile's columns have bits in two words.
+template <class T>
+__device__ __forceinline__ bool crosses_words(int column0) {
+  return kValidBits % T::kColumns && column0 % kValidBits + T::kColumns > kValidBits;
 }
 
 // What a warp's rows are, and which pairs of a tile are masked.
@@ -90,9 +107,13 @@ struct WarpRows {
     masked = masked || (p.outside ? begin < column0 + T::kColumns && end > column0
                                   : begin > column0 || end < column0 + T::kColumns);
     if (p.column_excluded) {
-      const int2 range = p.excluded_range[column0 / kValidBits];
       const int64_t first = warp_row() + p.x_origin;
-      masked = masked || (range.x < first + 16 * T::kRowTiles && range.y >= first);
+      const int word = column0 / kValidBits;
+      const int words = crosses_words<T>(column0) && (word + 1) * kValidBits < p.y.count ? 2 : 1;
+      for (int i = 0; i < words; ++i) {
+        const int2 range = p.excluded_range[word + i];
+        masked = masked || (range.x < first + 16 * T::kRowTiles && range.y >= first);
+      }
     }
     return masked;
   }
@@ -154,13 +175,26 @@ __device__ __forceinline__ TileRange tiles_of(const SimilarityParams& p, int row
           first + static_cast<int>(tiles * (split + 1) / p.splits), INT_MAX};
 }
 
+template <class T, bool kBoth>
+__device__ __forceinline__ TileRange range_of(const SimilarityParams& p, int row0, int split) {
+  if constexpr (kBoth)
+    if (p.triangular) return triangle_of<T>(p, row0, split);
+  return tiles_of<T>(p, row0, split);
+}
+
 // The columns of a tile that take part, as bits from 0.
 template <class T>
 __device__ __forceinline__ uint64_t valid_columns(const SimilarityParams& p, int tile) {
   const int first = tile * T::kColumns;
   if (first >= p.y.count) return 0;
-  if (p.y_valid) return p.y_valid[first / kValidBits] >> (first % kValidBits);
   const int count = static_cast<int>(p.y.count) - first;
+  if (p.y_valid) {
+    const uint64_t* word = p.y_valid + first / kValidBits;
+    const int bit = first % kValidBits;
+    uint64_t bits = *word >> bit;
+    if (crosses_words<T>(first) && kValidBits - bit < count) bits |= word[1] << (kValidBits - bit);
+    return bits;
+  }
   return count >= 64 ? ~uint64_t(0) : (uint64_t(1) << count) - 1;
 }
 
@@ -169,18 +203,29 @@ template <class T>
 __device__ __forceinline__ void ask_columns(const SimilarityParams& p, uint32_t to, int64_t first) {
   constexpr int kChunks = T::kColumns / 4;
   if (threadIdx.x >= 2 * kChunks) return;
-  const int which = threadIdx.x / kChunks, chunk = threadIdx.x % kChunks;
-  copy_async(to + threadIdx.x * 16, (which ? p.column_weight : p.column_shift) + first + chunk * 4, 16);
+  const int which = threadIdx.x / kChunks;
+  const int64_t column = first + threadIdx.x % kChunks * 4;
+  const float* vector = which ? p.column_weight : p.column_shift;
+  // Vectors are padded with zeros to whole words of bits; a tile may be longer than that.
+  const bool inside = kValidBits % T::kColumns == 0 || column < p.y.count;
+  copy_async(to + threadIdx.x * 16, vector + (inside ? column : 0), inside ? 16 : 0);
 }
 
-// The streamed columns: what lies in shared memory, what is on its way.
-template <class T, bool kVectors, bool kWraps>
+// The streamed columns: what lies in shared memory, what is on its way. kKeepsBits: a tile's bits are read once
+// and wait in registers, where there are some left; else they are read again when its turn comes.
+template <class T, bool kVectors, bool kWraps, bool kKeepsBits>
 struct ColumnStream {
+  static constexpr int kAhead = T::kSplit ? 1 : T::kStages - 1;
+
   const SimilarityParams& p;
   uint32_t tiles, vectors, staging;  // shared memory
   TileRange range;
   bool chunks;
-  uint64_t ahead;  // bits of the tile to be asked for next: they have to be here before the rows are
+  // Of the tile to be asked for next, as they have to be here before the rows are: whether all columns take
+  // part, and kKeepsBits: their bits.
+  bool whole;
+  uint64_t ahead;
+  uint64_t asked[kAhead], current;  // kKeepsBits: of those on their way, and of this one
 
   __device__ __forceinline__ ColumnStream(const SimilarityParams& p, uint32_t memory)
       : p(p),
@@ -197,31 +242,47 @@ struct ColumnStream {
     return tile < range.last ? valid_columns<T>(p, place(tile)) : 0;
   }
 
+  // Those of the tile that advance() gave.
+  __device__ __forceinline__ uint64_t bits_of(int tile) const {
+    return kKeepsBits ? current : valid(tile);
+  }
+
   __device__ __forceinline__ void ask(int tile, int buffer) {
+    if constexpr (kKeepsBits) {
+#pragma unroll
+      for (int i = 1; i < kAhead; ++i) asked[i - 1] = asked[i];
+      asked[kAhead - 1] = ahead;
+    }
     if (tile < range.last) {
-      const uint64_t bits = ahead;
+      const uint64_t bits = kKeepsBits ? ahead : whole ? ~uint64_t(0) : valid(tile);
       const auto live = [=](int row) { return (bits >> row) & 1; };
       const int64_t first = int64_t(place(tile)) * T::kColumns;
       if constexpr (T::kSplit)
-        Staging<T, T::kColumns>::fill(staging, p.y, first, p.d, chunks, live);
+        Staging<T, T::kColumns>::fill(staging, p.y, first, p.d, chunks, whole, live);
       else
-        load_tile<T, T::kColumns>(tiles + buffer * T::kColumnBytes, p.y, first, p.d, chunks, live);
+        load_tile<T, T::kColumns>(tiles + buffer * T::kColumnBytes, p.y, first, p.d, chunks, whole, live);
       if constexpr (kVectors && !T::kSplit) ask_columns<T>(p, vectors + buffer * T::kVectorBytes, first);
     }
     copy_commit();
-    ahead = valid(tile + 1);
+    look_at(tile + 1);
+  }
+
+  __device__ __forceinline__ void look_at(int tile) {
+    ahead = valid(tile);
+    whole = (ahead | ~kTileBits<T>) == ~uint64_t(0);
   }
 
   __device__ __forceinline__ void start(const TileRange& tiles) {
     range = tiles;
     const int first = range.first;
-    ahead = valid(first);
-    constexpr int kAhead = T::kSplit ? 1 : T::kStages - 1;
+    look_at(first);
+#pragma unroll
     for (int i = 0; i < kAhead; ++i) ask(first + i, (first + i) % T::kBuffers);
   }
 
   // Makes a tile readable by every warp, and asks for a later one; returns its buffer.
   __device__ __forceinline__ int advance(int tile) {
+    if constexpr (kKeepsBits) current = asked[0];
     if constexpr (T::kSplit) {
       copy_wait<0>();
       __syncthreads();  // every warp is done with the planes of the tile before

@@ -12,9 +12,8 @@ cudaError_t run_float32(const SimilarityParams&, cudaStream_t);
 cudaError_t run_float32_fast(const SimilarityParams&, cudaStream_t);
 
 // 2-byte numbers. Two row tiles a warp where O leaves room: every fragment of columns then feeds two products,
-// which keeps shared memory (128 bytes a clock) below the tensor cores' rate. Epilogues that need many
-// registers beside O (kGathers) take narrower tiles, or their rows' fragments from shared memory each time:
-// none spills.
+// which keeps shared memory (128 bytes a clock) below the tensor cores' rate. Beside O (kGathers) registers are
+// left for narrower tiles only, or for none of the rows' fragments: nothing spills.
 template <class Mma, int kDim, bool kGathers = false>
 struct HalfTiling;
 template <class Mma, bool kGathers>
@@ -22,16 +21,23 @@ struct HalfTiling<Mma, 64, kGathers>
     : Tiling<Mma, typename Mma::type, 1, 64, 2, 4, kGathers ? 32 : 64, kGathers ? 4 : 3, 4, 2> {};
 template <class Mma, bool kGathers>
 struct HalfTiling<Mma, 128, kGathers>
-    : Tiling<Mma, typename Mma::type, 1, 128, 2, 4, kGathers ? 32 : 64, kGathers ? 4 : 2, kGathers ? 1 : 0, 2> {
+    : Tiling<Mma, typename Mma::type, 1, 128, 2, 4, kGathers ? 32 : 64, kGathers ? 4 : 2, kGathers ? 1 : 8, 2> {
 };
 template <class Mma, bool kGathers>
 struct HalfTiling<Mma, 256, kGathers>
     : Tiling<Mma, typename Mma::type, 1, 256, 1, 8, 32, 2, kGathers ? 4 : 16, 1> {};
 
-// With more stages the compiler runs out of registers for some epilogues.
+// Of the weights by column: their vectors lie in shared memory, so that d = 128 has room for a half more
+// columns, over which the rows' fragments are read once.
 template <class T>
-struct TwoStages : Tiling<typename T::Mma, typename T::In, T::kTerms, T::kDim, T::kRowTiles, T::kWarps,
-                          T::kColumns, 2, T::kKeptSteps, T::kBlocks> {};
+struct Weighing : T {};
+template <class Mma>
+struct Weighing<HalfTiling<Mma, 128, true>> : Tiling<Mma, typename Mma::type, 1, 128, 2, 4, 48, 3, 0, 2> {};
+
+// The fewest registers.
+template <class T>
+struct Lean : Tiling<typename T::Mma, typename T::In, T::kTerms, T::kDim, T::kRowTiles, T::kWarps, T::kColumns,
+                     2, T::kDim == 128 ? 0 : T::kKeptSteps, T::kBlocks> {};
 
 // float32: a fragment of columns feeds six (three) products already.
 template <int kTerms, int kDim>
@@ -56,16 +62,16 @@ cudaError_t launch_epilogue(const SimilarityParams& p, cudaStream_t stream) {
       return p.output ? launch<Gathering, Epilogue::kSoftmax, true>(p, stream)
                       : launch<T, Epilogue::kSoftmax, false>(p, stream);
     case Epilogue::kColumns:
-      return launch<Gathering, Epilogue::kColumns, true>(p, stream);
+      return launch<Weighing<Gathering>, Epilogue::kColumns, true>(p, stream);
     case Epilogue::kSymmetric:
-      return launch<Gathering, Epilogue::kSymmetric, true>(p, stream);
+      return launch<Weighing<Gathering>, Epilogue::kSymmetric, true>(p, stream);
     case Epilogue::kBoth:
       return launch<T, Epilogue::kBoth, false>(p, stream);
     case Epilogue::kSigmoid:
       return p.output ? launch<Gathering, Epilogue::kSigmoid, true>(p, stream)
                       : launch<T, Epilogue::kSigmoid, false>(p, stream);
     case Epilogue::kSigmoidColumns:
-      return launch<TwoStages<Gathering>, Epilogue::kSigmoidColumns, true>(p, stream);
+      return launch<Lean<Gathering>, Epilogue::kSigmoidColumns, true>(p, stream);
     case Epilogue::kTags:  // tags_cuda.cu
       break;
   }

@@ -50,71 +50,66 @@ struct MmaSync {
     return lane_address<T>(x_tile, warp * T::kRowTiles * 16 + lane % 16, lane / 16);
   }
   // The rows' fragments at step k of the first product.
-  static __device__ __forceinline__ void load_rows(uint32_t address, int k, RowFragments<T>& a) {
-#pragma unroll
-    for (int rt = 0; rt < T::kRowTiles; ++rt)
-#pragma unroll
-      for (int term = 0; term < T::kTerms; ++term)
-        load_matrices(a[rt][term], (address ^ (k << 5)) + term * T::kRowPlane + rt * 16 * T::kPitch);
+  template <int k>
+  static __device__ __forceinline__ void load_rows(uint32_t address, RowFragments<T>& a) {
+    unrolled<T::kRowTiles>([&](auto rt) {
+      unrolled<T::kTerms>([&](auto term) {
+        load_matrices<term * T::kRowPlane + rt * 16 * T::kPitch>(a[rt][term], address ^ (k << 5));
+      });
+    });
   }
 
   __device__ __forceinline__ void take_rows(uint32_t x_tile) {
-    if constexpr (kKept > 0)
-#pragma unroll
-      for (int k = 0; k < kKept; ++k) load_rows(rows_address(x_tile), k, kept[k]);
+    unrolled<kKept>([&](auto k) { load_rows<k>(rows_address(x_tile), kept[k]); });
   }
 
-  // s += x · yᵀ
+  // s = x · yᵀ, or s += x · yᵀ
+  template <bool kAnew>
   __device__ __forceinline__ void similarities(uint32_t x_tile, uint32_t y_tile, Logits<T>& s) const {
     const int lane = threadIdx.x % 32;
     const uint32_t x_address = kKept == kSteps ? 0 : rows_address(x_tile);
     const uint32_t y_address = lane_address<T>(y_tile, lane % 8 + lane / 16 * 8, lane / 8 % 2);
-#pragma unroll
-    for (int k = 0; k < kSteps; ++k) {
+    unrolled<kSteps>([&](auto k) {
       RowFragments<T> a;
-      if (k < kKept) {
+      if constexpr (k < kKept) {
 #pragma unroll
         for (int i = 0; i < T::kRowTiles * T::kTerms * 4; ++i) (&a[0][0][0])[i] = (&kept[k][0][0][0])[i];
       } else {
-        load_rows(x_address, k, a);
+        load_rows<k>(x_address, a);
       }
-#pragma unroll
-      for (int n = 0; n < T::kColumns / 16; ++n) {
+      unrolled<T::kColumns / 16>([&](auto n) {
         uint32_t b[T::kTerms][4];
-#pragma unroll
-        for (int term = 0; term < T::kTerms; ++term)
-          load_matrices(b[term], (y_address ^ (k << 5)) + term * T::kColumnPlane + n * 16 * T::kPitch);
+        unrolled<T::kTerms>([&](auto term) {
+          load_matrices<term * T::kColumnPlane + n * 16 * T::kPitch>(b[term], y_address ^ (k << 5));
+        });
 #pragma unroll
         for (int rt = 0; rt < T::kRowTiles; ++rt)
-          multiply_add_terms<T>(s[rt][2 * n], s[rt][2 * n + 1], a[rt], b);
-      }
-    }
+          multiply_add_terms<T, kAnew && k == 0>(s[rt][2 * n], s[rt][2 * n + 1], a[rt], b);
+      });
+    });
   }
 
   // o += w · y
   static __device__ __forceinline__ void gather(const Logits<T>& w, uint32_t y_tile, Output<T>& o) {
     const int lane = threadIdx.x % 32;
     const uint32_t y_address = lane_address<T>(y_tile, lane % 16, lane / 16);
-#pragma unroll
-    for (int k = 0; k < T::kColumns / 16; ++k) {
+    unrolled<T::kColumns / 16>([&](auto k) {
       RowFragments<T> a;
 #pragma unroll
       for (int rt = 0; rt < T::kRowTiles; ++rt)
 #pragma unroll
         for (int i = 0; i < 4; ++i)
           pack_terms<T>(w[rt][2 * k + i / 2][i % 2 * 2], w[rt][2 * k + i / 2][i % 2 * 2 + 1], &a[rt][0][i], 4);
-#pragma unroll
-      for (int n = 0; n < T::kDim / 16; ++n) {
+      unrolled<T::kDim / 16>([&](auto n) {
         uint32_t b[T::kTerms][4];
-#pragma unroll
-        for (int term = 0; term < T::kTerms; ++term)
-          load_matrices_transposed(b[term],
-                                   (y_address ^ (n << 5)) + term * T::kColumnPlane + k * 16 * T::kPitch);
+        unrolled<T::kTerms>([&](auto term) {
+          load_matrices_transposed<term * T::kColumnPlane + k * 16 * T::kPitch>(b[term], y_address ^ (n << 5));
+        });
 #pragma unroll
         for (int rt = 0; rt < T::kRowTiles; ++rt)
           multiply_add_terms<T>(o[rt][2 * n], o[rt][2 * n + 1], a[rt], b);
-      }
-    }
+      });
+    });
   }
 };
 

@@ -8,6 +8,14 @@
 
 namespace wscl::cuda {
 
+// The symmetric pass takes every register there is: ptxas spills one on sm_120 where the scale is held, on
+// sm_80 to sm_90 where it is not.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr bool kScaleIsReadAgain = true;
+#else
+constexpr bool kScaleIsReadAgain = false;
+#endif
+
 // In base 2.
 template <Epilogue kEpilogue>
 __device__ __forceinline__ float scale_of(const SimilarityParams& p) {
@@ -34,7 +42,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks) similarity_kernel(con
   const bool x_chunks = in_chunks(p.x, sizeof(typename T::In));
   const bool one_shift = kEpilogue == Epilogue::kSymmetric && *p.one_shift;
   const int row0 = block_row<T>(p), split = blockIdx.y;
-  const TileRange range = kBoth && p.triangular ? triangle_of<T>(p, row0, split) : tiles_of<T>(p, row0, split);
+  const TileRange range = range_of<T, kBoth>(p, row0, split);
 
   const auto live = [&](int row) {
     return kBoth ? BothSums<T>::takes_part(p, row0 + row) : row0 + row < p.x.count;
@@ -45,16 +53,16 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks) similarity_kernel(con
     // The rows go through the columns' staging area, as many at a time.
 #pragma unroll 1
     for (int r = 0; r < T::kRows; r += T::kColumns) {
-      Staging<T, T::kColumns>::fill(x_tile + T::kStaging, p.x, row0 + r, p.d, x_chunks,
+      Staging<T, T::kColumns>::fill(x_tile + T::kStaging, p.x, row0 + r, p.d, x_chunks, false,
                                     [&](int row) { return live(r + row); });
       copy_commit();
       copy_wait<0>();
       Staging<T, T::kColumns>::template split<T::kRowPlane>(x_tile + T::kStaging, x_tile + r * T::kPitch);
     }
   } else {
-    load_tile<T, T::kRows>(x_tile, p.x, row0, p.d, x_chunks, live);
+    load_tile<T, T::kRows>(x_tile, p.x, row0, p.d, x_chunks, false, live);
   }
-  ColumnStream<T, kByColumns, kBoth> columns(p, x_tile + T::kRowBytes);
+  ColumnStream<T, kByColumns, kBoth, kBoth> columns(p, x_tile + T::kRowBytes);
   columns.start(range);
 
   const WarpRows<T> rows(p, x_tile + T::kBounds);
@@ -82,7 +90,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks) similarity_kernel(con
     const bool with_columns = kBoth && !(p.triangular && column0 >= row0 && column0 < row0 + T::kRows);
     bool masked;
     {
-      const uint64_t valid = columns.valid(tile) | ~kTileBits<T>;
+      const uint64_t valid = columns.bits_of(tile) | ~kTileBits<T>;
       // No column of this tile takes part, or no row of this warp exists.
       if (valid == ~kTileBits<T>) continue;
       if (kBoth && with_columns) both.pending = tile;
@@ -100,9 +108,8 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks) similarity_kernel(con
         tags.weigh(p, rows, column0, s);
         break;
       }
-      clear<T>(s);
-      mma.similarities(x_tile, y_tile, s);
-      if (masked) mask<T>(rows, column0, columns.valid(tile), s, masked_by<kEpilogue>(scale));
+      mma.template similarities<true>(x_tile, y_tile, s);
+      if (masked) mask<T>(rows, column0, columns.bits_of(tile), s, masked_by<kEpilogue>(scale));
       if constexpr (kSoftmax) {
         if (softmax.unsettled) softmax.template settle<kOutput>(s, scale, o);
         done = softmax.weigh(s, scale);
@@ -111,8 +118,8 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks) similarity_kernel(con
       } else if constexpr (kSigmoid) {
         softplus.weigh(s, scale);
       } else if constexpr (kEpilogue == Epilogue::kSymmetric) {
-        weigh_by_both<T>(s, scale, columns.vectors + buffer * T::kVectorBytes, x_tile + T::kRowVectors,
-                         one_shift);
+        weigh_by_both<T>(s, kScaleIsReadAgain ? scale_of<kEpilogue>(p) : scale,
+                         columns.vectors + buffer * T::kVectorBytes, x_tile + T::kRowVectors, one_shift);
       } else if constexpr (kEpilogue == Epilogue::kSigmoidColumns) {
         weigh_by_sigmoid<T>(s, scale, columns.vectors + buffer * T::kVectorBytes);
       } else {

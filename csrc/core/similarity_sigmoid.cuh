@@ -91,11 +91,8 @@ struct SoftplusSums {
 #pragma unroll
     for (int row = 0; row < 2 * T::kRowTiles; ++row) {
       float2 sums = load_pair(sums_at(row));
-#pragma unroll
-      for (int lanes = 1; lanes <= 2; lanes *= 2) {
-        sums.x += __shfl_xor_sync(kAllLanes, sums.x, lanes);
-        sums.y += __shfl_xor_sync(kAllLanes, sums.y, lanes);
-      }
+      sums.x = sum_of_row(sums.x);
+      sums.y = sum_of_row(sums.y);
       const int r = rows.row(row / 2, row % 2);
       if (threadIdx.x % 4 || r >= p.x.count) continue;
       p.sum[split * p.x.count + r] = sums.x;

@@ -49,14 +49,15 @@ __device__ __forceinline__ void ask_pair(const SimilarityParams& p, uint32_t mem
     return kRowsTakePart ? BothSums<T>::takes_part(p, row0 + row) : row0 + row < p.x.count;
   };
   const auto y_live = [=](int row) { return (valid >> row) & 1; };
+  const bool whole = (valid | ~kTileBits<T>) == ~uint64_t(0);
   if constexpr (T::kSplit) {
     const uint32_t staging = memory + Layout::kStaging;
-    Staging<T, T::kRows>::fill(staging, x, row0, d, x_chunks, x_live);
-    Staging<T, T::kColumns>::fill(staging + Layout::kRowStagingBytes, y, column0, d, y_chunks, y_live);
+    Staging<T, T::kRows>::fill(staging, x, row0, d, x_chunks, false, x_live);
+    Staging<T, T::kColumns>::fill(staging + Layout::kRowStagingBytes, y, column0, d, y_chunks, whole, y_live);
   } else {
     const uint32_t pair = memory + buffer * Layout::kPair;
-    load_tile<T, T::kRows>(pair, x, row0, d, x_chunks, x_live);
-    load_tile<T, T::kColumns>(pair + T::kRowBytes, y, column0, d, y_chunks, y_live);
+    load_tile<T, T::kRows>(pair, x, row0, d, x_chunks, false, x_live);
+    load_tile<T, T::kColumns>(pair + T::kRowBytes, y, column0, d, y_chunks, whole, y_live);
   }
   copy_commit();
 }
@@ -88,7 +89,7 @@ __global__ void __launch_bounds__(T::kThreads, 1) streamed_kernel(const Similari
   const bool one_shift = kEpilogue == Epilogue::kSymmetric && *p.one_shift;
   const int row0 = block_row<T>(p), split = blockIdx.y, slice = blockIdx.z;
   const int pieces = (static_cast<int>(p.d) + T::kDim - 1) / T::kDim;
-  const TileRange range = kBoth && p.triangular ? triangle_of<T>(p, row0, split) : tiles_of<T>(p, row0, split);
+  const TileRange range = range_of<T, kBoth>(p, row0, split);
 
   const WarpRows<T> rows(p, memory + Layout::kBounds);
   rows.start();
@@ -128,7 +129,7 @@ __global__ void __launch_bounds__(T::kThreads, 1) streamed_kernel(const Similari
       pair = memory + buffer * Layout::kPair;
       buffer = (buffer + 1) % Layout::kBuffers;
       ask(tile, step + 1, buffer);
-      mma.similarities(pair, pair + T::kRowBytes, s);
+      mma.template similarities<false>(pair, pair + T::kRowBytes, s);
     }
     if constexpr (kBoth) {
       both.flush(range);  // take_pair's barrier lies between

@@ -57,9 +57,7 @@ struct TagWeights {
     for (int rt = 0; rt < T::kRowTiles; ++rt)
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        double sum = total[rt][h];
-        sum += __shfl_xor_sync(kAllLanes, sum, 1);
-        sum += __shfl_xor_sync(kAllLanes, sum, 2);
+        const double sum = sum_of_row(total[rt][h]);
         const int r = rows.row(rt, h);
         if (threadIdx.x % 4 == 0 && r < p.x.count) p.total[split * p.x.count + r] = sum;
       }

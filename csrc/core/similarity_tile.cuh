@@ -24,7 +24,7 @@ struct Tiling {
   static constexpr int kDim = kDim_;            // d rounded up
   static constexpr int kRowTiles = kRowTiles_;  // tiles of 16 rows a warp
   static constexpr int kWarps = kWarps_;
-  static constexpr int kColumns = kColumns_;  // of a tile: 32 or 64
+  static constexpr int kColumns = kColumns_;  // of a tile: 32, 48 or 64
   static constexpr int kStages = kStages_;    // tiles of columns in flight or in use
   // Rows' fragments that stay in registers: so many steps of 16 of d; the others are read for every tile.
   static constexpr int kKeptSteps = kKeptSteps_;
@@ -49,7 +49,7 @@ struct Tiling {
   static constexpr int kRowVectorBytes = std::max(kRowSums, kColumnSums);
   static constexpr int kSharedBytes = kRowVectors + kRowVectorBytes;
 
-  static_assert(kDim % 64 == 0 && (kColumns == 32 || kColumns == 64));
+  static_assert(kDim % 64 == 0 && (kColumns == 32 || kColumns == 48 || kColumns == 64));
   static_assert(!kSplit || !kKeptSteps);
 };
 
@@ -84,22 +84,29 @@ __device__ __forceinline__ void copy_numbers(uint32_t to, const char* from, int 
   }
 }
 
-// kCopies chunks of 16 bytes of this thread's, one every kStep rows from row `row0` of the tile on, to the
-// addresses `to(i)`: asynchronously where alignment allows. `live(row)` says which rows exist, the others and
-// what lies past d become zero.
-template <class In, int kCopies, int kStep, class To, class Live>
+// kCopies chunks of 16 bytes of this thread's, one every kStep rows from row `row0` of the tile on, to `to` and
+// every kBytes bytes on: asynchronously where alignment allows. `live(row)` says which rows exist, the others
+// and what lies past d become zero; `whole`: all exist, and d is the tile's.
+template <class In, int kCopies, int kStep, int kBytes, class Live>
 __device__ __forceinline__ void copy_chunks(const Rows& rows, int64_t first, int row0, int chunk, int d,
-                                            bool chunks, const To& to, const Live& live) {
+                                            bool chunks, bool whole, uint32_t to, const Live& live) {
   constexpr int kSize = sizeof(In);
   const int present = max(0, min(16, d * kSize - chunk * 16));
   const char* nothing = static_cast<const char*>(rows.data);
   if (chunks && !rows.index) {
     const char* from = nothing + (first + row0) * rows.stride * kSize + chunk * 16;
     const int64_t step = kStep * rows.stride * kSize;
+    if (whole) {
+      unrolled<kCopies>([&](auto i) {
+        copy_whole_async<i * kBytes>(to, from);
+        from += step;
+      });
+      return;
+    }
 #pragma unroll
     for (int i = 0; i < kCopies; ++i) {
       const int left = live(row0 + i * kStep) ? present : 0;
-      copy_async(to(i), left > 0 ? from : nothing, left);
+      copy_async(to + i * kBytes, left > 0 ? from : nothing, left);
       from += step;
     }
     return;
@@ -109,22 +116,22 @@ __device__ __forceinline__ void copy_chunks(const Rows& rows, int64_t first, int
     const int row = row0 + i * kStep, left = live(row) ? present : 0;
     const char* from = left > 0 ? row_pointer(rows, first + row, kSize) + chunk * 16 : nothing;
     if (chunks)
-      copy_async(to(i), from, left);
+      copy_async(to + i * kBytes, from, left);
     else
-      copy_numbers<In>(to(i), from, left);
+      copy_numbers<In>(to + i * kBytes, from, left);
   }
 }
 
 // Tile of 2-byte numbers.
 template <class T, int kTileRows, class Live>
 __device__ __forceinline__ void load_tile(uint32_t tile, const Rows& rows, int64_t first, int d, bool chunks,
-                                          const Live& live) {
+                                          bool whole, const Live& live) {
   constexpr int kChunks = T::kDim / 8, kStep = T::kThreads / kChunks;
   static_assert(T::kThreads % kChunks == 0 && kTileRows % kStep == 0 && kStep % 8 == 0);
   const int chunk = threadIdx.x % kChunks, row0 = threadIdx.x / kChunks;
   const uint32_t to = tile + chunk_offset<T::kPitch>(row0, chunk);  // steps of 8 rows keep the swizzle
-  copy_chunks<typename T::In, kTileRows / kStep, kStep>(
-      rows, first, row0, chunk, d, chunks, [=](int i) { return to + i * kStep * T::kPitch; }, live);
+  copy_chunks<typename T::In, kTileRows / kStep, kStep, kStep * T::kPitch>(rows, first, row0, chunk, d, chunks,
+                                                                           whole && d >= T::kDim, to, live);
 }
 
 // float32 passes through a staging area in which every thread reads back only what it wrote itself, so that
@@ -137,11 +144,10 @@ struct Staging {
 
   template <class Live>
   static __device__ __forceinline__ void fill(uint32_t staging, const Rows& rows, int64_t first, int d,
-                                              bool chunks, const Live& live) {
+                                              bool chunks, bool whole, const Live& live) {
     const int chunk = threadIdx.x % kChunks, row0 = threadIdx.x / kChunks;
-    copy_chunks<float, kCopies, kStep>(
-        rows, first, row0, chunk, d, chunks,
-        [=](int i) { return staging + (i * T::kThreads + threadIdx.x) * 16; }, live);
+    copy_chunks<float, kCopies, kStep, T::kThreads * 16>(
+        rows, first, row0, chunk, d, chunks, whole && d >= T::kDim, staging + threadIdx.x * 16, live);
   }
 
   // kPlane: bytes from a tile's first term to its second.
@@ -186,17 +192,20 @@ __device__ __forceinline__ void pack_terms(float x0, float x1, uint32_t* to, int
   }
 }
 
-// c0 += a · b[0, 1] and c1 += a · b[2, 3], over the pairs of terms that count.
-template <class T>
+// c0 += a · b[0, 1] and c1 += a · b[2, 3], over the pairs of terms that count; kAnew: = in the place of +=.
+template <class T, bool kAnew = false>
 __device__ __forceinline__ void multiply_add_terms(float (&c0)[4], float (&c1)[4],
                                                    const uint32_t (&a)[T::kTerms][4],
                                                    const uint32_t (&b)[T::kTerms][4]) {
+  using Numbers = const float (&)[4];
+  const float nothing[4] = {};
 #pragma unroll
   for (int p = T::kTerms - 1; p >= 0; --p)
 #pragma unroll
     for (int q = T::kTerms - 1 - p; q >= 0; --q) {
-      T::Mma::multiply_add(c0, a[p], b[q][0], b[q][1]);
-      T::Mma::multiply_add(c1, a[p], b[q][2], b[q][3]);
+      const bool anew = kAnew && p == T::kTerms - 1;
+      T::Mma::multiply_add(c0, a[p], b[q][0], b[q][1], anew ? nothing : static_cast<Numbers>(c0));
+      T::Mma::multiply_add(c1, a[p], b[q][2], b[q][3], anew ? nothing : static_cast<Numbers>(c1));
     }
 }
 

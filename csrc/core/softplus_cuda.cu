@@ -21,12 +21,13 @@ struct OffsetValues {
   }
 };
 
-__global__ void __launch_bounds__(kReduceThreads)
-    find_softplus_scalars(const float* grad, int64_t n, Precision precision, GradientScalars* to) {
-  ScalarsOf scalars;
-  for (int64_t i = threadIdx.x; i < n; i += kReduceThreads) scalars.add(grad[i], 0);
-  scalars.store(precision, to);
-}
+struct AddGradient {
+  const float* grad;
+
+  __device__ __forceinline__ void operator()(int64_t i, int, Extremes& to) const {
+    to.add(grad[i], 0);
+  }
+};
 
 struct FinishSoftplus {
   InfoNCEProblem problem;
@@ -98,10 +99,10 @@ cudaError_t softplus_key_gradient(const PairsProblem& problem, SoftplusKeyGradie
   to.workspace_bytes = space.bytes();
   if (!to.workspace || p.m == 0) return cudaSuccess;
   cudaError_t error = meeting.find(stream);
-  if (error) return error;
-  find_softplus_scalars<<<1, kReduceThreads, 0, stream>>>(to.grad, p.n, p.precision, up.scalars);
-  error =
-      fill(vectors, p.n, meeting.query_order(), OffsetValues{meeting, to.offset, to.grad, up.scalars}, stream);
+  if (!error) error = find_scalars(p.precision, 1, p.n, AddGradient{to.grad}, up.scalars, stream);
+  if (!error)
+    error = fill(vectors, p.n, meeting.query_order(), OffsetValues{meeting, to.offset, to.grad, up.scalars},
+                 stream);
   return error ? error : keys.run(up, stream);
 }
 

@@ -75,14 +75,17 @@ struct SideValues {
   }
 };
 
-__global__ void __launch_bounds__(kReduceThreads) find_two_way_scalars(const TwoWay both) {
-  ScalarsOf scalars;
-  for (const Side& side : {both.rows, both.columns})
-    for (int64_t i = threadIdx.x; i < side.count; i += kReduceThreads)
-      if (side.sum(i) != 0)
-        scalars.add(side.grad[i], static_cast<float>(side.stats[i]) + __log2f(static_cast<float>(side.sum(i))));
-  scalars.store(both.meeting.problem.pairs.precision, both.scalars);
-}
+// Rows, then columns.
+struct AddEither {
+  Side rows, columns;
+
+  __device__ __forceinline__ void operator()(int64_t i, int, Extremes& to) const {
+    const Side& side = i < rows.count ? rows : columns;
+    if (i >= rows.count) i -= rows.count;
+    const double sum = side.sum(i);
+    if (sum != 0) to.add(side.grad[i], static_cast<float>(side.stats[i]) + __log2f(static_cast<float>(sum)));
+  }
+};
 
 struct FinishGradient {
   SoftmaxParts parts;
@@ -182,8 +185,8 @@ cudaError_t two_way_backward(const PairsProblem& problem, TwoWayBackward& to, cu
 
   cudaError_t error = meeting.find(stream);
   if (error) return error;
-  find_two_way_scalars<<<1, kReduceThreads, 0, stream>>>(both);
-  error = fill(queries, p.n, meeting.query_order(), SideValues{both, false}, stream);
+  error = find_scalars(p.precision, 1, p.n + p.m, AddEither{both.rows, both.columns}, both.scalars, stream);
+  if (!error) error = fill(queries, p.n, meeting.query_order(), SideValues{both, false}, stream);
   if (!error) error = fill(keys, p.m, meeting.key_order(), SideValues{both, true}, stream);
   const FinishGradient finish = {{},      nullptr,      0,       p.d,    by_queries.output_stride,
                                  p.scale, both.scalars, nullptr, nullptr};

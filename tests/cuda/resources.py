@@ -1,4 +1,4 @@
-"""What ptxas gave each kernel, from the log of ``make build/cuda/.built``."""
+"""What ptxas gave each kernel, from the logs of ``make cuda`` and ``make cuda-all``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from simulator import ROOT
 
-LOG = ROOT / "build" / "cuda" / "ptxas.log"
+LOG = ROOT / "build" / "cuda" / "ptxas.log"  # one architecture
+LOG_OF_ALL = ROOT / "build" / "cuda-all" / "ptxas.log"
 
 
 @dataclass(frozen=True)

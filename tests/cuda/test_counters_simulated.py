@@ -9,7 +9,7 @@ import pytest
 import torch
 from counters import GEMMS, TERMS, passes
 from floor import find_floor
-from resources import LOG, Resources, read
+from resources import LOG, LOG_OF_ALL, Resources, read
 
 pytestmark = pytest.mark.simulated
 
@@ -17,13 +17,7 @@ EVERYTHING = os.environ.get("WSCL_SIMULATE") == "all"
 # float32 beyond d = 128 streams: similarities are computed anew for every slice of the output.
 COUNTED = [(torch.bfloat16, 64), (torch.bfloat16, 128), (torch.bfloat16, 256), (torch.float16, 128)]
 COUNTED += [(torch.float32, 64), (torch.float32, 128)]
-# What does not hold yet: the symmetric pass waits for shared memory, the triangular one for issue slots.
-ABOVE = pytest.mark.xfail(reason="on an H100 the floor in the batch is 1.5 times that of 2.5 GEMMs")
-FLOORS = [
-    pytest.param(device, kind, marks=ABOVE if (device, kind) == ("H100", "in batch") else ())
-    for device in (["H100", "A100"] if EVERYTHING else ["H100"])
-    for kind in GEMMS
-]
+FLOORS = [(device, kind) for device in (["H100", "A100"] if EVERYTHING else ["H100"]) for kind in GEMMS]
 CTAS = {64: 2, 128: 2, 256: 1}  # of a multiprocessor, for numbers of 2 bytes, by design
 
 
@@ -35,8 +29,7 @@ def test_counts(kind: str, dtype: torch.dtype, d: int) -> None:
     assert sum(p.gemms for p in found) == pytest.approx(GEMMS[kind], rel=0.03)
     for p in found:
         assert p.exponentials == pytest.approx(1, rel=1e-3), p.epilogue
-        # The words of valid bits, which every warp reads for every tile, show where rows are short.
-        assert p.sectors <= (1.07 if (p.epilogue, d) == ("both", 64) else 1.05), p.epilogue
+        assert p.sectors <= 1.05, p.epilogue
         assert p.coalescing >= 0.95, p.epilogue
         assert p.shared <= 1.05, p.epilogue
         if TERMS[dtype] == 1:
@@ -69,12 +62,14 @@ ptxas info    : Used 48 registers, used 0 barriers, 736 bytes cmem[0], 168 bytes
 
 @pytest.fixture(scope="module")
 def kernels() -> list[Resources]:
-    if not LOG.exists():
+    logs = [log for log in (LOG, LOG_OF_ALL) if log.exists()]
+    if not logs:
         pytest.skip("no build/cuda/ptxas.log: make test writes it where nvcc is present")
-    return [r for r in read(LOG.read_text()) if "kmeans" not in r.kernel]
+    return [r for log in logs for r in read(log.read_text()) if "kmeans" not in r.kernel]
 
 
 def test_nothing_spills(kernels: list[Resources]) -> None:
+    # On every architecture that was compiled for: sm_80 by make test, all of them by make cuda-all.
     assert len(kernels) > 20
     spilling = {(r.kernel, r.arch): (r.spill_stores, r.spill_loads) for r in kernels if r.spill_stores}
     assert not spilling
@@ -83,7 +78,7 @@ def test_nothing_spills(kernels: list[Resources]) -> None:
 def test_registers_allow_the_occupancy_of_the_design(kernels: list[Resources]) -> None:
     for d, ctas in CTAS.items():
         threads = 256 if d == 256 else 128
-        name = re.compile(rf"similarity_kernelINS0_10HalfTiling\w*?ELi{d}ELb[01]EEE")
+        name = re.compile(rf"similarity_kernelINS0_(?:\d+[A-Za-z]+INS0_)?10HalfTiling\w*?ELi{d}ELb[01]EEE")
         halves = [r for r in kernels if name.search(r.kernel)]
         assert halves, f"no kernel of d = {d}"
         for r in halves:
