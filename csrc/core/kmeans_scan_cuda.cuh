@@ -69,11 +69,11 @@ struct ScanStream {
       if constexpr (!T::kResident) {
         const int64_t count = rows.count;
         const int first = row0;
-        load_tile<T, T::kRows>(stage, from_piece<T>(rows, piece), first, kPiece, true,
+        load_tile<T, T::kRows>(stage, from_piece<T>(rows, piece), first, kPiece, true, false,
                                [=](int row) { return first + row < count; });
       }
       const int64_t column0 = int64_t(tile) * T::kColumns;
-      load_tile<T, T::kColumns>(to, from_piece<T>(columns, piece), column0, kPiece, true,
+      load_tile<T, T::kColumns>(to, from_piece<T>(columns, piece), column0, kPiece, true, true,
                                 [](int) { return true; });
       if (piece == 0 && threadIdx.x < T::kColumns / 4)
         copy_async(stage + T::kOffsets + threadIdx.x * 16, offset + column0 + threadIdx.x * 4, 16);
@@ -96,7 +96,7 @@ __device__ __forceinline__ void scan_tiles(const ScanParams& p, const Rows& rows
   if constexpr (T::kResident)
     for (int piece = 0; piece < p.pieces; ++piece)
       load_tile<T, T::kRows>(memory + piece * T::kRowPlane, from_piece<T>(rows, piece), row0, kPiece, true,
-                             [&](int row) { return row0 + row < rows.count; });
+                             false, [&](int row) { return row0 + row < rows.count; });
   ScanStream<T> stream = {rows,     columns, p.table.offset, memory + T::row_bytes(p.pieces), row0, first, 0,
                           p.pieces, last};
   for (int i = 0; i < T::kStages - 1; ++i) stream.ask(i);
@@ -122,9 +122,9 @@ __device__ __forceinline__ void scan_tiles(const ScanParams& p, const Rows& rows
           }
         }
       if constexpr (T::kResident)
-        mma.similarities(memory + piece * T::kRowPlane, stage, s);
+        mma.template similarities<false>(memory + piece * T::kRowPlane, stage, s);
       else
-        mma.similarities(stage, stage + T::kRowPlane, s);
+        mma.template similarities<false>(stage, stage + T::kRowPlane, s);
       buffer = (buffer + 1) % T::kStages;
     }
     if ((tile + 1) * T::kColumns > p.table.k)
