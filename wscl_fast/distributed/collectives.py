@@ -5,6 +5,7 @@ Ranks may hold different numbers of rows, none included: a short message tells t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -45,31 +46,26 @@ def rank(group: Group = None) -> int:
 
 def sum_over_ranks(tensor: Tensor, group: Group = None) -> Tensor:
     """The sum of all ranks' tensors of one shape, the same bits on every rank. No gradient comes back."""
-    tensor = tensor.detach()
-    if world_size(group) == 1:
-        return tensor
-    total = tensor.clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(total, group=group)
-    return total
+    return _exchanged(tensor, group, lambda copy: dist.all_reduce(copy, group=group))
 
 
 def sum_to_rank(tensor: Tensor, to: int, group: Group = None) -> Tensor:
     """The sum of all ranks' tensors of one shape, on rank ``to``; others get what means nothing."""
-    tensor = tensor.detach()
-    if world_size(group) == 1:
-        return tensor
-    total = tensor.clone(memory_format=torch.contiguous_format)
-    dist.reduce(total, peer(to, group), group=group)
-    return total
+    return _exchanged(tensor, group, lambda copy: dist.reduce(copy, peer(to, group), group=group))
 
 
 def broadcast(tensor: Tensor, source: int = 0, group: Group = None) -> Tensor:
     """Rank ``source``'s tensor, on every rank; each gives one of that shape and dtype. No gradient."""
+    return _exchanged(tensor, group, lambda copy: dist.broadcast(copy, peer(source, group), group=group))
+
+
+def _exchanged(tensor: Tensor, group: Group, in_place: Callable[[Tensor], Any]) -> Tensor:
+    """What a collective that works in place makes of a copy; with one rank nothing is copied."""
     tensor = tensor.detach()
     if world_size(group) == 1:
         return tensor
     copy = tensor.clone(memory_format=torch.contiguous_format)
-    dist.broadcast(copy, peer(source, group), group=group)
+    in_place(copy)
     return copy
 
 
