@@ -52,6 +52,9 @@ def main(steps: int = 40) -> list[float]:
     if rank == 0:
         print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f}")
     if size > 1:
+        # The wrapper holds the group. Were it the last to let go, gloo's threads would be joined under the
+        # interpreter's lock, which they may be waiting for (PyTorch 2.13): it never ends.
+        del model
         dist.destroy_process_group()
     return losses
 
