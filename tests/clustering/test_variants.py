@@ -107,6 +107,13 @@ def test_the_rounding_is_stable():
     assert not (wish & (cost < dearest - 1e-9)).any()
 
 
+def test_balanced_stops_where_centroids_hardly_move():
+    x = np.random.default_rng(0).normal(size=(500, 4))
+    parameters = {"init": x[:6], "max_iter": 30}
+    assert BalancedKMeans(6, tol=10.0, **parameters).fit(x).n_iter_ == 1
+    assert BalancedKMeans(6, tol=0.0, **parameters).fit(x).n_iter_ > 3
+
+
 def test_balanced_duplicates_and_refusals():
     model = BalancedKMeans(3).fit(np.ones((10, 2)))
     assert sorted(np.bincount(model.labels_, minlength=3)) == [2, 4, 4]

@@ -138,7 +138,7 @@ class BalancedKMeans(KMeans):
             sums = points.ranks.sum(cluster_sums(points, labels, self.n_clusters))
             step = Step(labels, square, sums, counts, history[-1], changed)
             moved = next_centroids(points, centroids, step, "keep")
-            float((moved.double() - centroids.double()).square().sum())
+            movement = float((moved.double() - centroids.double()).square().sum())
             centroids = moved
             if self.verbose and points.ranks.rank == 0:
                 print(f"Iteration {n_iter}, inertia {history[-1] / points.frame.scale**2:g}.")
