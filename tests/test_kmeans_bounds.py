@@ -157,12 +157,17 @@ def test_centroids_that_stand_still_do_not_hide_points_that_moved():
         assert passes.step().changed > 0
 
 
-def test_points_of_centroids_that_stand_still_are_not_read():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("metric", METRICS)
+def test_points_of_centroids_that_stand_still_are_not_read(metric, weighted, dtype):
     """Their distances are those of the last pass, bit for bit, and a few that moved are met alone."""
-    x, start = problem(9000, 32, 200, noise=0.4)
-    passes = Passes(x, start, "euclidean", "fused")
+    x, start = problem(9000, 32, 200, noise=0.4, dtype=dtype)
+    weights = torch.rand(len(x), dtype=torch.float64) if weighted else None
+    passes = Passes(x, start, metric, "fused", weights=weights)
     for _ in range(15):
         passes.step()
+    passes.distance *= 1 + 2.0**-21  # read again, they would be others
     distance = passes.distance.clone()
     passes.centroids = passes.previous.clone()
     passes.centroids[7] += 1e-3
@@ -215,6 +220,7 @@ def test_what_is_not_finite_is_told(impl):
         ({"previous": torch.zeros(3, 4)}, ValueError, r"previous: expected shape \(2, 4\)"),
         ({"half": torch.zeros(3)}, ValueError, "half: expected shape"),
         ({"weights": torch.zeros(2)}, ValueError, "weights: expected shape"),
+        ({"weights": -torch.ones(3)}, ValueError, "weights: expected finite numbers of at least 0"),
         ({"impl": "fast"}, ValueError, "impl: expected one of"),
     ],
 )

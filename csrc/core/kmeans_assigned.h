@@ -27,7 +27,7 @@ WSCL_INLINE double own_distances(const KMeansProblem<T>& problem, const Centroid
         __builtin_prefetch(x + kWidth * problem.x.row_stride + c, 0, 2);
     sums[i] = squares_of(x, table.centroids + problem.assignment[row + i] * table.d, table.d);
   }
-  const Vector<T> squared = sums_of<T>(sums);
+  const Vector<T> squared = squares ? sums_of<T>(sums) : Vector<T>{};
   double inertia = 0;
   for (int64_t i = 0; i < count; ++i) {
     distance[i] = squared[i];

@@ -34,8 +34,8 @@ template <class Op>
 struct BoundedRows : KMeansPass<Op> {
   using Base = KMeansPass<Op>;
   using T = typename Base::T;
-  using Base::block_rows, Base::decider, Base::direct, Base::length, Base::margin, Base::norm, Base::point,
-      Base::states, Base::table, Base::vectors;
+  using Base::block_rows, Base::decider, Base::direct, Base::length, Base::margin, Base::memory, Base::norm,
+      Base::point, Base::states, Base::table, Base::vectors;
   static constexpr int kWidth = Base::kWidth;
   static constexpr bool kSquares = Base::kSquares;
   static constexpr int64_t kFirstStage = 2, kGrowth = 4;  // vectors of columns
@@ -49,7 +49,7 @@ struct BoundedRows : KMeansPass<Op> {
   const Movement<T>& movement;
   BoundedPart& out;
   const T eps = sizeof(T) == sizeof(float) ? T(0x1p-23) : T(0x1p-52);
-  const T up = 1 + 4 * eps, down = 1 - 4 * eps;
+  const T down = 1 - 4 * eps;
   const T growth, slack;  // what a distance may be too short by: relative, and when cosine absolute
   T square_shift = 0, square_slack = 0;  // of the square of a distance from its score
   Vector<double> safe_inertia = {};      // of rows that the bounds decided, several at a time
@@ -58,11 +58,10 @@ struct BoundedRows : KMeansPass<Op> {
   bool blind = false;              // the rows that are listed have not been looked at
   int64_t unlooked = 0;            // searches of such rows
   int64_t next = 0, turn_end = 0;  // rows that come next, up to the end of this turn
-  Memory memory;
-  int64_t* row;      // [block_rows] the listed rows
-  int64_t* slot;     // [block_rows] where those that are still searched lie in the block
-  double* distance;  // [block_rows] of the listed rows from their own centroids
-  T* upper;          // [block_rows] no less than that, as a length
+  int64_t* row;                    // [block_rows] the listed rows
+  int64_t* slot;                   // [block_rows] where those that are still searched lie in the block
+  double* distance;                // [block_rows] of the listed rows from their own centroids
+  T* upper;                        // [block_rows] no less than that, as a length
 
   BoundedRows(const BoundsProblem<T>& problem, const CentroidTable<T>& table, const Movement<T>& movement,
               KMeansPart& part, BoundedPart& out)
@@ -85,10 +84,10 @@ struct BoundedRows : KMeansPass<Op> {
     memory.reserve(&slot, block_rows);
     memory.reserve(&distance, block_rows);
     memory.reserve(&upper, block_rows);
-    memory.allocate();
   }
 
   void run() {
+    memory.allocate();
     const int64_t n = problem.x.count, turn = BoundedPart::kTurn;
     for (int64_t begin = out.number * turn; begin < n; begin += out.count * turn) {
       const int64_t end = smaller(n, begin + turn);
@@ -110,9 +109,15 @@ struct BoundedRows : KMeansPass<Op> {
       for (int64_t i = 0; i < n; ++i) row[count++] = first + i;
       return;
     }
-    if (kSquares && !table.cosine && !problem.weights && n == kWidth && look_at_all(first)) return;
+    if (kSquares && !table.cosine && n == kWidth && look_at_all(first)) return;
     double apart[kWidth];
-    own_distances(problem, table, direct, Base::scratch, first, n, apart);
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t r = first + i;
+      if (!own_moved(r) && problem.distance[r] >= 0)  // NaN: not known
+        apart[i] = problem.distance[r];
+      else
+        own_distances(problem, table, direct, Base::scratch, r, 1, apart + i);
+    }
     for (int64_t i = 0; i < n; ++i) {
       const int64_t r = first + i, own = problem.assignment[r];
       const double square = table.cosine ? 2 * apart[i] : apart[i];
@@ -191,8 +196,16 @@ struct BoundedRows : KMeansPass<Op> {
         apart[i] = 0;
       }
     }
-    for (int i = 0; i < kWidth; i += Simd<double>::kWidth) safe_inertia += widen(apart + i);
-    for (int i = 0; i < kWidth; ++i) out.counts[own[i]] += safe >> i & 1;
+    if (const double* weights = problem.weights) {
+      weights += first;
+      for (int i = 0; i < kWidth; i += Simd<double>::kWidth)
+        safe_inertia += load(weights + i) * widen(apart + i);
+      for (int i = 0; i < kWidth; ++i)
+        if (safe >> i & 1) out.weight_sums[own[i]] += weights[i];
+    } else {
+      for (int i = 0; i < kWidth; i += Simd<double>::kWidth) safe_inertia += widen(apart + i);
+      for (int i = 0; i < kWidth; ++i) out.counts[own[i]] += safe >> i & 1;
+    }
     return true;
   }
 

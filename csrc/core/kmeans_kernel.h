@@ -54,14 +54,14 @@ struct KMeansPass {
   const int64_t stride;   // of the block's rows, an odd number of cache lines: neighbours never share a set
   const int64_t block_rows;
   const int64_t vectors;  // of columns
-  Memory memory;
-  Element* block;       // [block_rows][stride]
-  RowState<T>* states;  // [block_rows]
-  RowKeys<T>* keys;     // [block_rows]
-  T* norm;              // [block_rows] ‖p‖², as the product sees the row
-  T* margin;            // [block_rows] twice the bound of a row's scores' error
-  double* length;       // [block_rows] of the points, for the cosine
-  T* scratch;           // [d] a row that had to be converted
+  Memory memory;          // allocated by run(), so that a pass derived from this one may reserve more
+  Element* block;         // [block_rows][stride]
+  RowState<T>* states;    // [block_rows]
+  RowKeys<T>* keys;       // [block_rows]
+  T* norm;                // [block_rows] ‖p‖², as the product sees the row
+  T* margin;              // [block_rows] twice the bound of a row's scores' error
+  double* length;         // [block_rows] of the points, for the cosine
+  T* scratch;             // [d] a row that had to be converted
 
   KMeansPass(const KMeansProblem<T>& problem, const CentroidTable<T>& table, KMeansPart& part)
       : problem(problem),
@@ -81,10 +81,10 @@ struct KMeansPass {
     memory.reserve(&margin, block_rows);
     memory.reserve(&length, block_rows);
     memory.reserve(&scratch, table.d + kWidth);
-    memory.allocate();
   }
 
   void run() {
+    memory.allocate();
     for (int64_t row = part.row0; row < part.row1; row += block_rows) {
       const int64_t count = smaller(block_rows, part.row1 - row);
       if (table.k == 1 && kSquares && !table.cosine && direct) {  // no choice

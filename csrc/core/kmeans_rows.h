@@ -34,7 +34,7 @@ class Memory {
   }
 
  private:
-  static constexpr int kMost = 9;
+  static constexpr int kMost = 11;
   void** pieces_[kMost] = {};
   int64_t offsets_[kMost] = {};
   int64_t size_ = 0;

@@ -17,7 +17,7 @@ from torch import Tensor
 from wscl_fast.clustering.base import NO_CLUSTER
 from wscl_fast.clustering.points import Points
 from wscl_fast.functional import kmeans_assign, kmeans_distances, kmeans_update_bounded
-from wscl_fast.functional.kmeans_bounds import add_to_sums, bounds_are_fused
+from wscl_fast.functional.kmeans_bounds import add_to_sums, sums_are_on_a_grid
 
 
 class Carried(NamedTuple):
@@ -57,12 +57,8 @@ class Bounds:
         self.begun = True  # whether the last search had no bounds to go by
         self._halves = True  # whether half the distance between centroids has told anything
         self._moves, self._peak = 0, 0.0  # rows that joined or left the sums, and their largest number
-        self._exact = (
-            points.metric == "cosine"
-            and points.weights is None
-            and points.dtype == torch.float32
-            and bounds_are_fused(device, points.dtype)
-        )
+        grid = sums_are_on_a_grid(device, points.dtype, points.metric)
+        self._exact = grid and points.weights is None  # sums, whatever came and went
         self._down = 1 - 4 * torch.finfo(points.dtype).eps
 
     def search(self, centroids: Tensor) -> int:

@@ -168,11 +168,7 @@ def kmeans_update(
     Source: Lloyd, IEEE Trans. Inf. Theory 28, 1982; Dhillon & Modha, Machine Learning 42, 2001 (cosine).
     """
     x, centroids, dtype = check_problem(x, centroids, metric, impl)
-    if weights is not None:
-        check_vector("weights", weights, len(x), x, integer=False)
-        if not is_fake(weights) and not bool(((weights >= 0) & weights.isfinite()).all()):
-            raise ValueError("weights: expected finite numbers of at least 0")
-        weights = weights.double()
+    weights = check_weights(weights, x)
     cosine = metric == "cosine"
     if impl == "fused" or (impl == "auto" and _ops.kmeans_serves(x.device, dtype, "kmeans_update")):
         return Update(*_ops.kmeans_update(x, centroids, weights=weights, cosine=cosine))
@@ -204,7 +200,7 @@ def kmeans_distances(
         x: points ``[N, d]``, any floating-point dtype and strides.
         centroids: ``[K, d]``, on the same device.
         assignment: a centroid of each point, int64 ``[N]``.
-        weights: of the points, ``[N]``; ``None`` for 1 each.
+        weights: of the points, ``[N]``, at least 0; ``None`` for 1 each.
         metric: as in :func:`kmeans_assign`.
         impl: as in :func:`kmeans_assign`; there is no other reference than ``"chunked"``.
 
@@ -213,15 +209,14 @@ def kmeans_distances(
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
-        ValueError: shapes or devices do not fit together, or ``centroids`` is not finite.
+        ValueError: shapes or devices do not fit together, a weight is negative, or a row of ``centroids`` is
+            not finite.
         RuntimeError: ``assignment`` names no centroid; ``impl="fused"`` where the extension was not built or
             does not serve the device.
     """
     x, centroids, dtype = check_problem(x, centroids, metric, impl)
     check_vector("assignment", assignment, len(x), x, integer=True)
-    if weights is not None:
-        check_vector("weights", weights, len(x), x, integer=False)
-        weights = weights.double()
+    weights = check_weights(weights, x)
     cosine = metric == "cosine"
     if impl == "fused" or (impl == "auto" and _ops.kmeans_serves(x.device, dtype, "kmeans_distances")):
         return Distances(*_ops.kmeans_distances(x, centroids, assignment, weights=weights, cosine=cosine))
@@ -309,6 +304,16 @@ def check_problem(x: Tensor, centroids: Tensor, metric: str, impl: str) -> tuple
     dtype = torch.float64 if torch.float64 in (x.dtype, centroids.dtype) else torch.float32
     check_finite("centroids", centroids)
     return x, centroids.to(dtype), dtype
+
+
+def check_weights(weights: Tensor | None, x: Tensor) -> Tensor | None:
+    """The points' weights in float64."""
+    if weights is None:
+        return None
+    check_vector("weights", weights, len(x), x, integer=False)
+    if not is_fake(weights) and not bool(((weights >= 0) & weights.isfinite()).all()):
+        raise ValueError("weights: expected finite numbers of at least 0")
+    return weights.double()
 
 
 def check_finite(name: str, rows: Tensor) -> None:

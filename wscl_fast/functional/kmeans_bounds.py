@@ -12,9 +12,22 @@ from wscl_fast import _ops
 from wscl_fast.chunked.kmeans import BLOCK_ELEMENTS, add_rows, cluster_counts, unit
 from wscl_fast.functional._checks import check_device, check_vector
 from wscl_fast.functional._inputs import Impl
-from wscl_fast.functional.kmeans import Metric, check_finite, check_problem, kmeans_assign, kmeans_distances
+from wscl_fast.functional.kmeans import (
+    Metric,
+    check_finite,
+    check_problem,
+    check_weights,
+    kmeans_assign,
+    kmeans_distances,
+)
 
-__all__ = ["BoundedUpdate", "add_to_sums", "bounds_are_fused", "kmeans_update_bounded"]
+__all__ = [
+    "BoundedUpdate",
+    "add_to_sums",
+    "bounds_are_fused",
+    "kmeans_update_bounded",
+    "sums_are_on_a_grid",
+]
 
 
 _GRID = 1.5 * 2.0**12  # added and taken off again it leaves multiples of 2⁻⁴⁰, as the kernels sum
@@ -79,8 +92,8 @@ def kmeans_update_bounded(
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
-        ValueError: shapes or devices do not fit together, a tensor to be renewed is not contiguous, or a row
-            of ``centroids``, or one of ``x`` that has to be read, is not finite.
+        ValueError: shapes or devices do not fit together, a tensor to be renewed is not contiguous, a weight
+            is negative, or a row of ``centroids``, or one of ``x`` that has to be read, is not finite.
         RuntimeError: ``assignment`` names no centroid; ``impl="fused"`` where the extension was not built or
             does not serve the device.
 
@@ -113,9 +126,7 @@ def kmeans_update_bounded(
     if half is not None:
         check_vector("half", half, len(centroids), x, integer=False)
         half = half.to(dtype)
-    if weights is not None:
-        check_vector("weights", weights, len(x), x, integer=False)
-        weights = weights.double()
+    weights = check_weights(weights, x)
     if impl == "fused" or (impl == "auto" and bounds_are_fused(x.device, dtype)):
         counts, inertia, peak, numbers = _ops.kmeans_update_bounded(
             x,
@@ -138,12 +149,17 @@ def bounds_are_fused(device: torch.device, dtype: torch.dtype) -> bool:
     return _ops.kmeans_serves(device, dtype, "kmeans_update_bounded")
 
 
+def sums_are_on_a_grid(device: torch.device, dtype: torch.dtype, metric: Metric) -> bool:
+    """Whether unit vectors are rounded as :func:`kmeans_update` says; without weights sums are exact."""
+    return metric == "cosine" and dtype != torch.float64 and bounds_are_fused(device, torch.float32)
+
+
 def add_to_sums(
     sums: Tensor, x: Tensor, clusters: Tensor, *, weights: Tensor | None = None, metric: Metric = "euclidean"
 ) -> None:
     """Adds points to the sums of their clusters as :func:`kmeans_update` does, in place, in a fixed order."""
     rows = unit(x) if metric == "cosine" else x.double()
-    if metric == "cosine" and x.dtype != torch.float64 and bounds_are_fused(x.device, torch.float32):
+    if sums_are_on_a_grid(x.device, x.dtype, metric):
         rows = (rows + _GRID) - _GRID
     add_rows(sums, clusters, rows if weights is None else rows * weights[:, None])
 
