@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from ranks import longest_with_width
 from torch import Tensor
 
 from wscl_fast import KMeans
-from wscl_fast.clustering import BalancedKMeans, ClusterScheduler
+from wscl_fast.clustering import BalancedKMeans, ClusterScheduler, FeatureFiles, inits
+from wscl_fast.clustering.inits import choose_start
 from wscl_fast.clustering.points import Points, Ranks
 from wscl_fast.clustering.shards import ShardedSearch, Shards
+from wscl_fast.clustering.streamed import StreamedPoints
 from wscl_fast.distributed import gather, rank, world_size
 from wscl_fast.functional import kmeans_update
 
@@ -146,6 +152,118 @@ def no_rank_holds_all_centroids(group: Any) -> None:
     torch.testing.assert_close(shards.whole(step.sums), want.sums, rtol=1e-12, atol=1e-12)
     assert torch.equal(step.counts, want.counts)
     assert step.inertia == pytest.approx(float(want.inertia), rel=1e-6)
+
+
+class CountedFiles(FeatureFiles):
+    rows_read = 0
+
+    def read(self, start: int, stop: int) -> Tensor:
+        self.rows_read += stop - start
+        return super().read(start, stop)
+
+
+def in_files(rows: Tensor, folder: str, block: int) -> CountedFiles:
+    """Two files of a rank's rows, read `block` rows at a time."""
+    for number, part in enumerate(rows.split([len(rows) // 3, len(rows) - len(rows) // 3])):
+        np.save(Path(folder, f"{number}.npy"), part.numpy())
+    return CountedFiles(folder, memory=4 * 4 * rows.shape[1] * block)
+
+
+@case
+def files_and_centroids_in_shards(group: Any) -> None:
+    """Uneven blocks, a rank without rows, and every row read once a pass."""
+    whole = data()
+    share = torch.rand(len(whole), dtype=torch.float64)
+    zero = whole.clone()
+    zero[3] = 0
+    for x, weights, parameters in (
+        (whole, None, {"init": whole[:13]}),
+        (whole, share, {"init": "k-means||"}),
+        (zero, None, {"metric": "cosine"}),
+        ((whole * 64).round() / 64 + 2.0**16, None, {"init": "random", "n_init": 1}),
+    ):
+        with TemporaryDirectory() as folder:
+            files = in_files(mine(x, group), folder, 50 + 9 * rank(group))
+            own = None if weights is None else mine(weights, group)
+            fixed = {"n_clusters": 13, **parameters}
+            alone = KMeans(**fixed).fit(x, sample_weight=weights)
+            model = KMeans(**fixed, sharded=True, group=group, shard_centroids=True)
+            model.fit(files, sample_weight=own)
+            labels = gather(torch.from_numpy(model.labels_), group)
+            assert torch.equal(labels, alone.labels_)
+            assert model.inertia_ == pytest.approx(alone.inertia_, rel=1e-6)
+            assert model.n_iter_ == alone.n_iter_
+            points = StreamedPoints(files, weights=own, metric=model.metric, ranks=Ranks(True, group))
+            points.settle()
+            shards = Shards(13, points.ranks)
+            search = ShardedSearch(points, shards)
+            files.rows_read = 0
+            step = search(model._seen[shards.own])
+            assert files.rows_read == len(files)
+            assert torch.equal(gather(step.assignment, group), alone.labels_)
+
+
+@case
+def files_beside_memory(group: Any) -> None:
+    """One rank's samples are in memory and of another width of float."""
+    whole = data().bfloat16()
+    start = whole[:5].float()
+    alone = KMeans(5, init=start).fit(whole)
+    with TemporaryDirectory() as folder:
+        x: Any = mine(whole, group)
+        if rank(group) == 0:
+            x = in_files(x.float(), folder, 40)
+        model = KMeans(5, init=start, sharded=True, group=group, shard_centroids=True).fit(x)
+    assert torch.equal(gather(torch.as_tensor(model.labels_), group), alone.labels_)
+
+
+@case
+def no_rank_holds_the_whole_start(group: Any) -> None:
+    k, width = 40, 37
+    whole = torch.randn(2000, width)
+
+    def start(points: Points, init: str, in_shards: bool) -> Tensor:
+        return choose_start(points, k, init, torch.Generator().manual_seed(0), in_shards=in_shards)
+
+    for init, most in (("random", k), ("k-means++", k), ("k-means||", 6.5 * k)):
+        made: list[Tensor] = []
+        with TemporaryDirectory() as folder:
+            files = in_files(mine(whole, group), folder, 20)
+            points = StreamedPoints(files, ranks=Ranks(True, group))
+            take = partial(start, points, init, in_shards=True)
+            longest = longest_with_width(width, lambda made=made, take=take: made.append(take()))  # type: ignore[misc]
+        assert torch.equal(gather(made[0], group), start(Points(whole), init, in_shards=False))
+        assert longest <= max(20, most / world_size(group))
+
+
+@case
+def many_candidates_in_shards(group: Any) -> None:
+    """The second part of k-means|| by rounds, as for more than 4096 centroids."""
+    whole = data(n=1500, k=60)
+    before, inits._MOST_ONE_BY_ONE = inits._MOST_ONE_BY_ONE, 10
+    try:
+        want = choose_start(Points(whole), 60, "k-means||", torch.Generator().manual_seed(0))
+        points = Points(mine(whole, group), ranks=Ranks(True, group))
+        got = choose_start(points, 60, "k-means||", torch.Generator().manual_seed(0), in_shards=True)
+        got = gather(got, group)
+    finally:
+        inits._MOST_ONE_BY_ONE = before
+    assert torch.equal(got, want)
+
+
+@case
+def weights_on_one_rank_only(group: Any) -> None:
+    """The others' samples count once."""
+    whole = data()
+    share = torch.rand(len(mine(whole, group)), dtype=torch.float64) if rank(group) == 0 else None
+    ones = torch.ones(len(mine(whole, group)), dtype=torch.float64)
+    alone = KMeans(7, init=whole[:7]).fit(
+        whole, sample_weight=gather(ones if share is None else share, group)
+    )
+    for shard_centroids in (False, True):
+        model = KMeans(7, init=whole[:7], sharded=True, group=group, shard_centroids=shard_centroids)
+        model.fit(mine(whole, group), sample_weight=share)
+        assert torch.equal(gather(model.labels_, group), alone.labels_)
 
 
 @case

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from wscl_fast.arrays import as_tensor
 
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class Samples(NamedTuple):
@@ -39,7 +39,7 @@ def as_samples(array: Any, name: str, *, least: int = 1) -> Samples:
     x, give = as_tensor(array, name)
     if x.is_complex():
         raise ValueError(f"{name}: Complex data not supported, got {x.dtype}")
-    if x.dtype not in _FLOATS:
+    if x.dtype not in FLOATS:
         x = x.double()
     if x.ndim != 2:
         raise ValueError(

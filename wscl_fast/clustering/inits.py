@@ -8,20 +8,28 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from wscl_fast.clustering.points import Points
+from wscl_fast.clustering.arrays import as_samples
+from wscl_fast.clustering.points import Points, unit
+from wscl_fast.clustering.shards import Shards, nearest_of_shards
 from wscl_fast.functional.kmeans import kmeans_assign, kmeans_potentials
 
 INITS = ("k-means++", "k-means||", "random")
 _ROUNDS = 5  # of k-means||: Bahmani et al. find 5 enough
 _OVERSAMPLING = 1.0  # candidates drawn in each round, in units of K
+_MOST_ONE_BY_ONE = 4096  # of k-means++ over the candidates: beyond, K² d would cost more than the data
 
 
-def choose_start(points: Points, n_clusters: int, init: str, generator: torch.Generator) -> Tensor:
+def choose_start(
+    points: Points, n_clusters: int, init: str, generator: torch.Generator, *, in_shards: bool = False
+) -> Tensor:
     """Centroids to start from, on every rank, as `points.blocks` sees samples [n_clusters, d].
+
+    With `in_shards` those of this rank's shard alone; no rank holds all of them at any time.
 
     Raises:
         ValueError: no such `init`, or fewer samples (of weight above 0) than clusters.
@@ -33,8 +41,36 @@ def choose_start(points: Points, n_clusters: int, init: str, generator: torch.Ge
     elif init == "k-means++":
         chosen = plus_plus(points, n_clusters, generator)
     else:
-        return scalable(points, n_clusters, generator)
-    return points.directions(points.rows_of_all(chosen))
+        return scalable(points, n_clusters, generator, in_shards)
+    return _rows(points, chosen, in_shards)
+
+
+def given_start(
+    points: Points, n_clusters: int, array: Any, name: str, shards: Shards | None = None
+) -> Tensor:
+    """The centroids that a user gave as `name`, as `points.blocks` sees samples, or this rank's shard.
+
+    Raises:
+        TypeError, ValueError: they do not fit.
+    """
+    start = as_samples(array, name).x
+    if start.shape != (n_clusters, points.dim):
+        raise ValueError(f"{name}: expected centroids [{n_clusters}, {points.dim}], got {list(start.shape)}")
+    if not bool(torch.isfinite(start).all()):
+        raise ValueError(f"{name}: expected finite numbers, got NaN or infinity")
+    cosine = points.metric == "cosine"
+    if cosine and not bool((start != 0).any(dim=1).all()):
+        raise ValueError(f"{name}: expected centroids with a direction (cosine), got a zero vector")
+    own = start if shards is None else start[shards.own]
+    own = own.to(points.device, torch.float64)
+    return (unit(own) if cosine else points.frame.see(own)).to(points.dtype)
+
+
+def _rows(points: Points, numbers: Tensor, in_shards: bool) -> Tensor:
+    """Samples by their number among all ranks', or this rank's shard of them."""
+    if in_shards:
+        return Shards(len(numbers), points.ranks).rows(points, numbers)
+    return points.directions(points.rows_of_all(numbers))
 
 
 def draw_without_replacement(points: Points, count: int, generator: torch.Generator) -> Tensor:
@@ -68,58 +104,66 @@ def plus_plus(points: Points, n_clusters: int, generator: torch.Generator) -> Te
     return chosen
 
 
-def scalable(points: Points, n_clusters: int, generator: torch.Generator) -> Tensor:
+def scalable(points: Points, n_clusters: int, generator: torch.Generator, in_shards: bool = False) -> Tensor:
     """Centroids by k-means||: a few rounds that each draw K samples at once, then k-means++ of the draws.
 
-    Memory beyond the data is the candidates, about 5 K rows, and three numbers a sample.
+    Memory beyond the data is the candidates, about 5 K rows, and three numbers a sample. With `in_shards`
+    each rank has its share of the candidates, and of the centroids.
 
     Source: Bahmani et al., *Scalable K-Means++*, VLDB 2012, algorithm 2.
     """
-    field = _Field.of(points)
-    first = field.draw(1, generator)
-    candidates = points.directions(points.rows_of_all(first))
-    taken = first
-    field.approach(candidates)
+    field = _Field.of(points, in_shards)
+    taken = field.draw(1, generator)
+    rows = [field.approach(taken)]
     for _ in range(_ROUNDS):
         drawn = field.draw_each(_OVERSAMPLING * n_clusters, generator)
         if not len(drawn):
             break
-        rows = points.directions(points.rows_of_all(drawn))
-        candidates, taken = torch.cat([candidates, rows]), torch.cat([taken, drawn])
-        field.approach(rows, first=len(candidates) - len(rows))
-    if len(candidates) < n_clusters:  # few distinct samples: any others will do
+        rows.append(field.approach(drawn, first=len(taken)))
+        taken = torch.cat([taken, drawn])
+    if len(taken) < n_clusters:  # few distinct samples: any others will do
         others = torch.ones(points.n_all, dtype=torch.bool, device=points.device)
         others[taken] = False
-        spare = others.nonzero()[: n_clusters - len(candidates), 0]
-        return torch.cat([candidates, points.directions(points.rows_of_all(spare))])
-    if len(candidates) == n_clusters:
+        taken = torch.cat([taken, others.nonzero()[: n_clusters - len(taken), 0]])
+        return _rows(points, taken, in_shards)
+    weights = points.ranks.sum(field.weight_of_candidates(len(taken)))
+    if in_shards:  # cut anew: shares of each round together are no shares of all
+        candidates = _rows(points, taken, in_shards)
+        own = Shards(len(taken), points.ranks).own
+        few = Points(candidates, weights=weights[own], ranks=points.ranks)
+    else:
+        candidates = torch.cat(rows)
+        few = Points(candidates, weights=weights)
+    if len(taken) == n_clusters:
         return candidates
-    weights = points.ranks.sum(field.weight_of_candidates(len(candidates)))
-    few = Points(candidates, weights=weights)
-    if n_clusters > 4096:  # one draw a round each: K² d would cost more than the data
-        return candidates[_by_rounds(few, n_clusters, generator)]
-    return candidates[plus_plus(few, n_clusters, generator)]
+    if n_clusters > _MOST_ONE_BY_ONE:
+        chosen = _by_rounds(few, n_clusters, generator, in_shards)
+    else:
+        chosen = plus_plus(few, n_clusters, generator)
+    return _rows(few, chosen, in_shards)
 
 
-def _by_rounds(points: Points, n_clusters: int, generator: torch.Generator) -> Tensor:
+def _by_rounds(
+    points: Points, n_clusters: int, generator: torch.Generator, in_shards: bool = False
+) -> Tensor:
     """k-means++ without trials in rounds that double: the sum of squares is renewed after each round.
 
     A draw of a round sees the distances that held when the round began, so the rounds are short at first.
     """
-    field = _Field.of(points)
+    field = _Field.of(points, in_shards)
     chosen = field.draw(1, generator)
-    field.approach(points.rows(chosen))
+    field.approach(chosen)
     while len(chosen) < n_clusters:
         count = min(max(1, len(chosen) // 8), n_clusters - len(chosen))
-        weight = field.potential()
+        weight = points.ranks.gather(field.potential())
         weight[chosen] = 0
         if int((weight > 0).sum()) < count:
             weight = torch.ones_like(weight)
             weight[chosen] = 0
-        noise = torch.rand(points.n, dtype=torch.float64, generator=generator).to(points.device)
+        noise = torch.rand(points.n_all, dtype=torch.float64, generator=generator).to(points.device)
         drawn = (weight.log() - (-noise.log()).log()).topk(count).indices
         chosen = torch.cat([chosen, drawn])
-        field.approach(points.rows(drawn))
+        field.approach(drawn)
     return chosen
 
 
@@ -131,9 +175,10 @@ class _Field:
     nearest: Tensor  # [n], infinity before the first
     owner: Tensor  # int64 [n], which candidate is the nearest
     scale: Tensor | None  # [n], what scales a row to length 1 when cosine
+    in_shards: bool  # whether samples that are chosen many at once are cut among the ranks
 
     @classmethod
-    def of(cls, points: Points) -> _Field:
+    def of(cls, points: Points, in_shards: bool = False) -> _Field:
         scale = None
         if points.metric == "cosine":
             scale = torch.empty(points.n, dtype=points.dtype, device=points.device)
@@ -141,7 +186,8 @@ class _Field:
                 length = block.norm(dim=1)
                 scale[rows] = (1 / length).where(length > 0, 0)
         nearest = torch.full((points.n,), math.inf, dtype=points.dtype, device=points.device)
-        return cls(points, nearest, torch.zeros(points.n, dtype=torch.int64, device=points.device), scale)
+        owner = torch.zeros(points.n, dtype=torch.int64, device=points.device)
+        return cls(points, nearest, owner, scale, in_shards)
 
     def potential(self) -> Tensor:
         """Weight times squared distance of each sample, float64 [n]; the weight alone before the first."""
@@ -200,16 +246,25 @@ class _Field:
         self._forget(candidates[best : best + 1])
         return candidates[best]
 
-    def approach(self, rows: Tensor, first: int = 0) -> None:
-        """Let all of `rows` [m, d] be chosen, numbered from `first` on."""
+    def approach(self, numbers: Tensor, first: int = 0) -> Tensor:
+        """Let the samples of these numbers be chosen, as candidates `first` on; returns their `_rows`."""
         points = self.points
+        rows = _rows(points, numbers, self.in_shards)
+        if self.in_shards:
+            owner, square = nearest_of_shards(points, rows, Shards(len(numbers), points.ranks))
+            self._come_closer(slice(None), owner + first, square.to(self.nearest))
+            return rows
         for part, block in points.blocks():
             owner, least = kmeans_assign(block, rows, metric=points.metric)
             if points.metric == "cosine":  # 1 − cos is half the squared distance of the directions
                 least = 2 * least
-            closer = least < self.nearest[part]
-            self.nearest[part] = least.where(closer, self.nearest[part])
-            self.owner[part] = (owner + first).where(closer, self.owner[part])
+            self._come_closer(part, owner + first, least)
+        return rows
+
+    def _come_closer(self, part: slice, owner: Tensor, square: Tensor) -> None:
+        closer = square < self.nearest[part]
+        self.nearest[part] = square.where(closer, self.nearest[part])
+        self.owner[part] = owner.where(closer, self.owner[part])
 
     def weight_of_candidates(self, count: int) -> Tensor:
         """The weight of the samples that each candidate is the nearest of, float64 [count]."""

@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wscl_fast.clustering.arrays import as_drift, as_samples, seed_of
+from wscl_fast.clustering.arrays import as_drift, seed_of
 from wscl_fast.clustering.base import ClusterMethod, check_count
 from wscl_fast.clustering.bounds import Bounds
 from wscl_fast.clustering.centroid_model import Array, WeightedModel
 from wscl_fast.clustering.empty import EMPTY
-from wscl_fast.clustering.inits import INITS, choose_start
+from wscl_fast.clustering.inits import INITS, choose_start, given_start
 from wscl_fast.clustering.lloyd import ALGORITHMS, Clustering, Progress, lloyd
 from wscl_fast.clustering.minibatch import RunningMeans, minibatch
-from wscl_fast.clustering.points import Frame, Points, Ranks, Survey, check_metric, unit
+from wscl_fast.clustering.points import Frame, Points, Ranks, Survey, check_metric
 from wscl_fast.clustering.resume import Checkpoint
 from wscl_fast.clustering.shards import Shards
 from wscl_fast.clustering.streamed import as_points
@@ -65,9 +65,11 @@ class KMeans(WeightedModel, ClusterMethod[Array, Array]):
         group: a process group of torch.distributed; by default all processes.
         shard_centroids: with `sharded`, each rank holds K / ranks of the centroids and of their sums while it
             fits, for K · d that a rank cannot hold several times; the result is the same, and whole on every
-            rank. Without bounds, batches and "split".
-        checkpoint: a file to which the state is written after every pass (one for each rank); a `fit` that
-            finds it there goes on from it. It stays when the fit is done: remove it to begin anew.
+            rank. Samples in files are read once a pass and shown to all ranks. Without bounds, batches and
+            "split".
+        checkpoint: a file to which the state is written after every pass; a `fit` that finds it there goes on
+            from it. It stays when the fit is done: remove it to begin anew. Several ranks add their number to
+            its name, and ".before" for the pass before: all go on from the last pass that all of them ended.
         random_state: an int (the same int gives the same clusters), a numpy generator, or None.
         verbose: print the inertia after every pass.
 
@@ -165,12 +167,11 @@ class KMeans(WeightedModel, ClusterMethod[Array, Array]):
         shards = Shards(self.n_clusters, points.ranks) if self.shard_centroids else None
         checkpoint = self._checkpoint_of(points)
         saved = checkpoint.load() if checkpoint else None
-        if saved:
-            starts = [saved["centroids"].to(points.device)]
-        else:
-            starts = [s if shards is None else s[shards.own].clone() for s in self._starts(points)]
+        starts = [saved["centroids"].to(points.device)] if saved else self._starts(points, shards)
         if checkpoint and len(starts) > 1:
             raise ValueError(f"n_init: expected 1 with a checkpoint, got {len(starts)}")
+        if checkpoint and not saved:
+            checkpoint.begin(starts[0])
         best: Clustering | None = None
         for start in starts:
             if self.batch_size is not None:
@@ -182,7 +183,7 @@ class KMeans(WeightedModel, ClusterMethod[Array, Array]):
                 max_iter=self.max_iter,
                 tolerance=self.tol * survey.variance,
                 empty=self.empty,
-                algorithm=self.algorithm if points.in_memory else "lloyd",
+                algorithm=self.algorithm if points.all_in_memory else "lloyd",
                 bounds=bounds,
                 begin=Progress(saved["n_iter"], saved["history"], saved["ended"]) if saved else Progress(),
                 shards=shards,
@@ -331,29 +332,19 @@ class KMeans(WeightedModel, ClusterMethod[Array, Array]):
             if self.batch_size is not None:
                 raise ValueError(f"batch_size: expected None with shard_centroids, got {self.batch_size}")
 
-    def _starts(self, points: Points) -> list[Tensor]:
-        """The centroids that each run starts from, as the points' frame sees them."""
+    def _starts(self, points: Points, shards: Shards | None = None) -> list[Tensor]:
+        """The centroids that each run starts from, as the points' frame sees them, or this rank's shard."""
         warm = self.warm_start and hasattr(self, "cluster_centers_")
         if warm or not isinstance(self.init, str):
             name, given = ("cluster_centers_", self.cluster_centers_) if warm else ("init", self.init)
-            start = as_samples(given, name).x
-            if start.shape != (self.n_clusters, points.dim):
-                expected = f"[{self.n_clusters}, {points.dim}]"
-                raise ValueError(f"{name}: expected centroids {expected}, got {list(start.shape)}")
-            if not bool(torch.isfinite(start).all()):
-                raise ValueError(f"{name}: expected finite numbers, got NaN or infinity")
-            start = start.to(points.device, torch.float64)
-            if self.metric == "cosine":
-                if not bool((start != 0).any(dim=1).all()):
-                    raise ValueError(
-                        f"{name}: expected centroids with a direction (cosine), got a zero vector"
-                    )
-                return [unit(start).to(points.dtype)]
-            return [points.frame.see(start).to(points.dtype)]
+            return [given_start(points, self.n_clusters, given, name, shards)]
         seed = torch.tensor(seed_of(self.random_state), device=points.device)
         generator = torch.Generator().manual_seed(int(points.ranks.first(seed)))
         n_init = (10 if self.init == "random" else 1) if self.n_init == "auto" else int(self.n_init)
-        return [choose_start(points, self.n_clusters, self.init, generator) for _ in range(n_init)]
+        return [
+            choose_start(points, self.n_clusters, self.init, generator, in_shards=shards is not None)
+            for _ in range(n_init)
+        ]
 
     def _resumed(self, points: Points, drift: Any) -> Bounds | None:
         """The last fit's bounds, loosened by what the samples moved since."""
@@ -388,8 +379,9 @@ class KMeans(WeightedModel, ClusterMethod[Array, Array]):
         purpose = {name: getattr(self, name) for name in names}
         purpose["init"] = self.init if isinstance(self.init, str) else "array"
         purpose["random_state"] = self.random_state if isinstance(self.random_state, int) else None
+        purpose["ranks"] = [points.ranks.rank, points.ranks.size]
         purpose["samples"] = points.identity()
-        return Checkpoint(self.checkpoint, purpose)
+        return Checkpoint(self.checkpoint, purpose, points.ranks, points.device)
 
 
 _STATE = ("n_clusters", "metric", "n_init", "max_iter", "tol", "algorithm", "empty")

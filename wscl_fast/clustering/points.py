@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from wscl_fast import distributed
-from wscl_fast.distributed.collectives import Group
+from wscl_fast.clustering.arrays import FLOATS
+from wscl_fast.distributed.collectives import Group, least_over_ranks
 from wscl_fast.functional.kmeans import Metric, kmeans_update
 
 METRICS = get_args(Metric)
@@ -44,13 +45,21 @@ class Ranks:
         """The sum of all ranks' tensors."""
         return distributed.sum_over_ranks(tensor, self.group) if self.sharded else tensor
 
+    def least(self, tensor: Tensor) -> Tensor:
+        """The least of all ranks' numbers, each."""
+        return least_over_ranks(tensor, self.group) if self.sharded else tensor
+
     def gather(self, rows: Tensor) -> Tensor:
         """All ranks' rows, in rank order."""
         return distributed.gather(rows, self.group) if self.sharded else rows
 
     def first(self, tensor: Tensor) -> Tensor:
         """Rank 0's tensor."""
-        return distributed.broadcast(tensor, 0, self.group) if self.sharded else tensor
+        return self.told(tensor, 0)
+
+    def told(self, tensor: Tensor, source: int) -> Tensor:
+        """A rank's tensor; the others give one of its shape and dtype."""
+        return distributed.broadcast(tensor, source, self.group) if self.sharded else tensor
 
 
 class Survey(NamedTuple):
@@ -120,9 +129,13 @@ class Points:
         self.device = x.device
         self.n, self.dim = x.shape
         self.frame = frame or Frame()
-        sizes = self.ranks.gather(torch.tensor([self.n], device=self.device))
+        number = FLOATS.index(x.dtype) if x.dtype in FLOATS else -1
+        head = torch.tensor([[self.n, number, int(self.in_memory)]], device=self.device)
+        sizes, numbers, here = self.ranks.gather(head).unbind(1)
         self.n_all = int(sizes.sum())
         self.first_row = int(sizes[: self.ranks.rank].sum())  # of this rank among all
+        self.one_dtype = bool((numbers == number).all())  # on all ranks
+        self.all_in_memory = bool(here.all())
 
     def raw(self) -> Iterator[tuple[slice, Tensor]]:
         """Consecutive ranges of this rank's rows as they are stored: one, as they are in memory."""
@@ -207,14 +220,18 @@ class Points:
             self.frame.origin = mean.to(self.dtype)
         self.frame.wild_lengths = bool(self.ranks.sum(wild) > 0)
         n_directionless = int(self.ranks.sum(directionless))
-        if n_directionless and self.weights is None:  # another rank's rows
-            self.weights = torch.ones(self.n, dtype=torch.float64, device=self.device)
+        if int(self.ranks.sum(torch.tensor(int(self.weights is not None), device=self.device))):
+            self._weigh()  # where another rank's rows have weights
         return Survey(variance, n_directionless)
 
     def _without(self, rows: slice, zero: Tensor) -> None:
+        weights = self._weigh()
+        weights[rows] = weights[rows].where(~zero, 0)
+
+    def _weigh(self) -> Tensor:
         if self.weights is None:
             self.weights = torch.ones(self.n, dtype=torch.float64, device=self.device)
-        self.weights[rows] = self.weights[rows].where(~zero, 0)
+        return self.weights
 
     def _largest(self) -> float:
         largest = torch.zeros((), dtype=torch.float64, device=self.device)

@@ -19,6 +19,7 @@ __all__ = [
     "first_row",
     "gather",
     "largest_over_ranks",
+    "least_over_ranks",
     "rank",
     "rows_of_ranks",
     "sum_over_ranks",
@@ -52,6 +53,11 @@ def sum_over_ranks(tensor: Tensor, group: Group = None) -> Tensor:
 def sum_to_rank(tensor: Tensor, to: int, group: Group = None) -> Tensor:
     """The sum of all ranks' tensors of one shape, on rank ``to``; others get what means nothing."""
     return _exchanged(tensor, group, lambda copy: dist.reduce(copy, peer(to, group), group=group))
+
+
+def least_over_ranks(tensor: Tensor, group: Group = None) -> Tensor:
+    """The least of all ranks' numbers, each; tensors of one shape. No gradient comes back."""
+    return _exchanged(tensor, group, lambda copy: dist.all_reduce(copy, dist.ReduceOp.MIN, group=group))
 
 
 def broadcast(tensor: Tensor, source: int = 0, group: Group = None) -> Tensor:
