@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -183,9 +185,9 @@ def files_and_centroids_in_shards(group: Any) -> None:
         ((whole * 64).round() / 64 + 2.0**16, None, {"init": "random", "n_init": 1}),
     ):
         with TemporaryDirectory() as folder:
-            files = in_files(mine(x, group), folder, 50 + 9 * rank(group))
+            files = in_files(mine(x, group), folder, 120 + 19 * rank(group))
             own = None if weights is None else mine(weights, group)
-            fixed = {"n_clusters": 13, **parameters}
+            fixed = {"n_clusters": 13, "max_iter": 5, **parameters}
             alone = KMeans(**fixed).fit(x, sample_weight=weights)
             model = KMeans(**fixed, sharded=True, group=group, shard_centroids=True)
             model.fit(files, sample_weight=own)
@@ -212,43 +214,48 @@ def files_beside_memory(group: Any) -> None:
     with TemporaryDirectory() as folder:
         x: Any = mine(whole, group)
         if rank(group) == 0:
-            x = in_files(x.float(), folder, 40)
+            x = in_files(x.float(), folder, 140)
         model = KMeans(5, init=start, sharded=True, group=group, shard_centroids=True).fit(x)
     assert torch.equal(gather(torch.as_tensor(model.labels_), group), alone.labels_)
 
 
-@case
-def no_rank_holds_the_whole_start(group: Any) -> None:
-    k, width = 40, 37
-    whole = torch.randn(2000, width)
-
-    def start(points: Points, init: str, in_shards: bool) -> Tensor:
-        return choose_start(points, k, init, torch.Generator().manual_seed(0), in_shards=in_shards)
-
-    for init, most in (("random", k), ("k-means++", k), ("k-means||", 6.5 * k)):
-        made: list[Tensor] = []
-        with TemporaryDirectory() as folder:
-            files = in_files(mine(whole, group), folder, 20)
-            points = StreamedPoints(files, ranks=Ranks(True, group))
-            take = partial(start, points, init, in_shards=True)
-            longest = longest_with_width(width, lambda made=made, take=take: made.append(take()))  # type: ignore[misc]
-        assert torch.equal(gather(made[0], group), start(Points(whole), init, in_shards=False))
-        assert longest <= max(20, most / world_size(group))
-
-
-@case
-def many_candidates_in_shards(group: Any) -> None:
-    """The second part of k-means|| by rounds, as for more than 4096 centroids."""
-    whole = data(n=1500, k=60)
+@contextmanager
+def many_candidates() -> Iterator[None]:
+    """The second part of k-means|| goes by rounds, as for more than 4096 centroids."""
     before, inits._MOST_ONE_BY_ONE = inits._MOST_ONE_BY_ONE, 10
     try:
-        want = choose_start(Points(whole), 60, "k-means||", torch.Generator().manual_seed(0))
-        points = Points(mine(whole, group), ranks=Ranks(True, group))
-        got = choose_start(points, 60, "k-means||", torch.Generator().manual_seed(0), in_shards=True)
-        got = gather(got, group)
+        yield
     finally:
         inits._MOST_ONE_BY_ONE = before
-    assert torch.equal(got, want)
+
+
+def start(points: Points, k: int, init: str, *, in_shards: bool) -> Tensor:
+    return choose_start(points, k, init, torch.Generator().manual_seed(0), in_shards=in_shards)
+
+
+@case
+def no_rank_holds_the_whole_start(group: Any) -> None:
+    k, width = 80, 37
+    whole = torch.randn(1200, width)
+    for init, most in (("random", k), ("k-means||", 6.5 * k)):
+        made: list[Tensor] = []
+        with TemporaryDirectory() as folder, many_candidates():
+            want = start(Points(whole), k, init, in_shards=False)
+            points = StreamedPoints(in_files(mine(whole, group), folder, 40), ranks=Ranks(True, group))
+            take = partial(start, points, k, init, in_shards=True)
+            longest = longest_with_width(width, lambda made=made, take=take: made.append(take()))  # type: ignore[misc]
+        assert torch.equal(gather(made[0], group), want)
+        assert longest <= max(40, most / world_size(group))
+
+
+@case
+def candidates_in_shards(group: Any) -> None:
+    whole = data(n=1500, k=60)
+    with many_candidates():
+        want = start(Points(whole), 60, "k-means||", in_shards=False)
+        points = Points(mine(whole, group), ranks=Ranks(True, group))
+        got = start(points, 60, "k-means||", in_shards=True)
+    assert torch.equal(gather(got, group), want)
 
 
 @case
