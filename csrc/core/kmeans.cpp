@@ -90,9 +90,8 @@ int64_t kmeans_pass(const KMeansProblem<T>& p, const Threads& threads) {
 
 template <class T>
 void kmeans_distances(const KMeansProblem<T>& p, const Threads& threads) {
-  bool rounded;
-  const KMeansTyped<T>& typed = choose(p, &rounded);
-  const Prepared<T> prepared(p, typed, rounded, threads, false);
+  const KMeansTyped<T>& typed = full_kernels<T>();
+  const Prepared<T> prepared(p, typed, false, threads, false);
   const int64_t n = p.x.count, n_parts = std::clamp<int64_t>(n / kLeastRows, 1, threads.count);
   std::vector<double> inertia(n_parts);
   threads.each(n_parts, [&](int64_t i) {
@@ -108,10 +107,7 @@ template void kmeans_distances<double>(const KMeansProblem<double>&, const Threa
 
 template <class T>
 void kmeans_potentials(const PotentialsProblem<T>& p, const Threads& threads) {
-  bool rounded;
-  KMeansProblem<T> any;
-  any.candidates = Candidates::kFull;
-  const KMeansTyped<T>& typed = choose(any, &rounded);
+  const KMeansTyped<T>& typed = full_kernels<T>();
   const int64_t n_parts = std::clamp<int64_t>(p.x.count / kLeastRows, 1, threads.count);
   std::vector<double> sums(n_parts * p.m);
   threads.each(n_parts, [&](int64_t i) {

@@ -16,8 +16,7 @@ namespace wscl {
 
 // What a KMeansProblem has, with these changes: `assignment` is the last one, −1 for none, and renewed; so are
 // `distance`, NaN where it is not known, since the point moved, and not read where there is no `previous`; and
-// `sums`. `top` is 1. Distances are squares, or 1 − cos; bounds are
-// lengths, of unit vectors for the cosine.
+// `sums`. `top` is 1. Distances are squares, or 1 − cos; bounds are lengths, of unit vectors for the cosine.
 template <class T>
 struct BoundsProblem : KMeansProblem<T> {
   T* lower = nullptr;           // [n], true for the last centroids; renewed

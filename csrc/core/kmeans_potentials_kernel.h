@@ -1,11 +1,11 @@
-// The pass of kmeans_potentials.h for one instruction set (included by kmeans_kernel.h).
+// The pass of kmeans_potentials.h for one instruction set (included by kmeans_typed.h).
 //
 // In PyTorch:   distance = torch.minimum(nearest, torch.cdist(candidates, x).square())
 //               potential = distance @ weights
 //
 // Tile map. As many rows as a vector has lanes are taken at once; they stay in L1 while each candidate meets
-// them: a difference and a multiply-add for every kWidth elements, one accumulator a row, whose lanes a
-// transposition sums up so that the rows' distances are one vector.
+// them: a difference and a multiply-add for every kWidth elements, one accumulator a row, whose lanes
+// are folded together so that the rows' distances are one vector.
 //
 // Memory traffic: x once, which is what takes the time: m candidates cost 2 m operations for each load from
 // memory. Distances are written once, m numbers a row.

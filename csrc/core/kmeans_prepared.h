@@ -33,22 +33,29 @@ inline const KMeansKernels& kmeans_kernels() {
   return kKMeansPortable;
 }
 
+// The kernels whose product is in T.
+template <class T>
+const KMeansTyped<T>& full_kernels() {
+  if constexpr (std::is_same_v<T, double>)
+    return kmeans_kernels().of_double;
+  else
+    return kmeans_kernels().of_float;
+}
+
 template <class T>
 const KMeansTyped<T>& choose(const KMeansProblem<T>& p, bool* rounded) {
   *rounded = false;
-  if constexpr (std::is_same_v<T, double>) {
-    return kmeans_kernels().of_double;
-  } else {
 #if defined(__x86_64__)
+  if constexpr (std::is_same_v<T, float>) {
     const bool pays = p.d >= kLeastBfloat16Depth && p.k >= kLeastBfloat16Columns;
     if (has_bfloat16_candidates() &&
         (p.candidates == Candidates::kBfloat16 || (p.candidates == Candidates::kAuto && pays))) {
       *rounded = true;
       return kKMeansAvx512Bfloat16;
     }
-#endif
-    return kmeans_kernels().of_float;
   }
+#endif
+  return full_kernels<T>();
 }
 
 struct Free {
