@@ -309,3 +309,15 @@ def mini_batches_on_all_ranks(group: Any) -> None:
     assert torch.equal(centers, centers[:1].expand_as(centers))
     assert len(model.labels_) == len(mine(whole, group))
     assert model.inertia_ <= 1.1 * KMeans(12).fit(whole).inertia_
+
+
+@case
+def mini_batches_of_files_on_all_ranks(group: Any) -> None:
+    """As many on every rank, wherever blocks end."""
+    whole = data()
+    with TemporaryDirectory() as folder:
+        files = in_files(mine(whole, group), folder, 31 + 9 * rank(group))
+        model = KMeans(12, batch_size=120, max_iter=4, sharded=True, group=group).fit(files)
+    centers = gather(torch.from_numpy(model.cluster_centers_)[None], group)
+    assert torch.equal(centers, centers[:1].expand_as(centers))
+    assert len(model.labels_) == len(mine(whole, group))

@@ -15,6 +15,8 @@ import torch
 
 from wscl_fast import KMeans
 from wscl_fast.clustering import FeatureFiles
+from wscl_fast.clustering.minibatch import batches
+from wscl_fast.clustering.streamed import StreamedPoints
 
 
 def blobs(n: int, d: int, k: int, *, seed: int = 0) -> np.ndarray:
@@ -57,7 +59,9 @@ def test_files_are_one_matrix(kind, tmp_path):
     blocks = [(rows, block) for rows, block in files.blocks()]
     assert {len(block) for _, block in blocks[:-1]} == {37}
     assert np.array_equal(torch.cat([block for _, block in blocks]).numpy(), x)
-    assert np.array_equal(files.take(torch.tensor([499, 0, 250])).numpy(), x[[499, 0, 250]])
+    some = [499, 98, 99, 100, 101, 0, 250, 250, 249]
+    assert np.array_equal(files.take(torch.tensor(some)).numpy(), x[some])
+    assert files.take(torch.empty(0, dtype=torch.int64)).shape == (0, 6)
 
 
 @pytest.mark.parametrize("kind", ["npy", "parquet-arrays"])
@@ -76,6 +80,16 @@ def test_the_clusters_are_those_of_memory(kind, metric, init, tmp_path):
     assert np.array_equal(ids, memory.nearest(x, 3)[0])
     np.testing.assert_allclose(distance, memory.nearest(x, 3)[1], rtol=1e-5)
     assert streamed.score(files) == pytest.approx(memory.score(x))
+
+
+def test_mini_batches_have_their_size_over_the_borders_of_blocks(tmp_path):
+    files = written(tmp_path, "npy", blobs(500, 6, 5))
+    points = StreamedPoints(files, weights=torch.arange(500.0, dtype=torch.float64))
+    found = list(batches(points, 64, torch.Generator().manual_seed(0)))
+    assert [batch.n for batch in found] == 7 * [64] + [52]
+    order = torch.cat([batch.weights for batch in found]).long()
+    assert torch.equal(order.sort().values, torch.arange(500))
+    assert torch.equal(torch.cat([batch.x for batch in found]), files.take(order))
 
 
 def test_half_precision_shards(tmp_path):
@@ -201,6 +215,11 @@ def test_refusals(tmp_path):
         FeatureFiles([tmp_path / "a.npy", tmp_path / "b.npy"])
     with pytest.raises(ValueError, match="memory: expected at least 64 bytes"):
         FeatureFiles(tmp_path / "a.npy", memory=10)
+    with pytest.raises(TypeError, match="memory: expected an int, got float"):
+        FeatureFiles(tmp_path / "a.npy", memory=1e9)
+    np.save(tmp_path / "none.npy", np.ones((0, 2)))
+    with pytest.raises(ValueError, match="X: expected at least one sample, got none"):
+        KMeans(2).fit(FeatureFiles(tmp_path / "none.npy"))
     (tmp_path / "a.npy").write_bytes((tmp_path / "a.npy").read_bytes()[:-8])
     with pytest.raises(ValueError, match="cut short"):
         FeatureFiles(tmp_path / "a.npy")

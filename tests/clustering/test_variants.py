@@ -121,6 +121,10 @@ def test_balanced_duplicates_and_refusals():
         BalancedKMeans(2, cap=0.5).fit(np.eye(4))
     with pytest.raises(ValueError, match="sample_weight: balanced"):
         BalancedKMeans(2).fit(np.eye(4), sample_weight=np.ones(4))
+    with pytest.raises(ValueError, match="drift: balanced"):
+        BalancedKMeans(2).fit(np.eye(4), drift=np.ones(4))
+    with pytest.raises(ValueError, match="sinkhorn_iter: expected at least 0"):
+        BalancedKMeans(2, sinkhorn_iter=-1).fit(np.eye(4))
     with pytest.raises(NotImplementedError, match="all samples at once"):
         BalancedKMeans(2).partial_fit(np.eye(4))
 
@@ -195,6 +199,8 @@ def test_samples_are_even_over_clusters():
         model.sample(1001)
     with pytest.raises(ValueError, match="expected falling numbers"):
         HierarchicalKMeans((3, 5)).fit(x)
+    with pytest.raises(TypeError, match="n_clusters: expected several ints, got int"):
+        HierarchicalKMeans(3).fit(x)
 
 
 @given(st.lists(st.integers(0, 20), min_size=1, max_size=8), st.integers(0, 200))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from wscl_fast.clustering.base import check_count
 from wscl_fast.clustering.bounds import cluster_sums, distances
 from wscl_fast.clustering.centroid_model import Array
 from wscl_fast.clustering.kmeans import KMeans
@@ -85,10 +86,13 @@ class BalancedKMeans(KMeans):
         """Find the centroids and the sizes.
 
         Raises:
-            TypeError, ValueError: as :meth:`KMeans.fit` does; sample weights, which have no size.
+            TypeError, ValueError: as :meth:`KMeans.fit` does; sample weights, which have no size; a drift.
         """
         if sample_weight is not None:
             raise ValueError("sample_weight: balanced k-means counts samples; expected None")
+        if drift is not None:
+            raise ValueError("drift: balanced k-means keeps no bounds; expected None")
+        check_count(self.sinkhorn_iter, "sinkhorn_iter", least=0)
         if not 1 <= self.cap < math.inf:
             raise ValueError(f"cap: expected a finite number of at least 1, got {self.cap}")
         if not 0 < self.temperature < math.inf:

@@ -46,21 +46,24 @@ def fill_empty(
     # Farthest first; of equally far ones the first, however the rows are cut into shards.
     offered = offered[offered[:, 1].argsort()]
     offered = offered[offered[:, 0].argsort(descending=True, stable=True)][: 2 * len(empty)]
-    rows = points.directions(points.rows_of_all(offered[:, 1].long())).double()
     sums, counts = sums.clone(), counts.clone()
-    for row, (far, _, cluster, w) in zip(rows, offered.tolist(), strict=True):
-        donor = int(cluster)
+    for some in torch.split(offered, points.rows_at_once()):
         if not empty:
             break
-        if far < 0 or counts[donor] <= w:
-            continue
-        target = empty.pop(0)
-        if 0 <= donor - first < len(sums):
-            sums[donor - first] -= w * row
-        if 0 <= target - first < len(sums):
-            sums[target - first] = w * row
-        counts[donor] -= w
-        counts[target] = w
+        rows = points.directions(points.rows_of_all(some[:, 1].long())).double()
+        for row, (far, _, cluster, w) in zip(rows, some.tolist(), strict=True):
+            donor = int(cluster)
+            if not empty:
+                break
+            if far < 0 or counts[donor] <= w:
+                continue
+            target = empty.pop(0)
+            if 0 <= donor - first < len(sums):
+                sums[donor - first] -= w * row
+            if 0 <= target - first < len(sums):
+                sums[target - first] = w * row
+            counts[donor] -= w
+            counts[target] = w
     return sums, counts
 
 

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wscl_fast.clustering.base import check_count
+
 _DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
@@ -59,6 +61,7 @@ class FeatureFiles:
         memory: int = 256 << 20,
         column: str | None = None,
     ) -> None:
+        check_count(memory, "memory")
         files = _listed(paths)
         self.parts = [_open(file, column) for file in files]
         first = self.parts[0]
@@ -101,18 +104,26 @@ class FeatureFiles:
     def read(self, start: int, stop: int) -> Tensor:
         """Rows `start` to `stop`, over the borders of files."""
         found = torch.empty(stop - start, self.shape[1], dtype=self.dtype)
-        for part, first in zip(self.parts, self.starts, strict=False):
-            a, b = max(start - int(first), 0), min(stop - int(first), part.rows)
-            if a < b:
-                begin = a + int(first) - start
-                part.read(a, b, found[begin : begin + b - a])
+        done = 0
+        for number in range(int(np.searchsorted(self.starts, start, side="right")) - 1, len(self.parts)):
+            if done == len(found):
+                break
+            part, first = self.parts[number], start + done - int(self.starts[number])
+            count = min(len(found) - done, part.rows - first)
+            if count:
+                part.read(first, first + count, found[done : done + count])
+            done += count
         return found
 
     def take(self, index: Tensor) -> Tensor:
-        """Some rows by number, each read on its own."""
+        """Some rows by number; what is consecutive is read together."""
         found = torch.empty(len(index), self.shape[1], dtype=self.dtype)
-        for place, row in enumerate(index.tolist()):
-            found[place] = self.read(row, row + 1)[0]
+        ends = (index.diff() != 1).nonzero()[:, 0] + 1
+        for rows, places in zip(
+            index.tensor_split(ends), torch.arange(len(index)).tensor_split(ends), strict=True
+        ):
+            if len(rows):
+                found[places] = self.read(int(rows[0]), int(rows[-1]) + 1)
         return found
 
     def fingerprint(self) -> list[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -78,6 +78,8 @@ class HierarchicalKMeans(CentroidModel):
         Raises:
             TypeError, ValueError: as :meth:`KMeans.fit` does; levels that do not fall.
         """
+        if not isinstance(self.n_clusters, Iterable):
+            raise TypeError(f"n_clusters: expected several ints, got {type(self.n_clusters).__name__}")
         sizes = [check_count(k, "n_clusters") for k in self.n_clusters]
         if not sizes or any(a <= b for a, b in itertools.pairwise(sizes)):
             raise ValueError(f"n_clusters: expected falling numbers of clusters, got {sizes}")

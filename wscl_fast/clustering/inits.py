@@ -146,7 +146,7 @@ def scalable(points: Points, n_clusters: int, generator: torch.Generator, in_sha
 def _by_rounds(
     points: Points, n_clusters: int, generator: torch.Generator, in_shards: bool = False
 ) -> Tensor:
-    """k-means++ without trials in rounds that double: the sum of squares is renewed after each round.
+    """k-means++ without trials, an eighth of what is chosen at a time; distances are renewed in between.
 
     A draw of a round sees the distances that held when the round began, so the rounds are short at first.
     """

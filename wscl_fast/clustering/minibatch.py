@@ -54,16 +54,24 @@ def batches(points: Points, size: int, generator: torch.Generator) -> Iterator[P
     share = max(1, size // points.ranks.size)
     most = int(points.ranks.gather(torch.tensor([points.n], device=points.device)).max())
     left = -(-most // share)  # every rank gives as many batches, the last ones perhaps empty
+    held: list[tuple[Tensor, Tensor | None]] = []  # what makes no whole batch yet
+    count = 0
     for rows, block in points.raw():
         order = torch.randperm(len(block), generator=generator).to(points.device)
-        for start in range(0, len(block), share):
-            picked = order[start : start + share]
-            weights = None if points.weights is None else points.weights[rows][picked]
-            left -= 1
-            yield _batch(points, block[picked], weights)
+        while len(order):
+            picked, order = order[: share - count], order[share - count :]
+            held.append((block[picked], None if points.weights is None else points.weights[rows][picked]))
+            count += len(picked)
+            if count == share:
+                left -= 1
+                yield _batch(points, held)
+                held, count = [], 0
+    if held:
+        left -= 1
+        yield _batch(points, held)
+    nothing = torch.empty(0, points.dim, dtype=points.dtype, device=points.device)
     for _ in range(left):
-        nothing = None if points.weights is None else points.weights[:0]
-        yield _batch(points, torch.empty(0, points.dim, dtype=points.dtype, device=points.device), nothing)
+        yield _batch(points, [(nothing, None if points.weights is None else points.weights[:0])])
 
 
 def minibatch(
@@ -114,5 +122,8 @@ def minibatch(
     )
 
 
-def _batch(points: Points, rows: Tensor, weights: Tensor | None) -> Points:
+def _batch(points: Points, held: list[tuple[Tensor, Tensor | None]]) -> Points:
+    rows = torch.cat([part for part, _ in held])
+    known = [weights for _, weights in held if weights is not None]
+    weights = torch.cat(known) if known else None
     return Points(rows, weights=weights, metric=points.metric, ranks=points.ranks, frame=points.frame)

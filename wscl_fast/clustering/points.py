@@ -192,8 +192,10 @@ class Points:
         """Look at all samples and choose the frame to see them in; if cosine, zero vectors lose their weight.
 
         Raises:
-            ValueError: NaN or infinity.
+            ValueError: no sample on any rank, NaN or infinity.
         """
+        if not self.n_all:
+            raise ValueError("X: expected at least one sample, got none")
         largest = self._largest()
         if self.metric == "euclidean" and largest > 0 and not 1 / _TAME < largest < _TAME:
             self.frame.scale = 2.0 ** min(-math.frexp(largest)[1], 126)
