@@ -4,53 +4,53 @@ namespace wscl::cuda {
 namespace {
 
 constexpr int kMostChunk = 128;  // rows that one CTA adds up
-constexpr int kAtOnce = 8;       // loads in flight
+constexpr int kAtOnce = 16;      // loads in flight
 constexpr int kSumThreads = 64;
 
-__device__ int lower_bound(const int64_t* sorted, int64_t count, int64_t id) {
-  int64_t low = 0, high = count;
-  while (low < high) {
-    const int64_t middle = (low + high) / 2;
-    if (sorted[middle] < id)
-      low = middle + 1;
-    else
-      high = middle;
-  }
-  return static_cast<int>(low);
-}
+// Where an id's members begin and end in sorted lists. Every step of a search waits for memory: all of them go
+// side by side.
+template <int kLists>
+struct Places {
+  int64_t begin[kLists] = {}, end[kLists] = {};
 
-__device__ int upper_bound(const int64_t* sorted, int64_t count, int64_t id) {
-  int64_t low = 0, high = count;
-  while (low < high) {
-    const int64_t middle = (low + high) / 2;
-    if (sorted[middle] <= id)
-      low = middle + 1;
-    else
-      high = middle;
+  __device__ __forceinline__ Places(const int64_t* const (&sorted)[kLists], const int64_t (&count)[kLists],
+                                    int64_t id) {
+    int64_t most = 1;
+#pragma unroll
+    for (int i = 0; i < kLists; ++i) most = max(most, count[i]);
+    for (int64_t step = int64_t(1) << (63 - __clzll(most)); step > 0; step /= 2)
+#pragma unroll
+      for (int i = 0; i < kLists; ++i) {
+        const int64_t after_begin = begin[i] + step, after_end = end[i] + step;
+        const bool later_begin = after_begin <= count[i] && sorted[i][after_begin - 1] < id;
+        const bool later_end = after_end <= count[i] && sorted[i][after_end - 1] <= id;
+        begin[i] = later_begin ? after_begin : begin[i];
+        end[i] = later_end ? after_end : end[i];
+      }
   }
-  return static_cast<int>(low);
-}
+};
 
 __global__ void describe_queries(const InfoNCEProblem p, const Clusters c) {
   const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= p.n) return;
   const int64_t id = p.query_clusters ? p.query_clusters[i] : 0;
   const bool ignored = p.query_clusters && id == p.ignore_index;
-  int begin = 0, end = 0, key_begin = 0, key_end = 0;
+  int64_t begin = 0, end = 0, key_begin = 0, key_end = 0;
   if (p.sorted_keys) {
-    begin = lower_bound(p.sorted_queries, p.n, id);
-    end = ignored ? begin : upper_bound(p.sorted_queries, p.n, id);
-    key_begin = lower_bound(p.sorted_keys, p.m, id);
-    key_end = ignored ? key_begin : upper_bound(p.sorted_keys, p.m, id);
+    const Places<2> places({p.sorted_queries, p.sorted_keys}, {p.n, p.m}, id);
+    begin = places.begin[0];
+    end = ignored ? begin : places.end[0];
+    key_begin = places.begin[1];
+    key_end = ignored ? key_begin : places.end[1];
   }
   int64_t own = p.self ? (p.exclude_self ? i : -1) : p.own ? p.own[i] : -1;
   if (own < 0 || own >= p.m) own = -1;
   const bool positive = own >= 0 && !ignored && p.key_clusters && p.key_clusters[own] == id;
-  c.query_segment[i] = ignored ? -1 : begin;
-  c.query_begin[i] = begin;
-  c.query_end[i] = end;
-  c.key_begin[i] = key_begin;
-  c.key_end[i] = key_end;
+  c.query_segment[i] = ignored ? -1 : static_cast<int32_t>(begin);
+  c.query_begin[i] = static_cast<int32_t>(begin);
+  c.query_end[i] = static_cast<int32_t>(end);
+  c.key_begin[i] = static_cast<int32_t>(key_begin);
+  c.key_end[i] = static_cast<int32_t>(key_end);
   c.own[i] = static_cast<int32_t>(own);
   c.own_positive[i] = positive;
   c.count[i] = key_end - key_begin - positive;
@@ -62,10 +62,12 @@ __global__ void describe_keys(const InfoNCEProblem p, const Clusters c) {
   if (j < p.m) {
     const int64_t id = p.key_clusters ? p.key_clusters[j] : 0;
     valid = !p.key_clusters || id != p.ignore_index;
-    const int segment = !p.sorted_queries ? static_cast<int>(p.n)
-                        : valid           ? lower_bound(p.sorted_queries, p.n, id)
-                                          : 0;
-    c.key_segment[j] = valid && segment < p.n && p.sorted_queries[segment] == id ? segment : -1;
+    int64_t segment = -1;
+    if (p.sorted_queries && valid) {
+      const Places<1> places({p.sorted_queries}, {p.n}, id);
+      if (places.begin[0] < places.end[0]) segment = places.begin[0];
+    }
+    c.key_segment[j] = static_cast<int32_t>(segment);
   }
   const unsigned bits = __ballot_sync(0xffffffffu, valid);
   // Words are written to their end, past m as well.
@@ -169,6 +171,7 @@ __global__ void add_parts(const SumsParams p) {
   if (first != static_cast<int>(blockIdx.x) || first == last) return;
   for (int column = threadIdx.x; column < p.to.d; column += blockDim.x) {
     Sum sum = {p.to.tails[first * p.to.width + column]};
+#pragma unroll 8
     for (int64_t chunk = first + 1; chunk <= last; ++chunk) sum.add(p.to.heads[chunk * p.to.width + column]);
     p.to.sums[segment * p.to.width + column] = sum.sum;
   }
@@ -198,7 +201,9 @@ cudaError_t Clusters::find(const InfoNCEProblem& p, cudaStream_t stream) const {
 SegmentSums::SegmentSums(int64_t rows, int64_t segments, int64_t d, Workspace& space)
     : count(rows),
       d(d),
-      chunk(rows <= 32768 ? 32 : kMostChunk),
+      chunk(rows <= 16384   ? kAtOnce
+            : rows <= 32768 ? 2 * kAtOnce
+                            : kMostChunk),
       width(padded_width(d)),
       sums(space.take<float>(segments * width)),
       heads(space.take<float>((rows + chunk - 1) / chunk * width)),

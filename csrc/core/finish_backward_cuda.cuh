@@ -5,9 +5,13 @@
 
 namespace wscl::cuda {
 
-// Of `count` rows as many as are done at a time: their gradient in float32 takes 64 MiB.
+// Of `count` rows as many as are done at a time: their gradient in float32 takes 64 MiB at most. Chunks are as
+// long as each other, but for whole blocks.
 inline int64_t row_chunk(int64_t count, int64_t d) {
-  return std::min(count, std::max<int64_t>(4096, (64 << 20) / (4 * std::max<int64_t>(1, padded_width(d)))));
+  constexpr int64_t kBlockRows = 128;
+  const int64_t most = std::max<int64_t>(4096, (64 << 20) / (4 * std::max<int64_t>(1, padded_width(d))));
+  const int64_t chunks = std::max<int64_t>(1, (count + most - 1) / most);
+  return std::min(count, (count + chunks * kBlockRows - 1) / (chunks * kBlockRows) * kBlockRows);
 }
 
 struct FinishBackward {
@@ -60,6 +64,7 @@ inline SimilarityParams rows_from(SimilarityParams pass, int64_t first, int64_t 
   else
     pass.x.data = static_cast<const char*>(pass.x.data) + first * pass.x.stride * element_size(pass.precision);
   pass.x.count = count;
+  pass.whole_rows = std::min(pass.whole_rows, count);
   pass.x_origin += first;
   const auto skip = [first](auto& rows) { rows = rows ? rows + first : rows; };
   skip(pass.row_excluded);
@@ -85,8 +90,7 @@ struct KeyPass {
     const InfoNCEProblem& p = up.problem;
     cudaError_t error = cudaSuccess;
     for (int64_t first = 0; first < p.m && !error; first += chunk) {
-      SoftmaxParts all = parts;
-      all.rows = std::min(chunk, p.m - first);
+      const SoftmaxParts all = parts.first(std::min(chunk, p.m - first));
       error = run_similarity(rows_from(pass, first, all.rows), stream);
       if (error) break;
       const FinishBackward finish = {up, all, {}, pass.output_stride, nullptr, nullptr, nullptr, first};

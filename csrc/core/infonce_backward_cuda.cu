@@ -126,8 +126,10 @@ cudaError_t key_backward(const InfoNCEProblem& p, InfoNCEBackward& to, Pieces& p
                      c.query_end, stream);
   for (int64_t first = 0; first < p.m && !error; first += chunk) {
     const auto take_chunk = [&](SimilarityParams& of, SoftmaxParts& parts) {
+      parts = parts.first(std::min(chunk, p.m - first));
       of.x_origin = first;
-      of.x.count = parts.rows = std::min(chunk, p.m - first);
+      of.x.count = parts.rows;
+      of.whole_rows = parts.whole_rows;
       if (p.inner)
         of.x.index = p.key_order + first;
       else

@@ -30,14 +30,30 @@ inline SimilarityParams base_pass(const InfoNCEProblem& p) {
 // What a pass leaves behind, part by part.
 struct SoftmaxParts {
   int splits;
-  int64_t rows;
+  int64_t rows, whole_rows;
   float *shift, *sum, *output;
+
+  __device__ __forceinline__ int count(int64_t row) const {
+    return row < whole_rows ? 1 : splits;
+  }
+  __device__ __forceinline__ int64_t place(int part, int64_t row) const {
+    return part_place(part, row, rows, whole_rows);
+  }
+  // Of the first `count` rows.
+  SoftmaxParts first(int64_t count) const {
+    SoftmaxParts parts = *this;
+    parts.rows = count;
+    parts.whole_rows = std::min(whole_rows, count);
+    return parts;
+  }
 };
 
 // Sets the pass's split and outputs.
 inline SoftmaxParts take_parts(SimilarityParams& pass, bool output, Workspace& space) {
-  pass.splits = choose_splits(pass, output);
-  const int64_t rows = pass.splits * pass.x.count;
+  const Split split = choose_split(pass, output);
+  pass.splits = split.splits;
+  pass.whole_rows = split.whole_rows;
+  const int64_t rows = part_place(pass.splits, 0, pass.x.count, pass.whole_rows) + pass.whole_rows;
   if (pass.epilogue == Epilogue::kSoftmax) {
     pass.shift = space.take<float>(rows);
     pass.sum = space.take<float>(rows);
@@ -47,7 +63,7 @@ inline SoftmaxParts take_parts(SimilarityParams& pass, bool output, Workspace& s
     pass.slope = space.take<float>(rows);
   }
   if (output) pass.output = space.take<float>(rows * pass.output_stride);
-  return {pass.splits, pass.x.count, pass.shift, pass.sum, pass.output};
+  return {pass.splits, pass.x.count, pass.whole_rows, pass.shift, pass.sum, pass.output};
 }
 
 // Four neighbouring numbers of a row: the sum over a pass's parts, each by its factor.
@@ -55,8 +71,8 @@ template <class Factor>
 __device__ __forceinline__ float4 add_parts_of_row(const SoftmaxParts& parts, int64_t row, int64_t width,
                                                    int64_t column, const Factor& factor) {
   float4 total = {};
-  for (int s = 0; s < parts.splits; ++s) {
-    const float4 x = *reinterpret_cast<const float4*>(parts.output + (s * parts.rows + row) * width + column);
+  for (int s = 0; s < parts.count(row); ++s) {
+    const float4 x = *reinterpret_cast<const float4*>(parts.output + parts.place(s, row) * width + column);
     const float f = factor(s);
     total.x = fmaf(f, x.x, total.x);
     total.y = fmaf(f, x.y, total.y);
@@ -72,14 +88,14 @@ struct Merged {
 
   __device__ Merged(const SoftmaxParts& parts, int64_t row) {
     float largest = -INFINITY;
-    for (int s = 0; s < parts.splits; ++s) largest = fmaxf(largest, parts.shift[s * parts.rows + row]);
+    for (int s = 0; s < parts.count(row); ++s) largest = fmaxf(largest, parts.shift[parts.place(s, row)]);
     shift = largest;
-    for (int s = 0; s < parts.splits; ++s)
-      sum += static_cast<double>(factor(parts, row, s)) * parts.sum[s * parts.rows + row];
+    for (int s = 0; s < parts.count(row); ++s)
+      sum += static_cast<double>(factor(parts, row, s)) * parts.sum[parts.place(s, row)];
   }
   // Shifts are integers: exactly a power of two, and 0 below the normal range.
   __device__ __forceinline__ float factor(const SoftmaxParts& parts, int64_t row, int split) const {
-    const float part = parts.shift[split * parts.rows + row];
+    const float part = parts.shift[parts.place(split, row)];
     return part == -INFINITY ? 0.f : power_of_two(part - static_cast<float>(shift));
   }
   __device__ double log_sum_exp() const {

@@ -108,7 +108,7 @@ __global__ void finish_columns(const LogSumExpBoth both) {
 }
 
 SoftmaxParts one_part(int64_t rows, Workspace& space) {
-  return {1, rows, space.take<float>(rows), space.take<float>(rows), nullptr};
+  return {1, rows, 0, space.take<float>(rows), space.take<float>(rows), nullptr};
 }
 
 }  // namespace
@@ -122,7 +122,7 @@ LogSumExpBoth::LogSumExpBoth(const SimilarityParams& both, const SimilarityParam
   blocks = (n + rows_of_block - 1) / rows_of_block;
   band = std::min(blocks, std::max<int64_t>(1, kColumnBytes / std::max<int64_t>(1, 4 * pass.column_stride)));
   pass.blocks = band;
-  pass.splits = choose_splits(pass, false);
+  pass.splits = choose_split(pass, false).splits;
   pass.sum = space.take<float>(pass.splits * n);
   pass.column_sum = space.take<float>(band * pass.column_stride);
   column_total = space.take<double>(m);

@@ -9,6 +9,26 @@
 
 namespace wscl::cuda {
 
+// Which of a CTA's rows take part. A word is read once for all of its rows.
+template <class T>
+struct RowsTakingPart {
+  static_assert(T::kRows == kValidBits || T::kRows == 2 * kValidBits);
+  uint64_t first, second;
+
+  __device__ __forceinline__ RowsTakingPart(const SimilarityParams& p, int row0)
+      : first(word(p, row0)), second(T::kRows > kValidBits ? word(p, row0 + kValidBits) : 0) {}
+
+  static __device__ __forceinline__ uint64_t word(const SimilarityParams& p, int row) {
+    const int64_t count = p.x.count - row;
+    if (count <= 0) return 0;
+    const uint64_t existing = count >= kValidBits ? ~uint64_t(0) : (uint64_t(1) << count) - 1;
+    return p.x_valid ? p.x_valid[row / kValidBits] & existing : existing;
+  }
+  __device__ __forceinline__ bool operator()(int row) const {
+    return ((row < kValidBits ? first : second) >> (row % kValidBits)) & 1;
+  }
+};
+
 template <class T>
 struct BothSums {
   static constexpr int kValues = T::kColumns / 4;  // columns of a lane
@@ -20,16 +40,14 @@ struct BothSums {
   float sum[T::kRowTiles][2] = {};  // of this lane's columns
   int pending = -1;                 // the tile whose column sums lie in shared memory
 
-  __device__ __forceinline__ BothSums(const SimilarityParams& p, const WarpRows<T>& rows, uint32_t memory)
+  __device__ __forceinline__ BothSums(const SimilarityParams& p, const WarpRows<T>& rows,
+                                      const RowsTakingPart<T>& take_part, uint32_t memory)
       : p(p), memory(memory) {
+    const int row0 = block_row<T>(p);
 #pragma unroll
     for (int rt = 0; rt < T::kRowTiles; ++rt)
 #pragma unroll
-      for (int h = 0; h < 2; ++h) bias[rt][h] = takes_part(p, rows.row(rt, h)) ? 0.f : -INFINITY;
-  }
-
-  static __device__ __forceinline__ bool takes_part(const SimilarityParams& p, int64_t row) {
-    return row < p.x.count && (!p.x_valid || (p.x_valid[row / kValidBits] >> (row % kValidBits)) & 1);
+      for (int h = 0; h < 2; ++h) bias[rt][h] = take_part(rows.row(rt, h) - row0) ? 0.f : -INFINITY;
   }
 
   __device__ __forceinline__ uint32_t sums_of(int tile, int warp) const {
@@ -115,7 +133,7 @@ struct BothSums {
       for (int h = 0; h < 2; ++h) {
         const float total = sum_of_row(sum[rt][h]);
         const int r = rows.row(rt, h);
-        if (threadIdx.x % 4 == 0 && r < p.x.count) p.sum[split * p.x.count + r] = total;
+        if (threadIdx.x % 4 == 0 && r < p.x.count) p.sum[part_place(p, split, r)] = total;
       }
   }
 };

@@ -16,7 +16,8 @@
 //                 tags, with no logits; launched by tags_cuda.cu
 //
 // Results are partial: the columns are split among `splits` parts, each with its own shift, sum and output,
-// which whoever called merges (merge order is fixed, so are the bits).
+// which whoever called merges (merge order is fixed, so are the bits). The first rows may have one part only:
+// as many as fill the device so many times over, so that the last wave of CTAs alone is split.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -92,6 +93,8 @@ struct SimilarityParams {
   double* total = nullptr;  // [splits, n]
 
   int splits = 1;
+  int64_t whole_rows = 0;  // the first ones, whole blocks or all, that have one part
+  // Part s of row i is number part_place(s, i, n, whole_rows); with no whole rows that is [splits, n].
   float* shift = nullptr;   // [splits, n] kSoftmax
   float* sum = nullptr;     // [splits, n] kSoftmax; 0 for a row that meets no column
   float* slope = nullptr;   // [splits, n] kSigmoid
@@ -99,8 +102,17 @@ struct SimilarityParams {
   int64_t output_stride = 0;
 };
 
+// All rows' first parts, then the second parts of those rows that have one, and so on.
+__host__ __device__ inline int64_t part_place(int64_t part, int64_t row, int64_t rows, int64_t whole_rows) {
+  return part * (rows - whole_rows) + row;
+}
+
+struct Split {
+  int splits;
+  int64_t whole_rows;
+};
 // Parts that keep the device busy, for this many rows and columns, with a second product or without.
-int choose_splits(const SimilarityParams& params, bool output);
+Split choose_split(const SimilarityParams& params, bool output);
 
 // Rows that a CTA takes.
 constexpr int block_rows(Precision precision) {

@@ -208,7 +208,7 @@ __device__ __forceinline__ void store_output(const SimilarityParams& p, const Wa
     for (int h = 0; h < 2; ++h) {
       const int r = rows.row(rt, h);
       if (r >= p.x.count) continue;
-      float* row = p.output + (split * p.x.count + r) * p.output_stride + column0 + threadIdx.x % 4 * 2;
+      float* row = p.output + part_place(p, split, r) * p.output_stride + column0 + threadIdx.x % 4 * 2;
 #pragma unroll
       for (int n = 0; n < T::kDim / 8; ++n)
         if (column0 + n * 8 + static_cast<int>(threadIdx.x) % 4 * 2 < p.output_stride)
@@ -226,7 +226,7 @@ __device__ __forceinline__ void store_softmax(const SimilarityParams& p, const W
       const float sum = sum_of_row(softmax.sum[rt][h]);
       const int r = rows.row(rt, h);
       if (threadIdx.x % 4 || r >= p.x.count) continue;
-      const int64_t to = split * p.x.count + r;
+      const int64_t to = part_place(p, split, r);
       p.shift[to] = softmax.shift[rt][h];
       p.sum[to] = sum;
     }

@@ -162,6 +162,16 @@ __device__ __forceinline__ TileRange triangle_of(const SimilarityParams& p, int 
           static_cast<int>(first + tiles * (split + 1) / p.splits), blocks * kTiles};
 }
 
+// The parts of this CTA's rows.
+__device__ __forceinline__ int parts_of(const SimilarityParams& p, int row0) {
+  return row0 < p.whole_rows ? 1 : p.splits;
+}
+
+// Number of a part's row among the results.
+__device__ __forceinline__ int64_t part_place(const SimilarityParams& p, int split, int row) {
+  return part_place(split, row, p.x.count, p.whole_rows);
+}
+
 template <class T>
 __device__ __forceinline__ TileRange tiles_of(const SimilarityParams& p, int row0, int split) {
   int first = 0, last = (static_cast<int>(p.y.count) + T::kColumns - 1) / T::kColumns;
@@ -171,8 +181,9 @@ __device__ __forceinline__ TileRange tiles_of(const SimilarityParams& p, int row
     last = min(last, (columns + T::kColumns - 1) / T::kColumns);
   }
   const int64_t tiles = max(0, last - first);
-  return {first + static_cast<int>(tiles * split / p.splits),
-          first + static_cast<int>(tiles * (split + 1) / p.splits), INT_MAX};
+  const int splits = parts_of(p, row0);
+  return {first + static_cast<int>(tiles * split / splits),
+          first + static_cast<int>(tiles * (split + 1) / splits), INT_MAX};
 }
 
 template <class T, bool kBoth>

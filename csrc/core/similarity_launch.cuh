@@ -33,6 +33,19 @@ template <class T>
 struct Weighing : T {};
 template <class Mma>
 struct Weighing<HalfTiling<Mma, 128, true>> : Tiling<Mma, typename Mma::type, 1, 128, 2, 4, 48, 3, 0, 2> {};
+// The same in tiles of 32, which pad few columns less: on an H200 faster at 1024 columns, 3 % slower at 8192.
+template <class T>
+struct NarrowWeighing : T {};
+template <class Mma>
+struct NarrowWeighing<HalfTiling<Mma, 128, true>> : Tiling<Mma, typename Mma::type, 1, 128, 2, 4, 32, 4, 0, 2> {
+};
+
+// Whether tiles of T pad more columns than narrow ones by a fortieth of them all.
+template <class T, class Narrow>
+bool pads_more(int64_t columns) {
+  const auto padded = [columns](int64_t tile) { return (columns + tile - 1) / tile * tile; };
+  return 40 * (padded(T::kColumns) - padded(Narrow::kColumns)) > columns;
+}
 
 // The fewest registers.
 template <class T>
@@ -55,6 +68,16 @@ cudaError_t launch(const SimilarityParams& p, cudaStream_t stream) {
   return cudaGetLastError();
 }
 
+// Weights by column.
+template <class T, Epilogue kEpilogue>
+cudaError_t launch_weighing(const SimilarityParams& p, cudaStream_t stream) {
+  using Wide = Weighing<T>;
+  using Narrow = NarrowWeighing<T>;
+  if constexpr (Wide::kColumns != Narrow::kColumns)
+    if (pads_more<Wide, Narrow>(p.y.count)) return launch<Narrow, kEpilogue, true>(p, stream);
+  return launch<Wide, kEpilogue, true>(p, stream);
+}
+
 template <class T, class Gathering = T>
 cudaError_t launch_epilogue(const SimilarityParams& p, cudaStream_t stream) {
   switch (p.epilogue) {
@@ -62,9 +85,9 @@ cudaError_t launch_epilogue(const SimilarityParams& p, cudaStream_t stream) {
       return p.output ? launch<Gathering, Epilogue::kSoftmax, true>(p, stream)
                       : launch<T, Epilogue::kSoftmax, false>(p, stream);
     case Epilogue::kColumns:
-      return launch<Weighing<Gathering>, Epilogue::kColumns, true>(p, stream);
+      return launch_weighing<Gathering, Epilogue::kColumns>(p, stream);
     case Epilogue::kSymmetric:
-      return launch<Weighing<Gathering>, Epilogue::kSymmetric, true>(p, stream);
+      return launch_weighing<Gathering, Epilogue::kSymmetric>(p, stream);
     case Epilogue::kBoth:
       return launch<T, Epilogue::kBoth, false>(p, stream);
     case Epilogue::kSigmoid:

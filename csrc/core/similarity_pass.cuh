@@ -42,11 +42,11 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks) similarity_kernel(con
   const bool x_chunks = in_chunks(p.x, sizeof(typename T::In));
   const bool one_shift = kEpilogue == Epilogue::kSymmetric && *p.one_shift;
   const int row0 = block_row<T>(p), split = blockIdx.y;
+  if (split >= parts_of(p, row0)) return;
   const TileRange range = range_of<T, kBoth>(p, row0, split);
 
-  const auto live = [&](int row) {
-    return kBoth ? BothSums<T>::takes_part(p, row0 + row) : row0 + row < p.x.count;
-  };
+  const RowsTakingPart<T> take_part(p, row0);
+  const auto live = [&](int row) { return kBoth ? take_part(row) : row0 + row < p.x.count; };
   if constexpr (kTags) {
     // No product has these rows in it.
   } else if constexpr (T::kSplit) {
@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks) similarity_kernel(con
   const WarpRows<T> rows(p, x_tile + T::kBounds);
   rows.start();
   RowSoftmax<T> softmax;
-  BothSums<T> both(p, rows, x_tile + T::kRowVectors);
+  BothSums<T> both(p, rows, take_part, x_tile + T::kRowVectors);
   const SoftplusSums<T> softplus(x_tile + T::kRowVectors);
   TagWeights<T> tags;
   if constexpr (kSigmoid) softplus.start();
@@ -127,7 +127,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks) similarity_kernel(con
         if (masked && p.excluded_weight) weigh_excluded<T>(p, rows, column0, columns.valid(tile), s);
       }
     } while (!done);
-    if constexpr (kOutput) mma.gather(s, y_tile, o);
+    if constexpr (kOutput) mma.template gather<true>(s, y_tile, o);
   }
 
   copy_wait<0>();

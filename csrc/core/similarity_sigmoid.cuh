@@ -95,8 +95,9 @@ struct SoftplusSums {
       sums.y = sum_of_row(sums.y);
       const int r = rows.row(row / 2, row % 2);
       if (threadIdx.x % 4 || r >= p.x.count) continue;
-      p.sum[split * p.x.count + r] = sums.x;
-      p.slope[split * p.x.count + r] = sums.y;
+      const int64_t to = part_place(p, split, r);
+      p.sum[to] = sums.x;
+      p.slope[to] = sums.y;
     }
   }
 };

@@ -17,6 +17,14 @@
 
 namespace wscl::cuda {
 
+// With CUDA 13.0 the softmax spills on sm_120 where float32's fragments wait for each other, every other gather
+// where they do not.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+constexpr bool kStreamedSoftmaxInTurn = false;
+#else
+constexpr bool kStreamedSoftmaxInTurn = true;
+#endif
+
 template <class T>
 struct Streamed {
   static constexpr int kPair = T::kRowBytes + T::kColumnBytes;
@@ -45,9 +53,8 @@ __device__ __forceinline__ void ask_pair(const SimilarityParams& p, uint32_t mem
   const Rows x = from_piece<T>(p.x, piece), y = from_piece<T>(p.y, piece);
   const bool x_chunks = in_chunks(p.x, sizeof(typename T::In)),
              y_chunks = in_chunks(p.y, sizeof(typename T::In));
-  const auto x_live = [&](int row) {
-    return kRowsTakePart ? BothSums<T>::takes_part(p, row0 + row) : row0 + row < p.x.count;
-  };
+  const RowsTakingPart<T> take_part(p, row0);
+  const auto x_live = [&](int row) { return kRowsTakePart ? take_part(row) : row0 + row < p.x.count; };
   const auto y_live = [=](int row) { return (valid >> row) & 1; };
   const bool whole = (valid | ~kTileBits<T>) == ~uint64_t(0);
   if constexpr (T::kSplit) {
@@ -88,6 +95,7 @@ __global__ void __launch_bounds__(T::kThreads, 1) streamed_kernel(const Similari
   const float scale = scale_of<kEpilogue>(p);
   const bool one_shift = kEpilogue == Epilogue::kSymmetric && *p.one_shift;
   const int row0 = block_row<T>(p), split = blockIdx.y, slice = blockIdx.z;
+  if (split >= parts_of(p, row0)) return;
   const int pieces = (static_cast<int>(p.d) + T::kDim - 1) / T::kDim;
   const TileRange range = range_of<T, kBoth>(p, row0, split);
 
@@ -98,7 +106,7 @@ __global__ void __launch_bounds__(T::kThreads, 1) streamed_kernel(const Similari
   if constexpr (kSigmoid || kEpilogue == Epilogue::kSymmetric)
     store_row_vectors<T>(p, row0, memory + Layout::kRowVectors);
   RowSoftmax<T> softmax;
-  BothSums<T> both(p, rows, memory + Layout::kRowVectors);
+  BothSums<T> both(p, rows, RowsTakingPart<T>(p, row0), memory + Layout::kRowVectors);
   Output<T> o;
   if constexpr (kOutput)
 #pragma unroll
@@ -165,7 +173,7 @@ __global__ void __launch_bounds__(T::kThreads, 1) streamed_kernel(const Similari
       weigh_by_columns<T>(s, scale, memory + Layout::kVectors);
       if (masked && p.excluded_weight) weigh_excluded<T>(p, rows, column0, valid, s);
     }
-    if constexpr (kOutput) mma.gather(s, pair + T::kRowBytes, o);
+    if constexpr (kOutput) mma.template gather<!kSoftmax || kStreamedSoftmaxInTurn>(s, pair + T::kRowBytes, o);
   }
 
   copy_wait<0>();

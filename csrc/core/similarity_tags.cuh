@@ -59,7 +59,7 @@ struct TagWeights {
       for (int h = 0; h < 2; ++h) {
         const double sum = sum_of_row(total[rt][h]);
         const int r = rows.row(rt, h);
-        if (threadIdx.x % 4 == 0 && r < p.x.count) p.total[split * p.x.count + r] = sum;
+        if (threadIdx.x % 4 == 0 && r < p.x.count) p.total[part_place(p, split, r)] = sum;
       }
   }
 };

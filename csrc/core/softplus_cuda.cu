@@ -33,8 +33,8 @@ struct FinishSoftplus {
   InfoNCEProblem problem;
   SoftplusForward to;
   Clusters clusters;
-  int splits;
-  const float *sum, *slope, *output;
+  SoftmaxParts parts;  // none where there is no column
+  const float* slope;
   int64_t width;
 };
 
@@ -44,10 +44,9 @@ __global__ void finish_softplus(const FinishSoftplus f, const float boost) {
   const int64_t position = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) / 32, lane = threadIdx.x % 32;
   if (position >= p.n) return;
   const int64_t i = p.inner ? p.query_order[position] : position;
-  const int splits = f.clusters.query_segment[i] >= 0 ? f.splits : 0;
+  const SoftmaxParts parts = f.clusters.query_segment[i] >= 0 ? f.parts : SoftmaxParts{};
   if (f.to.direction)
     for (int64_t c0 = lane * 4; c0 < p.d; c0 += 128) {
-      const SoftmaxParts parts = {splits, p.n, nullptr, nullptr, const_cast<float*>(f.output)};
       const float4 x = total(parts, position, f.width, c0);
 #pragma unroll
       for (int e = 0; e < 4; ++e)
@@ -55,9 +54,9 @@ __global__ void finish_softplus(const FinishSoftplus f, const float boost) {
     }
   if (lane) return;
   double sum = 0, slope = 0;
-  for (int s = 0; s < splits; ++s) {
-    sum += f.sum[s * p.n + position];
-    slope += f.slope[s * p.n + position];
+  for (int s = 0; s < parts.count(position); ++s) {
+    sum += parts.sum[parts.place(s, position)];
+    slope += f.slope[parts.place(s, position)];
   }
   f.to.sum[i] = static_cast<float>(sum);
   f.to.slope[i] = static_cast<float>(slope);
@@ -72,7 +71,7 @@ cudaError_t softplus_forward(const PairsProblem& problem, SoftplusForward& to, c
   const GradientVectors offsets(p.n, space);
   SimilarityParams pass = meeting.by_queries(Epilogue::kSigmoid);
   pass.row_shift = offsets.shift;
-  take_parts(pass, to.need_direction, space);
+  const SoftmaxParts parts = take_parts(pass, to.need_direction, space);
   to.workspace_bytes = space.bytes();
   if (!to.workspace || p.n == 0) return cudaSuccess;
   cudaError_t error = meeting.find(stream);
@@ -81,8 +80,8 @@ cudaError_t softplus_forward(const PairsProblem& problem, SoftplusForward& to, c
         fill(offsets, p.n, meeting.query_order(), OffsetValues{meeting, to.offset, nullptr, nullptr}, stream);
   if (!error && p.m) error = run_similarity(pass, stream);
   if (error) return error;
-  const FinishSoftplus finish = {p,        to,         meeting.clusters, p.m ? pass.splits : 0,
-                                 pass.sum, pass.slope, pass.output,      pass.output_stride};
+  const FinishSoftplus finish = {
+      p, to, meeting.clusters, p.m ? parts : SoftmaxParts{}, pass.slope, pass.output_stride};
   finish_softplus<<<blocks_for(p.n, kBlock / 32), kBlock, 0, stream>>>(finish, sigmoid_boost(p.precision));
   return cudaGetLastError();
 }

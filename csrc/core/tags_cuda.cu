@@ -54,7 +54,7 @@ cudaError_t tag_weighted_sum(const TagProblem& problem, TagSums& to, cudaStream_
   p.output_stride = padded_width(p.d);
   const int64_t most = kMostBytes / std::max<int64_t>(1, p.x.count * p.output_stride * 4);
   const int64_t wanted = std::min({most, (problem.m + kMostColumns - 1) / kMostColumns, kMostParts});
-  p.splits = std::max(choose_splits(p, true), static_cast<int>(wanted));
+  p.splits = std::max(choose_split(p, true).splits, static_cast<int>(wanted));
   Workspace space(to.workspace);
   p.output = space.take<float>(p.splits * p.x.count * p.output_stride);
   p.total = space.take<double>(p.splits * p.x.count);

@@ -118,8 +118,7 @@ cudaError_t side_gradient(SimilarityParams pass, SoftmaxParts parts, int64_t row
   cudaError_t error = cudaSuccess;
   for (int64_t first = 0; first < rows && !error; first += chunk) {
     finish.first = first;
-    finish.parts = parts;
-    finish.parts.rows = std::min(chunk, rows - first);
+    finish.parts = parts.first(std::min(chunk, rows - first));
     error = run_similarity(rows_from(pass, first, finish.parts.rows), stream);
     if (error) break;
     finish_gradient<<<blocks_for(finish.parts.rows, kBlock / 32), kBlock, 0, stream>>>(finish);

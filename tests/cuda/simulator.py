@@ -166,6 +166,7 @@ class SimilarityParams(ctypes.Structure):
         ("jaccard", ctypes.c_bool),
         ("total", ctypes.c_void_p),
         ("splits", ctypes.c_int),
+        ("whole_rows", ctypes.c_int64),
         ("shift", ctypes.c_void_p),
         ("sum", ctypes.c_void_p),
         ("slope", ctypes.c_void_p),

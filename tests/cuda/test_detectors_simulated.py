@@ -72,7 +72,7 @@ MUTATIONS = [
     ),
     Mutation(
         "every part stores to the first one's place",
-        r"\(split \* p\.x\.count \+ r\) \* p\.output_stride",
+        r"part_place\(p, split, r\) \* p\.output_stride",
         "int64_t(r) * p.output_stride",
         frozenset({"global-race"}),
     ),
