@@ -3,7 +3,8 @@
     count_i = |P(i)|,   sum_i = Σ_{j ∈ P(i)} v_j,   and the other way round  Σ_{i: j ∈ P(i)} u_i
 
 One sum for each id, less what a query's own key adds: O((N + M) width). In double precision, a few keys at a
-time, so that keys in single precision are never copied whole.
+time, so that keys in single precision are never copied whole. An own key that is infinite or NaN cannot be
+taken off again: it stays out of the sums, and all but those whose own it is get NaN.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ __all__ = [
     "matching_count",
     "matching_logits",
     "matching_sum",
+    "own_not_finite",
     "squared_lengths",
 ]
 
@@ -72,14 +74,27 @@ def squared_lengths(values: Tensor) -> Tensor:
 
 def allowed_sum(pairs: Pairs, values: Tensor) -> Tensor:
     """``Σ values_j`` over all keys that query i may meet, ``[N, width]`` in double precision; no gradient."""
-    has_id = (pairs.key_ids != pairs.ignore_index)[:, None]
+    counted = pairs.key_ids != pairs.ignore_index
+    own: _SplitOwn | None = None
+    if pairs.own is not None and len(values):
+        own = _own(pairs, pairs.own, same=False).split(values)
+        counted = counted & ~own.left_out
     total = torch.zeros(values.shape[1], dtype=_wide(values), device=values.device)
     for chunk in _chunks(values):
-        total += torch.where(has_id[chunk], values[chunk], 0.0).to(total.dtype).sum(0)
+        total += torch.where(counted[chunk, None], values[chunk], 0.0).to(total.dtype).sum(0)
     result = total.expand(len(pairs.query_ids), -1)
-    if pairs.own is not None and len(values):
-        result = result - _own(pairs, pairs.own, same=False).of(values)
+    if own is not None:
+        result = torch.where(own.touched()[:, None], torch.nan, result - own.finite.of(values))
     return torch.where((pairs.query_ids != pairs.ignore_index)[:, None], result, 0.0)
+
+
+def own_not_finite(pairs: Pairs, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Which keys are some query's own and have values that are not all finite, ``[M]`` bool, and which
+    queries may meet one of these, ``[N]`` bool.
+    """
+    assert pairs.own is not None
+    own = _own(pairs, pairs.own, same=False).split(values)
+    return own.left_out, own.touched()
 
 
 class Matching:
@@ -92,6 +107,7 @@ class Matching:
         self.of_query = self._slots(query_ids)
         self.sums: Tensor | None = None
         self.own_sum: Tensor | None = None
+        self.touched: Tensor | None = None  # [N]: by how many keys that stayed out
 
     def add(self, pairs: Pairs, values: Tensor) -> None:
         """Add a block of keys, with a row of ``values`` for each of them."""
@@ -99,18 +115,23 @@ class Matching:
         if self.sums is None:
             self.sums = torch.zeros(n + 1, values.shape[1], dtype=wide, device=values.device)
         slots = self._slots(pairs.key_ids)
+        if pairs.own is not None and len(values):
+            own = _own(pairs, pairs.own, same=True).split(values)
+            of_id = slots.new_zeros(n + 1).index_add_(0, slots, own.left_out.to(slots.dtype))
+            touched, mine = of_id[self.of_query] - own.apart.to(slots.dtype), own.finite.of(values)
+            self.touched = touched if self.touched is None else self.touched + touched
+            self.own_sum = mine if self.own_sum is None else self.own_sum + mine
+            slots = slots.masked_fill(own.left_out, n)
         for chunk in _chunks(values):
             self.sums.index_add_(0, slots[chunk], values[chunk].to(wide))
-        if pairs.own is not None and len(values):
-            mine = _own(pairs, pairs.own, same=True).of(values)
-            self.own_sum = mine if self.own_sum is None else self.own_sum + mine
 
     def sum(self) -> Tensor:
         """``[N, width]`` in double precision: the sum of the keys so far."""
         assert self.sums is not None
         sums = self.sums.index_select(0, self.of_query)
-        if self.own_sum is not None:
+        if self.own_sum is not None and self.touched is not None:
             sums -= self.own_sum
+            sums.masked_fill_((self.touched > 0)[:, None], torch.nan)
         return sums.masked_fill_((self.query_ids == self.ignore_index)[:, None], 0)
 
     def per_id(self, values: Tensor) -> Tensor:
@@ -151,6 +172,26 @@ class _Own(NamedTuple):
         """Their rows ``[N, width]`` in double precision, zero where there is none."""
         mine = values.index_select(0, self.place).to(_wide(values))
         return torch.where(self.there[:, None], mine, 0.0)
+
+    def split(self, values: Tensor) -> _SplitOwn:
+        """By whether their values are all finite."""
+        finite = values.index_select(0, self.place).isfinite().all(1)
+        apart = self.there & ~finite
+        times = torch.zeros(len(values), dtype=torch.int64, device=values.device)
+        times.index_add_(0, self.place, apart.long())
+        return _SplitOwn(self._replace(there=self.there & finite), apart, times > 0)
+
+
+class _SplitOwn(NamedTuple):
+    """Own keys whose values are finite, and the others."""
+
+    finite: _Own
+    apart: Tensor  # [N] bool: whose own key would be met, but is not finite
+    left_out: Tensor  # [M] bool: these keys
+
+    def touched(self) -> Tensor:
+        """``[N]`` bool: who may meet one of the keys that are left out, where all with an id may be met."""
+        return self.left_out.sum() > self.apart.long()
 
 
 def _own(pairs: Pairs, own: Tensor, *, same: bool) -> _Own:

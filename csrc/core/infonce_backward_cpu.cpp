@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 #include <vector>
 
 #include "infonce.h"
@@ -13,6 +14,8 @@ namespace wscl {
 namespace {
 
 constexpr int64_t kNarrowGrain = 1 << 16;
+constexpr int64_t kBlockBytes = 16 << 20;  // of a block of keys' gradients
+constexpr int64_t kLeastBlock = 1024;      // keys: fewer do not pay for finding who belongs to whom again
 
 // Everything the backward passes share: the upstream gradient of each query, zero where it takes no part.
 template <class T>
@@ -104,25 +107,23 @@ void give_back_own(const Prepared<In>& prepared, const int64_t* count, const std
   }
 }
 
-// Gradients of halves that are summed in several steps are summed in float, and rounded once.
-template <class In>
+// The keys' gradient, in the keys' dtype or in the one that is computed with.
+template <class In, class Out>
 void key_backward(const InfoNCEProblem<In>& p, const std::vector<double>& grad, const int64_t* count,
-                  const double* stats, In* grad_keys, const Threads& threads) {
+                  const double* stats, Out* grad_keys, const Threads& threads) {
   using T = Compute<In>;
   Prepared<In> prepared(p, threads);
   const int64_t d = p.d;
   const T scale = static_cast<T>(p.scale);
-  const bool in_steps = p.inner || prepared.own.any();
-  std::vector<T> wide(in_steps && sizeof(In) != sizeof(T) ? p.m * d : 0);
   SimilarityParams<In> pass = base_pass(p);
-  if (wide.empty())
+  if constexpr (std::is_same<In, Out>::value)
     pass.narrow_output = grad_keys;
   else
-    pass.output = wide.data();
+    pass.output = grad_keys;
   pass.output_stride = d;
   pass.alpha = scale;
   const Meeting all = prepared.meeting(Meets::kAll, count, true);
-  if (all.key_count != p.m) std::fill(grad_keys, grad_keys + p.m * d, In{});
+  if (all.key_count != p.m) std::fill(grad_keys, grad_keys + p.m * d, Out{});
   std::vector<T> share, pull;
   if (!p.inner) {  // what the positives pull is the same for all keys of a cluster
     pull = pull_sums(prepared, grad, count, share, threads);
@@ -136,14 +137,34 @@ void key_backward(const InfoNCEProblem<In>& p, const std::vector<double>& grad, 
     pass.alpha = -scale;
     pass.accumulate = true;
     key_pass(pass, prepared, prepared.meeting(Meets::kSame, count, true), grad, stats + 2 * p.n, threads);
-  } else if (wide.empty()) {
-    give_back_own(prepared, count, share, grad_keys);
   } else {
-    give_back_own(prepared, count, share, wide.data());
+    give_back_own(prepared, count, share, grad_keys);
   }
-  threads.ranges(static_cast<int64_t>(wide.size()), kNarrowGrain, [&](int64_t begin, int64_t end) {
-    for (int64_t e = begin; e < end; ++e) from_compute(wide[e], grad_keys + e);
-  });
+}
+
+// Gradients of halves that are summed in several steps are summed in float and rounded once, a block of keys
+// after the other: a block has a problem of its own, whose queries have the statistics of all keys.
+template <class In>
+void key_backward_in_blocks(const InfoNCEProblem<In>& p, const std::vector<double>& grad, const int64_t* count,
+                            const double* stats, In* grad_keys, const Threads& threads) {
+  using T = Compute<In>;
+  const int64_t most =
+      std::max<int64_t>(kLeastBlock, kBlockBytes / (p.d * static_cast<int64_t>(sizeof(T)) + 1));
+  std::vector<T> wide(std::min(most, p.m) * p.d);
+  std::vector<int64_t> own(p.own ? p.n : 0);
+  for (int64_t first = 0; first < p.m; first += most) {
+    InfoNCEProblem<In> block = p;
+    block.m = std::min(most, p.m - first);
+    block.keys = p.keys + first * p.key_stride;
+    block.key_clusters = p.key_clusters + first;
+    for (size_t i = 0; i < own.size(); ++i) own[i] = p.own[i] - first;
+    block.own = p.own ? own.data() : nullptr;
+    key_backward(block, grad, count, stats, wide.data(), threads);
+    In* const to = grad_keys + first * p.d;
+    threads.ranges(block.m * p.d, kNarrowGrain, [&](int64_t begin, int64_t end) {
+      for (int64_t e = begin; e < end; ++e) from_compute(wide[e], to + e);
+    });
+  }
 }
 
 template <class In>
@@ -212,7 +233,11 @@ void infonce_backward(const InfoNCEProblem<In>& p, const Compute<In>* grad_loss,
       sum += grad[i] * dot(p.queries + i * p.query_stride, direction + i * p.d, p.d);
     *grad_scale = sum;
   }
-  if (grad_keys) key_backward(p, grad, count, stats, grad_keys, threads);
+  if (!grad_keys) return;
+  if (sizeof(In) != sizeof(T) && (p.inner || p.own))
+    key_backward_in_blocks(p, grad, count, stats, grad_keys, threads);
+  else
+    key_backward(p, grad, count, stats, grad_keys, threads);
 }
 
 #define WSCL_INSTANTIATE(In)                                                                        \

@@ -21,13 +21,14 @@ from wscl_fast._ops.logsumexp import (
     merge_blocks,
     softmax,
 )
-from wscl_fast._ops.softplus import softplus_sum
+from wscl_fast._ops.softplus import SoftplusBlock, softplus_block, softplus_block_backward, softplus_sum
 from wscl_fast._ops.tags import tag_weighted_sum
 from wscl_fast._ops.two_way import two_way_logsumexp
 
 __all__ = [
     "MOST_TOP",
     "Block",
+    "SoftplusBlock",
     "clustered_infonce",
     "extension",
     "kmeans_assign",
@@ -43,6 +44,8 @@ __all__ = [
     "merge_blocks",
     "serves",
     "softmax",
+    "softplus_block",
+    "softplus_block_backward",
     "softplus_sum",
     "tag_weighted_sum",
     "two_way_logsumexp",

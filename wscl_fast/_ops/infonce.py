@@ -47,8 +47,19 @@ def clustered_infonce(
     return cast(Tensor, loss), cast(Tensor, count)
 
 
-def _fake_forward(queries: Tensor, keys: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    inner, _, need_direction = rest[5:8]
+def _fake_forward(
+    queries: Tensor,
+    keys: Tensor | None,
+    query_clusters: Tensor,
+    key_clusters: Tensor | None,
+    own: Tensor | None,
+    scale: Tensor,
+    exclude_self: bool,
+    inner: bool,
+    ignore_index: int,
+    need_direction: bool,
+    allow_tf32: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     n, d = queries.shape
     dtype = compute_dtype(queries.dtype)
     return (
@@ -60,9 +71,24 @@ def _fake_forward(queries: Tensor, keys: Tensor | None, *rest: Any) -> tuple[Ten
 
 
 def _fake_backward(
-    grad_loss: Tensor, queries: Tensor, keys: Tensor | None, *rest: Any
+    grad_loss: Tensor,
+    queries: Tensor,
+    keys: Tensor | None,
+    query_clusters: Tensor,
+    key_clusters: Tensor | None,
+    own: Tensor | None,
+    scale: Tensor,
+    exclude_self: bool,
+    inner: bool,
+    ignore_index: int,
+    count: Tensor,
+    stats: Tensor,
+    direction: Tensor,
+    need_queries: bool,
+    need_keys: bool,
+    need_scale: bool,
+    allow_tf32: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    need_queries, need_keys, need_scale = rest[10:13]
     n, d = queries.shape
     from_queries = need_queries or (keys is None and need_scale)
     dtype = compute_dtype(queries.dtype)

@@ -113,9 +113,20 @@ def logsumexp_block_backward(
     return grad_keys
 
 
-def _fake_forward(queries: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _fake_forward(
+    queries: Tensor,
+    keys: Tensor,
+    query_ids: Tensor | None,
+    key_ids: Tensor | None,
+    own: Tensor | None,
+    scale: Tensor,
+    meets: int,
+    ignore_index: int,
+    need_mean: bool,
+    allow_tf32: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
     n, d = queries.shape
-    dtype, need_mean = compute_dtype(queries.dtype), rest[7]
+    dtype = compute_dtype(queries.dtype)
     return (
         queries.new_empty(n, dtype=dtype),
         queries.new_empty(2, n, dtype=torch.float64),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,9 +43,64 @@ def softplus_sum(
     return total
 
 
-def _fake_forward(queries: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+class SoftplusBlock(NamedTuple):
+    """The sum over one block of keys, with what its gradients need."""
+
+    total: Tensor  # [N] float64
+    slope: Tensor  # [N] float64: Σ σ(t), the sum's derivative in the offset
+    direction: Tensor  # [N, d]: Σ σ(t) k, that in scale · q; [0, d] if not asked for
+
+    def plus(self, other: SoftplusBlock) -> SoftplusBlock:
+        """Over both blocks' keys."""
+        return SoftplusBlock(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+def softplus_block(
+    pairs: Pairs, offset: Tensor, meets: Meets = "all", *, need_direction: bool = True
+) -> SoftplusBlock:
+    """The forward pass of :func:`softplus_sum` over one of several blocks of keys, without autograd.
+
+    With the sum of all blocks and the upstream gradient ``g`` the gradients are::
+
+        grad_queries = scale * g[:, None] * direction
+        grad_offset = g * slope
+        grad_keys = softplus_block_backward(g, pairs, offset)  # of each block
+    """
+    require(pairs.queries.device, pairs.queries.dtype)
+    *tensors, chosen, ignore_index = arguments(pairs, meets)
+    with torch.no_grad():
+        total, slope, direction = torch.ops.wscl_fast.softplus_sum(
+            *tensors, offset, chosen, ignore_index, need_direction, allow_tf32(pairs.queries)
+        )
+    return SoftplusBlock(total.double(), slope.double(), direction)
+
+
+def softplus_block_backward(grad: Tensor, pairs: Pairs, offset: Tensor, meets: Meets = "all") -> Tensor:
+    """``[M, d]``: the gradient of one block's keys for ``grad [N]`` of the sum over all blocks. Two GEMMs."""
+    require(pairs.queries.device, pairs.queries.dtype)
+    *tensors, chosen, ignore_index = arguments(pairs, meets)
+    with torch.no_grad():
+        grad_keys: Tensor = torch.ops.wscl_fast.softplus_sum_key_gradient(
+            grad, *tensors, offset, chosen, ignore_index, allow_tf32(pairs.queries)
+        )
+    return grad_keys
+
+
+def _fake_forward(
+    queries: Tensor,
+    keys: Tensor,
+    query_ids: Tensor | None,
+    key_ids: Tensor | None,
+    own: Tensor | None,
+    scale: Tensor,
+    offset: Tensor,
+    meets: int,
+    ignore_index: int,
+    need_direction: bool,
+    allow_tf32: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
     n, d = queries.shape
-    dtype, need_direction = compute_dtype(queries.dtype), rest[8]
+    dtype = compute_dtype(queries.dtype)
     return (
         queries.new_empty(n, dtype=dtype),
         queries.new_empty(n, dtype=dtype),

@@ -46,9 +46,22 @@ def _fake_forward(queries: Tensor, keys: Tensor, *_: Any) -> tuple[Tensor, Tenso
 
 
 def _fake_backward(
-    grad_rows: Tensor, grad_columns: Tensor, queries: Tensor, keys: Tensor, *rest: Any
+    grad_rows: Tensor,
+    grad_columns: Tensor,
+    queries: Tensor,
+    keys: Tensor,
+    query_ids: Tensor | None,
+    key_ids: Tensor | None,
+    own: Tensor | None,
+    scale: Tensor,
+    meets: int,
+    ignore_index: int,
+    row_stats: Tensor,
+    column_stats: Tensor,
+    need_queries: bool,
+    need_keys: bool,
+    allow_tf32: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    need_queries, need_keys = rest[8:10]
     dtype, d = compute_dtype(queries.dtype), queries.shape[1]
     return (
         queries.new_empty(queries.shape[0] if need_queries else 0, d, dtype=dtype),

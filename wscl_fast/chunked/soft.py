@@ -16,7 +16,7 @@ from wscl_fast.chunked.infonce import COLUMNS, ROWS, again, logits_of, row_block
 from wscl_fast.pairs import Pairs
 from wscl_fast.reference import masked_logsumexp, signed_logsumexp
 
-FACTOR_ROWS = 8192  # rows unpacked to factors at a time
+FACTOR_ROWS = 2048  # rows unpacked to factors at a time
 
 
 def factor_product(
@@ -28,7 +28,8 @@ def factor_product(
 ) -> tuple[Tensor, Tensor]:
     """``W @ values`` and ``W.sum(1)`` of weights that are products of two factors, in O((N + M) r d).
 
-    In double precision, like the sums over clusters. Rows that are not ``there`` [M] bool have no part in it.
+    In double precision, like the sums over clusters. ``there`` [M, 2] bool says which keys' auxiliaries, and
+    which of their values, have a part in it.
     """
     wide = torch.float32 if values.device.type == "mps" else torch.float64
 
@@ -73,11 +74,15 @@ def weighted_sum(
     return result[:, :-1].to(dtype), result[:, -1]
 
 
-def only(there: Tensor | None, *rows: Tensor) -> tuple[Tensor, ...]:
-    """Matrices with zeros for the rows that are not there."""
+def only(there: Tensor | None, auxiliary: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Both, with zeros for the rows that are not there: ``[rows, 2]`` bool, of the one and of the other."""
     if there is None:
-        return rows
-    return tuple(torch.where(there[:, None], x, torch.zeros_like(x)) for x in rows)
+        return auxiliary, values
+    one, other = there[:, :1], there[:, 1:]
+    return (
+        torch.where(one, auxiliary, torch.zeros_like(auxiliary)),
+        torch.where(other, values, torch.zeros_like(values)),
+    )
 
 
 def weighted_logsumexp(

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from wscl_fast.functional._passes import (
+from wscl_fast.functional._passes import Passes
+from wscl_fast.functional._requests import (
     Count,
     LogitSum,
     LogSumExp,
-    Passes,
     Request,
     SigmoidLogSumExp,
     Similarities,

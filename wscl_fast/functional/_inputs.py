@@ -19,7 +19,7 @@ from wscl_fast.functional._checks import (
     check_vector,
     is_fake,
 )
-from wscl_fast.functional._passes import Passes
+from wscl_fast.functional._passes import Passes, in_blocks
 from wscl_fast.pairs import Pairs
 
 Impl = Literal["auto", "fused", "chunked", "reference"]
@@ -51,11 +51,11 @@ class Inputs(NamedTuple):
         return self.pairs._replace(query_ids=query_ids.contiguous(), key_ids=key_ids.contiguous())
 
 
-def check_inputs(batch: Batch, keep: Literal["none", "halves", "keys"] = "none") -> Inputs:
+def check_inputs(batch: Batch, *, keep_halves: bool, keep_keys: Callable[[Tensor], bool]) -> Inputs:
     """Refuse what does not fit together; the rest as :class:`Pairs`, in float32 or float64.
 
-    With ``keep="halves"``, bfloat16 or float16 rows of one kind stay as they are, for kernels that read
-    them; with ``"keys"`` the keys do, for those who pass them on.
+    With ``keep_halves`` bfloat16 or float16 rows of one kind stay as they are, for kernels that read them.
+    Where ``keep_keys`` says so of the keys, they do, for those who convert them block by block.
     """
     queries, keys, in_batch = batch.queries, batch.keys, batch.keys is None
     key_clusters = batch.key_clusters
@@ -86,9 +86,10 @@ def check_inputs(batch: Batch, keep: Literal["none", "halves", "keys"] = "none")
     dtype = torch.float64 if torch.float64 in (queries.dtype, keys.dtype) else torch.float32
     scale = scale_of(batch.temperature, queries, dtype)
     lowest = -scale
-    if keep != "halves" or scale.ndim or queries.dtype != keys.dtype:
-        keys = keys if keep == "keys" else keys.to(dtype)
-        queries = keys if in_batch and keys.dtype == dtype else queries.to(dtype)
+    if not keep_halves or scale.ndim or queries.dtype != keys.dtype:
+        if in_batch or not keep_keys(keys):
+            keys = keys.to(dtype)
+        queries = keys if in_batch else queries.to(dtype)
     if scale.ndim:  # a scale for each row is a scaling of the rows
         queries, scale, in_batch = queries * scale[:, None], scale.new_ones(()), False
     query_ids, key_ids = batch.query_clusters.contiguous(), key_clusters.contiguous()
@@ -97,17 +98,27 @@ def check_inputs(batch: Batch, keep: Literal["none", "halves", "keys"] = "none")
 
 
 def prepare(
-    batch: Batch, impl: Impl, passes: Callable[[bool], Passes] = Passes, *, halves: bool = False
+    batch: Batch,
+    impl: Impl,
+    passes: Callable[[bool], Passes] = Passes,
+    *,
+    halves: bool = False,
+    blocks: bool = True,
 ) -> tuple[Inputs, Impl, Passes]:
     """The checked inputs, the implementation that ``impl`` stands for, and who answers by it.
 
-    ``halves`` says that the fused kernels, where they are chosen, read rows of half precision as they are.
+    ``halves`` says that the fused kernels, where they are chosen, read rows of half precision as they are;
+    ``blocks`` that whoever answers is asked for all that is read of the keys, and may take them in blocks.
     """
     check_choice("impl", impl, Impl)
     check_matrix("queries", batch.queries)
     whole = passes(False).whole
-    as_they_are = halves and whole and choose(impl, batch.queries) == "fused"
-    inputs = check_inputs(batch, "halves" if as_they_are else "none" if whole else "keys")
+    fused = whole and choose(impl, batch.queries) == "fused"
+
+    def keep_keys(keys: Tensor) -> bool:
+        return not whole or (fused and blocks and in_blocks(keys))
+
+    inputs = check_inputs(batch, keep_halves=halves and fused, keep_keys=keep_keys)
     impl = choose(impl, inputs.pairs.queries)
     return inputs, impl, passes(impl == "fused")
 

@@ -14,14 +14,14 @@ from wscl_fast import reference
 from wscl_fast.functional._arrays import takes_arrays
 from wscl_fast.functional._checks import check_choice, check_id, check_range
 from wscl_fast.functional._inputs import Batch, Impl, Reduction, prepare, reduce_rows
-from wscl_fast.functional._passes import (
+from wscl_fast.functional._passes import Passes
+from wscl_fast.functional._requests import (
     Count,
     InBatchLogSumExp,
     LargestPairLoss,
     LogitSum,
     LogSumExp,
     PairLosses,
-    Passes,
     Request,
 )
 from wscl_fast.functional._variant import Positives

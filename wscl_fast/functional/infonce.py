@@ -13,7 +13,8 @@ from wscl_fast.functional._arrays import takes_arrays
 from wscl_fast.functional._checks import check_choice, check_vector
 from wscl_fast.functional._denominators import composed_infonce
 from wscl_fast.functional._inputs import Batch, Impl, Inputs, Reduction, prepare, reduce_rows
-from wscl_fast.functional._passes import Passes, fused_infonce
+from wscl_fast.functional._passes import Passes
+from wscl_fast.functional._requests import fused_infonce
 from wscl_fast.functional._variant import Denominator, Positives, Variant
 from wscl_fast.functional.statistics import InfoNCEStats, RowStats, summarise
 from wscl_fast.pairs import Pairs
@@ -178,7 +179,9 @@ def infonce_rows(
     passes: Callable[[bool], Passes] = Passes,
 ) -> Rows:
     """:func:`clustered_infonce` of every row, neither weighted nor reduced."""
-    inputs, impl, answers = prepare(batch, impl, passes, halves=variant.plain and not need_stats)
+    as_one = variant.plain and not need_stats  # there is a kernel for the whole loss
+    inputs, impl, answers = prepare(batch, impl, passes, halves=as_one)
+    as_one = as_one and inputs.pairs.queries.dtype == inputs.pairs.keys.dtype
     positive = _check_samples(inputs, query_samples, key_samples)
     negative = positive if variant.denominator == "all" else inputs.pairs
     scale = -inputs.lowest
@@ -197,7 +200,7 @@ def infonce_rows(
             if need_stats:
                 with torch.no_grad():
                     stats = RowStats(*reference.row_stats(positive, negative, scale, everyone=variant.plain))
-        elif answers.fused and answers.whole and variant.plain and not need_stats:
+        elif as_one and answers.fused and answers.whole:
             # Where queries are keys in every respect there is a kernel that uses it.
             in_batch = inputs.in_batch and query_samples is None
             loss, count = fused_infonce(positive, variant.inner, in_batch=in_batch)

@@ -14,12 +14,12 @@ from wscl_fast.affinity import Affinity
 from wscl_fast.functional._arrays import takes_arrays
 from wscl_fast.functional._checks import check_choice, check_device, check_matrix, check_positive, refuse_vmap
 from wscl_fast.functional._inputs import Batch, Impl, Reduction, prepare, reduce_rows
-from wscl_fast.functional._passes import (
+from wscl_fast.functional._passes import Passes
+from wscl_fast.functional._requests import (
     AffinityLogSumExp,
     AffinitySum,
     InBatchLogSumExp,
     LogSumExp,
-    Passes,
     Request,
 )
 from wscl_fast.functional._variant import Positives

@@ -54,7 +54,7 @@ class RowStats(NamedTuple):
 def row_stats(
     queries: Tensor,  # times the scale
     scale: Tensor,  # 1 / temperature, 0-dim or [N]
-    similarities: Tensor,  # as `_passes.Similarities` has them, of these queries
+    similarities: Tensor,  # as `_requests.Similarities` has them, of these queries
     lse: Tensor,
     mean_logit: Tensor,
     everyone: bool,  # whether the denominator has the positives too

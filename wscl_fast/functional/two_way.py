@@ -12,7 +12,8 @@ from wscl_fast import reference
 from wscl_fast.functional._arrays import takes_arrays
 from wscl_fast.functional._checks import check_choice, check_device, check_matrix, check_number, check_vector
 from wscl_fast.functional._inputs import Batch, Impl, Inputs, Reduction, prepare, reduce_rows
-from wscl_fast.functional._passes import Passes, SoftplusSum, two_way_logsumexp
+from wscl_fast.functional._passes import Passes
+from wscl_fast.functional._requests import SoftplusSum, two_way_logsumexp
 from wscl_fast.functional._variant import Positives
 from wscl_fast.matching import matching_count, matching_logits
 from wscl_fast.pairs import Pairs
@@ -77,7 +78,8 @@ def clip_loss(
     if isinstance(temperature, Tensor) and temperature.ndim:
         raise TypeError(f"temperature: expected a number or a 0-dim tensor, got shape {temperature.shape}")
     check_choice("positives", positives, Positives)
-    inputs, impl, _ = prepare(Batch(x, y, x_clusters, y_clusters, temperature, ignore_index), impl)
+    batch = Batch(x, y, x_clusters, y_clusters, temperature, ignore_index)
+    inputs, impl, _ = prepare(batch, impl, blocks=False)
     for name, side, weights in (("x_weights", x, x_weights), ("y_weights", y, y_weights)):
         if weights is not None:
             check_vector(name, weights, len(side), x, integer=False)

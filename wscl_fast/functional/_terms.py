@@ -1,4 +1,4 @@
-"""One request over the blocks of a ring: joined block by block, and its gradient block by block.
+"""One request over blocks of keys: joined block by block, and its gradient block by block.
 
 With ``v_b`` a request's value over block b and v the joined one, whose upstream gradient is g:
 
@@ -18,9 +18,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from wscl_fast import _ops
 from wscl_fast._ops import Block, merge_blocks
-from wscl_fast.distributed import blocks
-from wscl_fast.functional._passes import LogitSum, LogSumExp, Request, Softmax
+from wscl_fast.functional import _block as blocks
+from wscl_fast.functional._requests import LogitSum, LogSumExp, Request, Softmax, SoftplusSum
 from wscl_fast.matching import Matching
 
 __all__ = ["Needs", "Term", "term_of"]
@@ -66,7 +67,8 @@ class Term:
     def value(self) -> Tensor:
         """The value over all blocks."""
         assert self.joined is not None
-        return self.joined.to(self.dtype)
+        # A copy: what is kept here does not hang on the graph that it is kept for.
+        return self.joined.to(self.dtype, copy=True)
 
     def turn(self, grad: Tensor, request: Request, queries: Tensor) -> None:
         """Before a backward pass: the gradient from above, and what can be said without the keys."""
@@ -180,12 +182,47 @@ class _OfLogits(Term):
         return gathered
 
 
+class _OfSoftplus(Term):
+    """A sum of softplus by the kernels, with its slope and the sum of keys weighed by it."""
+
+    def __init__(self, request: Request) -> None:
+        super().__init__(request)
+        self.again = False
+        self.block: _ops.SoftplusBlock | None = None
+
+    def add(self, request: Request, needs: Needs, fused: bool) -> None:
+        assert isinstance(request, SoftplusSum)
+        here = _ops.softplus_block(request.pairs, request.offset, request.meets, need_direction=needs.queries)
+        self.dtype = here.direction.dtype
+        self.block = here if self.block is None else self.block.plus(here)
+
+    def value(self) -> Tensor:
+        assert self.block is not None
+        return self.block.total.to(self.dtype, copy=True)
+
+    def turn(self, grad: Tensor, request: Request, queries: Tensor) -> None:
+        assert self.block is not None
+        self.grad = grad
+        if len(self.block.direction):
+            self.grad_queries = (request.pairs.scale * grad)[:, None] * self.block.direction
+        self.grad_inputs = [grad * self.block.slope.to(grad.dtype)]
+
+    def back(self, request: Request, needs: Needs, gathered: Tensor | None, fused: bool) -> Tensor | None:
+        if not needs.keys:
+            return None
+        assert isinstance(request, SoftplusSum)
+        grad = _ops.softplus_block_backward(self.grad, request.pairs, request.offset, request.meets)
+        return _plus(gathered, grad)
+
+
 def _plus(gathered: Tensor | None, grad: Tensor) -> Tensor:
     return grad if gathered is None else gathered.add_(grad)
 
 
-def term_of(request: Request) -> Term:
+def term_of(request: Request, fused: bool) -> Term:
     """The way to join a request."""
     if isinstance(request, LogSumExp):
         return _OfSoftmax(request)
-    return _OfLogits(request) if isinstance(request, LogitSum) else Term(request)
+    if isinstance(request, LogitSum):
+        return _OfLogits(request)
+    return _OfSoftplus(request) if fused and isinstance(request, SoftplusSum) else Term(request)
