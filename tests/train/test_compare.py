@@ -207,7 +207,13 @@ def test_recipes_differ_in_their_budget_alone() -> None:
 
     assert _recipes() == ["openmoji", "reproduce"]
     short, long = (load_config(_recipe(name)) for name in _recipes())
-    assert set(differences(short, long)) == {"name", "train.epochs", "compare.methods", "compare.seeds"}
+    assert set(differences(short, long)) == {
+        "name",
+        "model.stem",
+        "train.epochs",
+        "compare.methods",
+        "compare.seeds",
+    }
 
 
 def test_without_a_list_everything_is_compared(squares: Path) -> None:
