@@ -1,9 +1,9 @@
 """One block of keys at a time, fused where the device serves, in plain PyTorch elsewhere.
 
-For the keys B of one rank, and upstream u_i of every query:
+For the keys B of one block, and upstream u_i of every query:
 
     lse_i  = log Σ_{j ∈ B, meets} e^{S_ij}        mean_i = Σ_{j ∈ B, meets} e^{S_ij − lse_i} k_j
-    ∂/∂k_j = s Σ_i u_i e^{S_ij − lse_i} q_i        with the lse of all ranks' blocks together
+    ∂/∂k_j = s Σ_i u_i e^{S_ij − lse_i} q_i        with the lse of all blocks together
 
 In plain PyTorch the tiles are cut so that memory does not grow with N × M.
 """
