@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from described import Described
 from simulated_kmeans import library
 from simulator import ptxsim
 from torch import Tensor
@@ -15,10 +16,10 @@ pytestmark = pytest.mark.simulated
 
 @pytest.fixture
 def ops(extension: object) -> object:
-    """``torch.ops`` of the simulated binding; a fault raises."""
+    """``torch.ops`` of the simulated binding; a fault raises, and results that fakes describe otherwise."""
     binding = library()
     ptxsim().reset()
-    yield torch.ops.wscl_fast_simulated
+    yield Described(torch.ops.wscl_fast_simulated)
     binding.wscl_forget_tensors()
     ptxsim().check()
 

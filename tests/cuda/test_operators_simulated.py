@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from described import Described
 from simulated_operators import binding
 from simulator import ptxsim
 from torch import Tensor
@@ -17,10 +18,10 @@ pytestmark = pytest.mark.simulated
 
 @pytest.fixture
 def ops(extension: object) -> Iterator[Any]:
-    """``torch.ops`` of the simulated bindings; a fault raises."""
+    """``torch.ops`` of the simulated bindings; a fault raises, and results that fakes describe otherwise."""
     bound = binding()
     ptxsim().reset()
-    yield torch.ops.wscl_fast_simulated
+    yield Described(torch.ops.wscl_fast_simulated)
     bound.wscl_forget_tensors()
     ptxsim().check()
 
@@ -84,6 +85,17 @@ def test_infonce(ops: Any, dtype: torch.dtype, inner: bool) -> None:
     queries, keys, zq, zk, own = rows(dtype)
     for arguments in ((queries, keys, zq, zk, own), (queries, None, zq, None, None)):
         same(infonce(ops, *arguments, inner), infonce(torch.ops.wscl_fast, *arguments, inner), dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_gradient_of_the_scale_alone(ops: Any, dtype: torch.dtype) -> None:
+    queries, _, zq, *_ = rows(dtype)
+    arguments = (queries, None, zq, None, None, torch.tensor(5.0), True, False, -1)
+    grad, given = torch.linspace(-1, 1, len(queries)), []
+    for which in (ops, torch.ops.wscl_fast):
+        _, *saved = which.infonce_forward(*arguments, True)
+        given.append(which.infonce_backward(grad, *arguments, *saved, False, False, True)[2])
+    same(*([one] for one in given), dtype)
 
 
 def pairs(
