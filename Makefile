@@ -118,7 +118,7 @@ cuda: check-tools
 	  else echo "wscl_fast: CUDA kernels are neither compiled nor simulated: nvcc is not on PATH"; fi
 
 CUDA_INPUTS := $(wildcard csrc/core/*.cu csrc/core/*.cuh csrc/core/*_cuda.h)
-# $(1): the build's folder in build/; $(2): architectures, all of setup's where there are none
+# $(1): the build's folder in build/; $(2): the architecture
 compile_cuda = rm -rf build/$(1); mkdir -p build/$(1); cmake=$(CMAKE); export PATH="$(BIN):$$PATH"; \
   log=build/$(1)/ptxas.log; \
   { $$cmake --preset cuda -B build/$(1) -DWSCL_CUDA_ARCHITECTURES="$(2)" && \
@@ -129,12 +129,13 @@ build/cuda/.built: $(VENV)/.installed CMakeLists.txt CMakePresets.json $(CUDA_IN
 	@$(call compile_cuda,cuda,$(CUDA_ARCH)-real)
 	@touch $@
 
-# For every architecture that the extension is built for, six of them: minutes.
+# For every architecture that the extension is built for, one after the other: minutes each. Cut it off and go on
+# as you like.
 .PHONY: cuda-all
-cuda-all: build/cuda-all/.built
-build/cuda-all/.built: $(VENV)/.installed CMakeLists.txt CMakePresets.json $(CUDA_INPUTS)
-	@echo "wscl_fast: compiling the CUDA kernels for all architectures"
-	@$(call compile_cuda,cuda-all,)
+cuda-all: cuda $(patsubst %,build/cuda-all/%/.built,$(filter-out $(CUDA_ARCH),80 86 89 90 100 120))
+build/cuda-all/%/.built: $(VENV)/.installed CMakeLists.txt CMakePresets.json $(CUDA_INPUTS)
+	@echo "wscl_fast: compiling the CUDA kernels (sm_$*)"
+	@$(call compile_cuda,cuda-all/$*,$*-real)
 	@touch $@
 
 # What was simulated already is not simulated again: cut it off and go on as you like.
@@ -143,6 +144,8 @@ simulate: setup cuda
 	@WSCL_SIMULATE=all $(BIN)/python -m pytest tests/cuda -m simulated
 	@$(BIN)/python tests/cuda/tables.py
 
+# The extension is built for the GPU that is here alone, where nothing else is asked for.
+gpu: export TORCH_CUDA_ARCH_LIST ?= $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader --id=0 2>/dev/null)
 gpu: setup
 	@$(BIN)/python -m benchmarks.gpu_report --check
 	@$(MAKE) --no-print-directory $(PEERS)/.gpu

@@ -45,7 +45,7 @@ def cuda_architectures() -> str:
     elif not Path(cpp_extension.CUDA_HOME, "include", "cuda_runtime.h").exists():
         reason = f"no cuda_runtime.h in {cpp_extension.CUDA_HOME}/include: set CUDA_HOME to the toolkit"
     else:
-        return os.environ.get("TORCH_CUDA_ARCH_LIST", "8.0;8.6;8.9;9.0;10.0;12.0+PTX")
+        return os.environ.get("TORCH_CUDA_ARCH_LIST") or "8.0;8.6;8.9;9.0;10.0;12.0+PTX"
     if wish == "1":
         sys.exit(f"wscl_fast: WSCL_CUDA=1, but {reason}")
     say(f"CUDA kernels: none ({reason})")

@@ -205,6 +205,7 @@ def bench(device: torch.device, cases: list[Case], seconds: float, budget: float
         if time.monotonic() - start > budget:
             reasons.append(f"{case}: left out (the time was up)")
             continue
+        torch.compiler.reset()  # after eight shapes of a function it would run as it was written
         rows += bench_case(case, device, rate, seconds, reasons)
         if device.type == "cuda":
             torch.cuda.empty_cache()

@@ -44,6 +44,9 @@ def test_a_step_is_run_cut_off_or_left_out() -> None:
     assert (cut.status, cut.output) == ("cut off", "begun\n")
     assert time.monotonic() - start < 30
     assert gpu_report.run_step("d", ["never started"], 0.5).status == "skipped: the time was up"
+    script = "import os; print(os.environ['WSCL_SAID'], 'PATH' in os.environ)"
+    told = gpu_report.run_step("e", [sys.executable, "-c", script], 60, environment={"WSCL_SAID": "so"})
+    assert told.output == "so True\n"
 
 
 def test_tests_of_which_none_ran_did_not_go_well() -> None:
@@ -155,4 +158,21 @@ def test_what_the_sanitizer_watches_runs(extension: object) -> None:
     done = subprocess.run(
         [sys.executable, str(script), "--device", "cpu"], capture_output=True, text=True, check=True
     )
-    assert done.stdout == "51 problems\n"
+    assert done.stdout == f"{3 * (4 * 2 * 2 + 2 * 6 + 2)} problems\n"
+
+
+def test_the_tests_for_a_gpu_are_found_where_there_is_one() -> None:
+    """Modules ask what a GPU can do when they are loaded: collected as if there were one."""
+    script = """
+import sys, pytest, torch
+torch.cuda.is_available = lambda: True
+torch.cuda.device_count = lambda: 1
+torch.cuda.get_device_capability = lambda device=None: (9, 0)
+sys.exit(pytest.main(["-q", "--collect-only", "-m", "gpu", "-p", "no:cacheprovider", "tests/cuda"]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=gpu_report.ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    for name in ("test_infonce_gpu.py", "test_kmeans_gpu.py"):
+        assert f"tests/cuda/{name}::" in done.stdout

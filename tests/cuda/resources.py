@@ -5,11 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
-from simulator import ROOT
+from simulator import ROOT, with_headers
 
-LOG = ROOT / "build" / "cuda" / "ptxas.log"  # one architecture
-LOG_OF_ALL = ROOT / "build" / "cuda-all" / "ptxas.log"
+LOG = ROOT / "build" / "cuda" / "ptxas.log"  # of make cuda
+
+
+def logs() -> list[Path]:
+    """Those that there are, of one architecture each, of the sources as they are."""
+    sources = with_headers((ROOT / "csrc" / "core").glob("*.cu"))
+    newest = max(path.stat().st_mtime for path in sources)
+    found = [LOG, *sorted((ROOT / "build" / "cuda-all").glob("*/ptxas.log"))]
+    return [log for log in found if log.exists() and log.stat().st_mtime >= newest]
 
 
 @dataclass(frozen=True)

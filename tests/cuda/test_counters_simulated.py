@@ -9,7 +9,7 @@ import pytest
 import torch
 from counters import GEMMS, TERMS, passes
 from floor import find_floor
-from resources import LOG, LOG_OF_ALL, Resources, read
+from resources import Resources, logs, read
 
 pytestmark = pytest.mark.simulated
 
@@ -62,10 +62,9 @@ ptxas info    : Used 48 registers, used 0 barriers, 736 bytes cmem[0], 168 bytes
 
 @pytest.fixture(scope="module")
 def kernels() -> list[Resources]:
-    logs = [log for log in (LOG, LOG_OF_ALL) if log.exists()]
-    if not logs:
-        pytest.skip("no build/cuda/ptxas.log: make test writes it where nvcc is present")
-    return [r for log in logs for r in read(log.read_text()) if "kmeans" not in r.kernel]
+    if not logs():
+        pytest.skip("no build/cuda/ptxas.log of these sources: make test writes it where nvcc is present")
+    return [r for log in logs() for r in read(log.read_text()) if "kmeans" not in r.kernel]
 
 
 def test_nothing_spills(kernels: list[Resources]) -> None:

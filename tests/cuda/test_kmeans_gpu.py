@@ -19,7 +19,8 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
     pytest.mark.skipif(
-        torch.cuda.is_available() and not _ops.kmeans_serves(torch.device("cuda"), torch.float32),
+        torch.cuda.is_available()
+        and not _ops.kmeans_serves(torch.device("cuda"), torch.float32, "kmeans_update"),
         reason="wscl_fast was built without its CUDA kernels",
     ),
 ]
