@@ -90,11 +90,11 @@ def floors() -> Iterator[list[str]]:
             ]
 
 
-def put(text: str, name: str, rows: Iterator[list[str]]) -> str:
+def put(text: str, name: str, rows: list[list[str]], program: str) -> str:
     """The document with a table between its marks."""
     from matrix import table
 
-    begin, end = f"<!-- {name}: tests/cuda/tables.py -->", f"<!-- /{name} -->"
+    begin, end = f"<!-- {name}: tests/cuda/{program} -->", f"<!-- /{name} -->"
     pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
     if len(pattern.findall(text)) != 1:
         raise ValueError(f"{DOCUMENT}: expected one {begin} … {end}")
@@ -102,14 +102,20 @@ def put(text: str, name: str, rows: Iterator[list[str]]) -> str:
     return pattern.sub(lambda _: made, text)
 
 
-def main() -> int:
+def renew(tables: dict[str, Iterator[list[str]]], program: str) -> None:
+    """Puts tables into the document, between the marks that name the program."""
+    made = {name: list(rows) for name, rows in tables.items()}  # takes minutes, in which others may write
     text = DOCUMENT.read_text()
-    for name, rows in (("counters", counters()), ("floor", floors())):
-        text = put(text, name, rows)
+    for name, table in made.items():
+        text = put(text, name, table, program)
     part = DOCUMENT.with_suffix(".part")
     part.write_text(text)
     part.replace(DOCUMENT)
     print(f"tables: {DOCUMENT}", flush=True)
+
+
+def main() -> int:
+    renew({"counters": counters(), "floor": floors()}, "tables.py")
     return 0
 
 
