@@ -25,6 +25,8 @@ from simulator import (
 pytestmark = pytest.mark.simulated
 
 RACES = frozenset({"shared-race", "async-copy-race", "uninitialised-shared"})
+# What a kernel may do wrong, each of which a mutation has to show by itself.
+DETECTORS = RACES | {"out-of-bounds", "misaligned", "uninitialised-global", "global-race"}
 MUTATIONS = [
     Mutation(
         "no barrier before a tile is read",
@@ -43,7 +45,7 @@ MUTATIONS = [
         "no barrier before the planes are written again",
         r"__syncthreads\(\);  // every warp is done with the planes",
         "//",
-        RACES,
+        frozenset({"shared-race"}),
         precision="float32",
     ),
     Mutation(
@@ -151,6 +153,11 @@ def test_a_fault_is_found(mutation: Mutation, tmp_path: Path, quiet: Any) -> Non
         run_pass(lib, mutation.precision)
     kinds = {fault["kind"] for fault in quiet.faults()} | {getattr(raised.value, "kind", None)}
     assert kinds & mutation.faults, kinds
+
+
+def test_every_detector_has_a_fault_of_its_own() -> None:
+    alone = [mutation.faults for mutation in MUTATIONS if len(mutation.faults) == 1]
+    assert frozenset().union(*alone) == DETECTORS
 
 
 def test_a_mutation_that_changes_nothing_is_refused(tmp_path: Path) -> None:
