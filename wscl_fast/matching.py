@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from wscl_fast.pairs import Pairs
+from wscl_fast.scatter import add_rows
 
 __all__ = [
     "Matching",
@@ -123,7 +124,7 @@ class Matching:
             self.own_sum = mine if self.own_sum is None else self.own_sum + mine
             slots = slots.masked_fill(own.left_out, n)
         for chunk in _chunks(values):
-            self.sums.index_add_(0, slots[chunk], values[chunk].to(wide))
+            add_rows(self.sums, slots[chunk], values[chunk].to(wide))
 
     def sum(self) -> Tensor:
         """``[N, width]`` in double precision: the sum of the keys so far."""
@@ -139,8 +140,8 @@ class Matching:
         n, wide = len(self.query_ids), _wide(values)
         sums = torch.zeros(n + 1, values.shape[1], dtype=wide, device=values.device)
         for chunk in _chunks(values):
-            sums.index_add_(0, self.of_query[chunk], values[chunk].to(wide))
-        sums[-1] = 0
+            add_rows(sums, self.of_query[chunk], values[chunk].to(wide))
+        sums[-1].zero_()
         return sums
 
     def spread(self, grad: Tensor, pairs: Pairs, values: Tensor, per_id: Tensor) -> None:
@@ -151,7 +152,7 @@ class Matching:
         if pairs.own is not None and len(grad):
             own = _own(pairs, pairs.own, same=True)
             mine = torch.where(own.there[:, None], values, 0.0).to(grad.dtype)
-            grad.index_add_(0, own.place, mine, alpha=-1)
+            add_rows(grad, own.place, -mine)
 
     def _slots(self, ids: Tensor) -> Tensor:
         none = len(self.ordered)

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from wscl_fast.scatter import add_rows
+
 # Elements of the widest temporary: about what a CPU's cache holds; enough rows to fill a GPU.
 BLOCK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 26}
 
@@ -84,14 +86,6 @@ def kmeans_update(
         inertia += near.sum()
         add_rows(sums, nearest[:, 0], points)
     return assignment, distance, sums, cluster_counts(assignment, weights, k), inertia
-
-
-def add_rows(sums: Tensor, clusters: Tensor, rows: Tensor) -> None:
-    """`sums.index_add_(0, clusters, rows)`, in the same order in every run."""
-    if sums.is_cuda:  # sorted, which atomic additions are not
-        sums.index_put_((clusters,), rows, accumulate=True)
-    else:
-        sums.index_add_(0, clusters, rows)
 
 
 def cluster_counts(assignment: Tensor, weights: Tensor | None, n_clusters: int) -> Tensor:

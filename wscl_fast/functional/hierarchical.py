@@ -153,7 +153,9 @@ class Levels:
         elif isinstance(self.weights, Tensor):
             weighted = losses * self.weights.to(losses)
         else:
-            weighted = losses * torch.tensor(self.weights, dtype=losses.dtype, device=losses.device)
+            # Number by number: a tensor of them would be a copy that a GPU's host waits for.
+            by_level = zip(losses.unbind(-1), self.weights, strict=True)
+            weighted = torch.stack([loss * weight for loss, weight in by_level], -1)
         return weighted if reduction == "none" else weighted.sum(-1)
 
 

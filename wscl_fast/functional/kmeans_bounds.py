@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from wscl_fast import _ops
-from wscl_fast.chunked.kmeans import BLOCK_ELEMENTS, add_rows, cluster_counts, unit
+from wscl_fast.chunked.kmeans import BLOCK_ELEMENTS, cluster_counts, unit
 from wscl_fast.functional._checks import check_device, check_vector
 from wscl_fast.functional._inputs import Impl
 from wscl_fast.functional.kmeans import (
@@ -20,6 +20,7 @@ from wscl_fast.functional.kmeans import (
     kmeans_assign,
     kmeans_distances,
 )
+from wscl_fast.scatter import add_rows
 
 __all__ = [
     "BoundedUpdate",
