@@ -8,13 +8,22 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import pytest
 import torch
 from rank_loss_cases import WAYS, levels, tags
-from ranks import close, cut, uneven
+from ranks import close, cut, longest_with_width, uneven
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from wscl_fast import CLIPLoss, ClusteredInfoNCE, HierarchicalInfoNCE, SigLIPLoss, SoftInfoNCE
+from wscl_fast import (
+    CLIPLoss,
+    ClusteredInfoNCE,
+    HierarchicalInfoNCE,
+    SigLIPLoss,
+    SoftInfoNCE,
+    distributed,
+    functional,
+)
 from wscl_fast.distributed import rank, sum_over_ranks, world_size
 
 CASES = {}
@@ -107,6 +116,61 @@ def two_sides_through_the_modules(group: Any) -> None:
                         close(here.grad, there.grad.split(rows)[me])
                     for here, there in zip(ours.parameters(), one.parameters(), strict=True):
                         close(sum_over_ranks(here.grad, group), there.grad)
+
+
+@case
+def clip_with_every_option(group: Any) -> None:
+    """Sides of different lengths, "in" and "out", weights, either implementation, unreduced rows."""
+    me, size = rank(group), world_size(group)
+    of_x, of_y = ([9, 0], [4, 7]) if size == 2 else ([7, 0, 5, 3][:size], [0, 8, 6, 2][:size])
+    for gathering, impl, positives, reduction in itertools.product(
+        WAYS, ("auto", "chunked"), ("out", "in"), ("mean", "sum", "none")
+    ):
+        whole = {}
+        for side, rows in (("x", of_x), ("y", of_y)):
+            whole[side] = torch.randn(sum(rows), 4, dtype=torch.float64, requires_grad=True)
+            whole[f"{side}_clusters"] = torch.randint(-1, 3, (sum(rows),))
+            whole[f"{side}_weights"] = torch.rand(sum(rows), dtype=torch.float64)
+        mine = {name: cut(value, of_x if name[0] == "x" else of_y, group) for name, value in whole.items()}
+        options = {"positives": positives, "reduction": reduction}
+        t, ours = (torch.tensor(0.4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+        want = functional.clip_loss(**whole, **options, temperature=t)
+        over_ranks = {"impl": impl, "gather": gathering, "group": group}
+        got = distributed.clip_loss(**mine, **options, temperature=ours, **over_ranks)
+        want.sum().backward()
+        got.sum().backward()
+        if reduction == "none":
+            x, y = want.detach().split([sum(of_x), sum(of_y)])
+            want = torch.cat([x.split(of_x)[me], y.split(of_y)[me]])
+        close(got.detach(), want.detach())
+        close(sum_over_ranks(ours.grad, group), t.grad)
+        for side, rows in (("x", of_x), ("y", of_y)):
+            close(mine[side].grad, whole[side].grad.split(rows)[me])
+
+
+@case
+def clip_on_a_ring_is_one_trip(group: Any) -> None:
+    """No rank makes a tensor of all rows; halves travel as they are; a side alone; no second derivative."""
+    n = 40
+    x, y = (torch.randn(n, 32, requires_grad=True) for _ in range(2))
+    ids = torch.randint(0, 5, (n,))
+    options: dict[str, Any] = {"x_clusters": ids, "temperature": 3.0, "gather": "ring", "group": group}
+    longest = longest_with_width(32, lambda: distributed.clip_loss(x, y, **options).backward())
+    graph = torch.autograd.grad(distributed.clip_loss(x, y, **options), [x, y], create_graph=True)
+    alone = distributed.clip_loss(x.detach(), y, **options)
+    alone.backward()
+    halves = [side.detach().bfloat16().requires_grad_() for side in (x, y)]
+    distributed.clip_loss(*halves, **options).backward()
+    with torch.no_grad():
+        nothing = distributed.clip_loss(x, y, **options)
+    assert n <= longest <= n + 1
+    with pytest.raises(NotImplementedError, match="a ring has no second derivative"):
+        sum(g.square().sum() for g in graph).backward()
+    close(nothing, alone.detach())
+    close(graph[1].detach(), y.grad / 2)
+    for half, side in zip(halves, (x, y), strict=True):
+        assert half.grad.dtype == torch.bfloat16
+        close(half.grad.double(), side.grad.double() / (1 if side is x else 2), 0.05)
 
 
 @case

@@ -23,7 +23,7 @@ from wscl_fast._ops.logsumexp import (
 )
 from wscl_fast._ops.softplus import SoftplusBlock, softplus_block, softplus_block_backward, softplus_sum
 from wscl_fast._ops.tags import tag_weighted_sum
-from wscl_fast._ops.two_way import two_way_logsumexp
+from wscl_fast._ops.two_way import two_way_block, two_way_block_backward, two_way_logsumexp
 
 __all__ = [
     "MOST_TOP",
@@ -48,5 +48,7 @@ __all__ = [
     "softplus_block_backward",
     "softplus_sum",
     "tag_weighted_sum",
+    "two_way_block",
+    "two_way_block_backward",
     "two_way_logsumexp",
 ]

@@ -35,6 +35,42 @@ def two_way_logsumexp(pairs: Pairs, meets: Meets = "all") -> tuple[Tensor, Tenso
     return cast(Tensor, rows), cast(Tensor, columns)
 
 
+def two_way_block(pairs: Pairs, meets: Meets = "all") -> tuple[Tensor, Tensor]:
+    """The forward pass over one of several blocks of keys, without autograd: the statistics of rows and of
+    columns, ``[2, N]`` and ``[2, M]`` float64, which :func:`wscl_fast._ops.merge_blocks` merges. One GEMM.
+    """
+    require(pairs.queries.device, pairs.queries.dtype)
+    with torch.no_grad():
+        _, _, rows, columns = torch.ops.wscl_fast.two_way_logsumexp(
+            *arguments(pairs, meets), allow_tf32(pairs.queries)
+        )
+    return rows, columns
+
+
+def two_way_block_backward(
+    grad_rows: Tensor,  # [N], of the merged log-sum-exps
+    grad_columns: Tensor,  # [M]
+    pairs: Pairs,
+    row_stats: Tensor,  # [2, N] merged over all blocks of keys
+    column_stats: Tensor,  # [2, M] merged over all queries that met the block
+    meets: Meets = "all",
+) -> tuple[Tensor, Tensor]:
+    """A block's part of the gradients ``[N, d]`` of the queries, and ``[M, d]`` of its keys. Three GEMMs."""
+    require(pairs.queries.device, pairs.queries.dtype)
+    with torch.no_grad():
+        grad_queries, grad_keys = torch.ops.wscl_fast.two_way_logsumexp_backward(
+            grad_rows,
+            grad_columns,
+            *arguments(pairs, meets),
+            row_stats,
+            column_stats,
+            True,
+            True,
+            allow_tf32(pairs.queries),
+        )
+    return grad_queries, grad_keys
+
+
 def _fake_forward(queries: Tensor, keys: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     n, m, dtype = queries.shape[0], keys.shape[0], compute_dtype(queries.dtype)
     return (

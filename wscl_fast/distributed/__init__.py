@@ -13,11 +13,12 @@ from wscl_fast.distributed.collectives import (
 from wscl_fast.distributed.infonce import clustered_infonce
 from wscl_fast.distributed.known import hierarchical_infonce, soft_infonce
 from wscl_fast.distributed.shared import Gather
-from wscl_fast.distributed.two_way import siglip_loss
+from wscl_fast.distributed.two_way import clip_loss, siglip_loss
 
 __all__ = [
     "Gather",
     "broadcast",
+    "clip_loss",
     "clustered_infonce",
     "first_row",
     "gather",

@@ -11,7 +11,7 @@ M · d numbers a rank in the forward pass, as an all-gather sends, and twice tha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -33,7 +33,9 @@ from wscl_fast.functional._requests import Request
 from wscl_fast.functional._terms import term_of
 from wscl_fast.functional._trips import Luggage, Trip, Visit, inputs_of
 
-__all__ = ["Ring", "blocks_of_ranks"]
+__all__ = ["NO_SECOND", "Ring", "blocks_of_ranks", "round_trip", "wanted_by_any"]
+
+NO_SECOND = "gather='ring': a ring has no second derivative; gather='all' with impl='chunked' has"
 
 
 class Ring(Passes):
@@ -57,9 +59,7 @@ class Ring(Passes):
         inputs = inputs_of(asked)
         if any(request.inputs or term_of(request, self.fused).again for request in asked):
             # Their gradients may take a trip, on which every rank must go if one does.
-            wants = torch.is_grad_enabled() and any(x.requires_grad for x in (queries, *inputs))
-            flag = torch.tensor(float(wants), device=queries.device)
-            queries = agree(queries) if sum_over_ranks(flag, self.group) > 0 else queries
+            queries = agree(queries) if wanted_by_any(self.group, queries, *inputs) else queries
         route = _Route(rows, self.fused, self.group)
         *values, _ = Trip.apply(queries, keys, route, asked, *inputs)  # type: ignore[no-untyped-call]
         return dict(zip(requests, values, strict=True))
@@ -74,12 +74,17 @@ class _Route(NamedTuple):
     rows: list[int]  # keys of every rank
     fused: bool
     group: Group
-    no_second: str = "gather='ring': a ring has no second derivative; gather='all' with impl='chunked' has"
+    no_second: str = NO_SECOND
 
     def trip(
         self, queries: Tensor, keys: Tensor, requests: list[Request], visit: Visit, known: Tensor | None
     ) -> Tensor | None:
-        home = _round(queries, keys, requests, self, visit)
+        luggage = Luggage(requests)
+
+        def at_block(travelling: list[Tensor], first: int) -> Tensor | None:
+            return visit(luggage.unpacked(queries, travelling, first))
+
+        home = round_trip([keys, *luggage.columns], self.rows, self.group, at_block)
         return home if known is None or home is None else home.add_(known)
 
 
@@ -136,32 +141,49 @@ def blocks_of_ranks(block: Tensor, rows: list[int], group: Group = None) -> Iter
         block = room
 
 
-def _round(
-    queries: Tensor, keys: Tensor, requests: list[Request], route: _Route, visit: Visit
+def wanted_by_any(group: Group, *tensors: Tensor) -> bool:
+    """Whether some rank wants a gradient of one of these."""
+    wants = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    return bool(sum_over_ranks(torch.tensor(float(wants), device=tensors[0].device), group) > 0)
+
+
+def round_trip(
+    travelling: list[Tensor],
+    rows: list[int],
+    group: Group,
+    visit: Callable[[list[Tensor], int], Tensor | None],
+    join: Callable[[Tensor, Tensor], Tensor] = Tensor.add_,
 ) -> Tensor | None:
-    """Sends every rank's keys once round; the gradient of this rank's block comes home with all in it."""
-    me, size = rank(route.group), world_size(route.group)
-    luggage = Luggage(requests)
-    travelling = [keys, *luggage.columns]
-    gathered: Tensor | None = None  # the gradient of the block that was here before
+    """Sends every rank's tensors once round; what is gathered for this rank's block comes home.
+
+    Args:
+        travelling: this rank's block, each tensor with a row for each of its keys.
+        rows: how many keys every rank has.
+        group: the process group.
+        visit: what a block gets here, a row for each of its keys, or None; given the block's tensors and the
+            number that its first key has among all.
+        join: a visit's result, and what the block came with, as one; by default their sum.
+    """
+    me, size = rank(group), world_size(group)
+    gathered: Tensor | None = None  # of the block that was here before
     for step in range(size):
         block = (me - step) % size
-        traffic = _Traffic(route.group)
+        traffic = _Traffic(group)
         following, came = None, None
         if step + 1 < size:
-            following = [traffic.pass_on(tensor, route.rows[block - 1]) for tensor in travelling]
+            following = [traffic.pass_on(tensor, rows[block - 1]) for tensor in travelling]
         if gathered is not None:
-            came = traffic.pass_on(gathered, route.rows[block])
+            came = traffic.pass_on(gathered, rows[block])
         traffic.start()
-        mine = visit(luggage.unpacked(queries, travelling, sum(route.rows[:block])))
+        mine = visit(travelling, sum(rows[:block]))
         traffic.wait()
-        gathered = mine if mine is None or came is None else mine.add_(came)
+        gathered = mine if mine is None or came is None else join(mine, came)
         if following is not None:
             travelling = following
     if gathered is None or size == 1:
         return gathered
-    traffic = _Traffic(route.group)
-    home = traffic.pass_on(gathered, route.rows[me])
+    traffic = _Traffic(group)
+    home = traffic.pass_on(gathered, rows[me])
     traffic.start()
     traffic.wait()
     return home

@@ -1,24 +1,106 @@
-"""SigLIP's loss over the pairs of all ranks."""
+"""The losses of CLIP and SigLIP over the pairs of all ranks."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from wscl_fast.distributed.collectives import Group, first_row
+from wscl_fast.distributed.both_ways import both_ways
+from wscl_fast.distributed.collectives import Group, first_row, world_size
 from wscl_fast.distributed.shared import Gather, Shared
-from wscl_fast.functional import Impl, Reduction
-from wscl_fast.functional._checks import check_matrix
-from wscl_fast.functional._inputs import Batch
-from wscl_fast.functional.two_way import siglip_rows
+from wscl_fast.functional import Impl, Positives, Reduction
+from wscl_fast.functional import clip_loss as clip_of_one_process
+from wscl_fast.functional._checks import check_choice, check_matrix
+from wscl_fast.functional._inputs import Batch, prepare
+from wscl_fast.functional._variant import Variant
+from wscl_fast.functional.infonce import infonce_rows
+from wscl_fast.functional.two_way import clip_rows, siglip_rows
 
-__all__ = ["ids_of_rows", "siglip_loss"]
+__all__ = ["clip_loss", "ids_of_rows", "siglip_loss"]
 
 
 def ids_of_rows(x: Tensor, group: Group) -> Tensor:
     """Ids that tell this rank's rows from each other and from those of all other ranks."""
     check_matrix("x", x)
     return torch.arange(len(x), device=x.device) + first_row(x, group)
+
+
+def clip_loss(
+    x: Tensor,
+    y: Tensor,
+    *,
+    x_clusters: Tensor | None = None,
+    y_clusters: Tensor | None = None,
+    temperature: float | Tensor = 0.07,
+    positives: Positives = "out",
+    x_weights: Tensor | None = None,
+    y_weights: Tensor | None = None,
+    ignore_index: int = -1,
+    reduction: Reduction = "mean",
+    impl: Impl = "auto",
+    gather: Literal["all", "ring"] = "all",
+    group: Group = None,
+    ddp: bool = False,
+) -> Tensor:
+    """:func:`wscl_fast.functional.clip_loss` of one process that has the batch of all ranks.
+
+    In plain PyTorch, where the ranks' tensors lie in one process::
+
+        clip_loss(torch.cat(x), torch.cat(y), x_clusters=torch.cat(x_clusters), ...)
+
+    Every rank gives its own rows of both sides; the number and the gradient that it gets, ``group`` and
+    ``ddp`` are as in :func:`wscl_fast.distributed.clustered_infonce`. Without ids row i of a rank belongs to
+    row i of the same rank. With ``gather="all"`` each rank gets all rows of either side, and its own meet
+    them: two matrices of similarities. ``gather="ring"`` sends the rows of y round, and one matrix serves
+    both directions: half of the products, in one trip. The temperature is one number, alike on all ranks.
+
+    Returns:
+        0-dim tensor, the same on every rank; for ``reduction="none"`` this rank's rows of x, then those of y.
+
+    Raises:
+        TypeError, ValueError: as for one process. An error on one rank alone leaves the others waiting.
+    """
+    check_choice("gather", gather, Literal["all", "ring"])
+    if world_size(group) == 1:
+        return clip_of_one_process(
+            x,
+            y,
+            x_clusters=x_clusters,
+            y_clusters=y_clusters,
+            temperature=temperature,
+            positives=positives,
+            x_weights=x_weights,
+            y_weights=y_weights,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            impl=impl,
+        )
+    shared = Shared(gather, group, ddp, reduction, impl)
+    variant = Variant(positives)
+    if isinstance(temperature, Tensor) and temperature.ndim:
+        raise TypeError(f"temperature: expected a number or a 0-dim tensor, got shape {temperature.shape}")
+    x_clusters, y_clusters = _ids(x, x_clusters, y_clusters, group)
+    batch, _ = shared.meet(Batch(x, y, x_clusters, y_clusters, temperature, ignore_index))
+    if shared.way == "ring":
+        inputs, impl, answers = prepare(batch, impl, shared.passes)
+        with torch.autocast(x.device.type, enabled=False):
+            sides = both_ways(inputs.pairs.folded(), variant.inner, fused=answers.fused, group=group)
+            rows = []
+            for side in sides:
+                own = side.logits if side.own_kind is None else side.own_kind
+                rows.append((clip_rows(side.lse, own, side.positives, variant.inner), side.positives))
+    else:
+        of_y = x_clusters if y_clusters is None else y_clusters
+        other, _ = shared.meet(Batch(y, x, of_y, x_clusters, temperature, ignore_index))
+        of_sides = [infonce_rows(side, variant, impl=impl, passes=shared.passes) for side in (batch, other)]
+        rows = [(of_side.loss, of_side.positives) for of_side in of_sides]
+    losses = [
+        shared.reduce(loss, count, weights)
+        for (loss, count), weights in zip(rows, (x_weights, y_weights), strict=True)
+    ]
+    return torch.cat(losses) if reduction == "none" else (losses[0] + losses[1]) / 2
 
 
 def siglip_loss(
@@ -55,10 +137,18 @@ def siglip_loss(
         TypeError, ValueError: as for one process. An error on one rank alone leaves the others waiting.
     """
     shared = Shared(gather, group, ddp, reduction, impl)
+    x_clusters, y_clusters = _ids(x, x_clusters, y_clusters, group)
+    batch, _ = shared.meet(Batch(x, y, x_clusters, y_clusters, temperature, ignore_index))
+    loss, has_id = siglip_rows(batch, bias, impl=impl, passes=shared.passes)
+    return shared.reduce(loss, has_id, weights)
+
+
+def _ids(
+    x: Tensor, x_clusters: Tensor | None, y_clusters: Tensor | None, group: Group
+) -> tuple[Tensor, Tensor | None]:
+    """The ids of both sides; without any, row i of a rank belongs to row i of the same rank."""
     if x_clusters is None:
         if y_clusters is not None:
             raise ValueError("y_clusters: expected None where x_clusters is None, got a tensor")
         x_clusters = ids_of_rows(x, group)
-    batch, _ = shared.meet(Batch(x, y, x_clusters, y_clusters, temperature, ignore_index))
-    loss, has_id = siglip_rows(batch, bias, impl=impl, passes=shared.passes)
-    return shared.reduce(loss, has_id, weights)
+    return x_clusters, y_clusters

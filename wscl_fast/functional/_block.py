@@ -5,6 +5,7 @@ For the keys B of one block, and upstream u_i of every query:
     lse_i  = log Σ_{j ∈ B, meets} e^{S_ij}        mean_i = Σ_{j ∈ B, meets} e^{S_ij − lse_i} k_j
     ∂/∂k_j = s Σ_i u_i e^{S_ij − lse_i} q_i        with the lse of all blocks together
 
+and of both directions at once, the keys' own log-sum-exps over the queries among them.
 In plain PyTorch the tiles are cut so that memory does not grow with N × M.
 """
 
@@ -20,7 +21,7 @@ from wscl_fast import _ops
 from wscl_fast._ops import Block
 from wscl_fast.pairs import Meets, Pairs, present
 
-__all__ = ["logsumexp", "logsumexp_backward", "nothing"]
+__all__ = ["logsumexp", "logsumexp_backward", "nothing", "two_way", "two_way_backward"]
 
 ROWS = 1024
 COLUMNS = 4096
@@ -65,14 +66,54 @@ def logsumexp_backward(pairs: Pairs, meets: Meets, stats: Tensor, upstream: Tens
     pairs = _present(pairs)
     queries, keys = pairs.queries, pairs.keys
     grad = torch.zeros_like(keys)
-    # The very shift of the forward pass, so that its rounding cancels in every probability.
-    shift = (torch.where(stats[1] == 0, 0.0, stats[0]) * math.log(2)).to(queries.dtype)
-    share = upstream / torch.where(stats[1] == 0, 1.0, stats[1]).to(queries.dtype)
+    shift, share = _weights(stats, upstream)
     for columns in _slices(len(keys), COLUMNS):
         for rows in _slices(len(queries), ROWS):
             weights = (_logits(pairs, meets, rows, columns) - shift[rows, None]).exp()
             grad[columns] += pairs.scale * ((share[rows, None] * weights).T @ queries[rows])
     return grad
+
+
+def two_way(pairs: Pairs, meets: Meets, fused: bool) -> tuple[Tensor, Tensor]:
+    """The statistics of every query over the keys, and the other way round; no one has an own key."""
+    if fused:
+        return _ops.two_way_block(pairs, meets)
+    both = (pairs, pairs.swapped())
+    rows, columns = (logsumexp(side, meets, need_mean=False, fused=False).stats for side in both)
+    return rows, columns
+
+
+def two_way_backward(
+    pairs: Pairs,
+    meets: Meets,
+    of_rows: tuple[Tensor, Tensor],  # their statistics over all blocks, and the gradients from above
+    of_columns: tuple[Tensor, Tensor],
+    fused: bool,
+) -> tuple[Tensor, Tensor]:
+    """The gradients ``[N, d]`` and ``[M, d]`` of both sides from the pairs of this block."""
+    if fused:
+        stats, grads = zip(of_rows, of_columns, strict=True)
+        return _ops.two_way_block_backward(*grads, pairs, *stats, meets)
+    pairs = _present(pairs)
+    queries, keys = pairs.queries, pairs.keys
+    grad_queries, grad_keys = torch.zeros_like(queries), torch.zeros_like(keys)
+    (row_shift, row_share), (column_shift, column_share) = (_weights(*side) for side in (of_rows, of_columns))
+    for columns in _slices(len(keys), COLUMNS):
+        for rows in _slices(len(queries), ROWS):
+            logits = _logits(pairs, meets, rows, columns)
+            weights = row_share[rows, None] * (logits - row_shift[rows, None]).exp()
+            weights += column_share[columns] * (logits - column_shift[columns]).exp()
+            grad_queries[rows] += pairs.scale * (weights @ keys[columns])
+            grad_keys[columns] += pairs.scale * (weights.T @ queries[rows])
+    return grad_queries, grad_keys
+
+
+def _weights(stats: Tensor, upstream: Tensor) -> tuple[Tensor, Tensor]:
+    """The shift of a log-sum-exp, and what its gradient gives to a pair with e to a logit less that shift."""
+    # The very shift of the forward pass, so that its rounding cancels in every probability.
+    nothing = stats[1] == 0
+    shift = (torch.where(nothing, 0.0, stats[0]) * math.log(2)).to(upstream.dtype)
+    return shift, upstream / torch.where(nothing, 1.0, stats[1]).to(upstream.dtype)
 
 
 def _present(pairs: Pairs) -> Pairs:

@@ -101,14 +101,16 @@ def _clip_rows(pairs: Pairs, inner: bool, impl: Impl) -> list[tuple[Tensor, Tens
     rows = []
     for direction, side in enumerate((pairs, pairs.swapped())):
         count = matching_count(side)
-        size = count.clamp(min=1).to(pairs.queries.dtype)
-        if own_kind is None:
-            numerator = matching_logits(side) / size
-        else:
-            numerator = own_kind[direction].masked_fill(count == 0, 0) - size.log()
-        loss = everyone[direction].masked_fill(count == 0, 0) - numerator
-        rows.append((torch.where(count > 0, loss, 0.0), count))
+        own = matching_logits(side) if own_kind is None else own_kind[direction]
+        rows.append((clip_rows(everyone[direction], own, count, inner), count))
     return rows
+
+
+def clip_rows(lse: Tensor, own_kind: Tensor, count: Tensor, inner: bool) -> Tensor:
+    """The loss of rows; of their own kind, the log-sum-exp with ``inner``, else the sum of logits."""
+    size = count.clamp(min=1).to(lse.dtype)
+    numerator = own_kind.masked_fill(count == 0, 0) - size.log() if inner else own_kind / size
+    return torch.where(count > 0, lse.masked_fill(count == 0, 0) - numerator, 0.0)
 
 
 @takes_arrays

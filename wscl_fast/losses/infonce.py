@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from wscl_fast.distributed import Gather, first_row
+from wscl_fast.distributed import clip_loss as distributed_clip
 from wscl_fast.distributed import clustered_infonce as distributed_infonce
 from wscl_fast.distributed.collectives import Group
 from wscl_fast.functional import (
@@ -240,8 +241,8 @@ class ClusteredInfoNCE(LossModule):
         compute = self._compute(options)
         plain = rows.samples is None and set(options) == {"positives", "ignore_index", "reduction", "impl"}
         of_each = isinstance(rows.temperature, Tensor) and rows.temperature.ndim > 0
-        if count == 2 and plain and self.gather == "none" and not of_each:
-            loss = clip_loss(  # one similarity matrix for both views
+        if count == 2 and plain and self.gather != "count" and not of_each:
+            loss = self._choose(clip_loss, distributed_clip)(  # one similarity matrix for both views
                 views[:, 0],
                 views[:, 1],
                 x_clusters=rows.clusters,

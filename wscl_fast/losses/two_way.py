@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from wscl_fast.distributed import Gather
-from wscl_fast.distributed import clustered_infonce as distributed_infonce
+from wscl_fast.distributed import clip_loss as distributed_clip
 from wscl_fast.distributed import siglip_loss as distributed_siglip
 from wscl_fast.distributed.collectives import Group
-from wscl_fast.distributed.two_way import ids_of_rows
 from wscl_fast.functional import Impl, Positives, Reduction, clip_loss, siglip_loss
 from wscl_fast.functional._checks import check_choice, check_id
 from wscl_fast.functional.two_way import check_bias
@@ -37,7 +36,7 @@ class CLIPLoss(LossModule):
         reduction: ``"mean"``, ``"sum"`` or ``"none"`` (``[2 B]``: the rows of x, then those of y).
         impl: ``"auto"``, ``"fused"``, ``"chunked"`` or ``"reference"``.
         gather: ``"all"`` or ``"ring"`` for the loss over the batch of all ranks, see
-            :func:`wscl_fast.distributed.clustered_infonce`; ``"none"`` for this process alone.
+            :func:`wscl_fast.distributed.clip_loss`; ``"none"`` for this process alone.
         group: the process group of ``gather``; by default all processes.
         ddp: with ``gather``, whether the gradients will be averaged over the ranks.
 
@@ -89,22 +88,21 @@ class CLIPLoss(LossModule):
     def forward(self, x: Tensor, y: Tensor, clusters: Tensor | None = None) -> Tensor:
         """The loss of ``x [B, d]`` and ``y [B, d]``, row i of the one and of the other being one sample."""
         x, y = self._directions("x", x), self._directions("y", y)
-        temperature = self.clamped_temperature()
-        options: dict[str, Any] = {
-            "temperature": temperature,
-            "positives": self.positives,
-            "ignore_index": self.ignore_index,
-            "reduction": self.reduction,
-            "impl": self.impl,
-        }
-        if self.gather == "none":
-            return clip_loss(x, y, x_clusters=clusters, **options)
         if len(y) != len(x):
             raise ValueError(f"y: expected {len(x)} rows as in x, got {len(y)}")
-        options["query_clusters"] = ids_of_rows(x, self.group) if clusters is None else clusters
-        compute = self._choose(clip_loss, distributed_infonce)
-        one, two = compute(x, y, **options), compute(y, x, **options)
-        return torch.cat([one, two]) if self.reduction == "none" else (one + two) / 2
+        if clusters is not None:
+            check_rows("clusters", clusters, len(x))
+        loss: Tensor = self._choose(clip_loss, distributed_clip)(
+            x,
+            y,
+            x_clusters=clusters,
+            temperature=self.clamped_temperature(),
+            positives=self.positives,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            impl=self.impl,
+        )
+        return loss
 
     def extra_repr(self) -> str:
         """The settings, for ``print(module)``."""
