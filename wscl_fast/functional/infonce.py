@@ -230,7 +230,8 @@ def _check_samples(inputs: Inputs, query_samples: Tensor | None, key_samples: Te
     check_vector("key_samples", key_samples, len(pairs.keys), pairs.queries, integer=True)
     if inputs.in_batch and key_samples is not query_samples:
         raise ValueError("key_samples: expected None where keys is None, got a tensor")
-    ignored, nobody = pairs.ignore_index, torch.iinfo(torch.int64).min
+    ignored, limits = pairs.ignore_index, torch.iinfo(torch.int64)
+    nobody = limits.min if ignored != limits.min else limits.max
     # A key with a cluster but no sample stays in the denominator, and is no one's positive.
     query_ids = torch.where(pairs.query_ids == ignored, ignored, query_samples)
     key_ids = torch.where(key_samples == ignored, nobody, key_samples)
