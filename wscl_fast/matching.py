@@ -9,7 +9,7 @@ taken off again: it stays out of the sums, and all but those whose own it is get
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +22,7 @@ __all__ = [
     "Matching",
     "allowed_count",
     "allowed_sum",
+    "chunks",
     "matching_count",
     "matching_logits",
     "matching_sum",
@@ -30,6 +31,8 @@ __all__ = [
 ]
 
 CHUNK = 1 << 18  # numbers in double precision at a time: 2 MiB, in a core's cache
+COLUMNS = 1 << 19  # numbers of sums in double precision at a time, where there is one for each query: 4 MiB
+LEAST_COLUMNS = 16  # but so many columns: a row of them is a line of cache
 
 
 def matching_count(pairs: Pairs) -> Tensor:
@@ -60,15 +63,18 @@ def matching_sum(pairs: Pairs, values: Tensor) -> Tensor:
 
 def matching_logits(pairs: Pairs) -> Tensor:
     """``Σ S_ij`` over the keys of query i's id that it may meet, ``[N]``."""
-    sums = matching_sum(pairs, pairs.keys).to(pairs.queries.dtype)
-    return pairs.scale * (pairs.queries * sums).sum(1)
+    # Within a batch both sides are one tensor, with the same ids: see above.
+    keys, key_ids = pairs.keys.view_as(pairs.keys), pairs.key_ids.view_as(pairs.key_ids)
+    known = (pairs.query_ids, key_ids, pairs.own, pairs.ignore_index)
+    products: Tensor = _Products.apply(pairs.queries, keys, *known)  # type: ignore[no-untyped-call]
+    return pairs.scale * products
 
 
 @torch.no_grad()
 def squared_lengths(values: Tensor) -> Tensor:
     """``‖values_j‖²`` ``[M]`` in double precision."""
     lengths = values.new_empty(len(values), dtype=_wide(values))
-    for chunk in _chunks(values):
+    for chunk in chunks(values):
         lengths[chunk] = values[chunk].to(lengths.dtype).square().sum(1)
     return lengths
 
@@ -81,7 +87,7 @@ def allowed_sum(pairs: Pairs, values: Tensor) -> Tensor:
         own = _own(pairs, pairs.own, same=False).split(values)
         counted = counted & ~own.left_out
     total = torch.zeros(values.shape[1], dtype=_wide(values), device=values.device)
-    for chunk in _chunks(values):
+    for chunk in chunks(values):
         total += torch.where(counted[chunk, None], values[chunk], 0.0).to(total.dtype).sum(0)
     result = total.expand(len(pairs.query_ids), -1)
     if own is not None:
@@ -103,8 +109,11 @@ class Matching:
 
     def __init__(self, query_ids: Tensor, ignore_index: int) -> None:
         self.query_ids, self.ignore_index = query_ids, ignore_index
-        self.ordered = query_ids.sort().values
-        # The sum of an id lies where the id first stands in order; slot n takes what belongs to no query.
+        # How many ids there are is not known to a graph that is traced, nor to a host without waiting.
+        looks = query_ids.device.type == "cpu" and not torch.compiler.is_compiling()
+        self.ordered = torch.unique(query_ids) if looks else query_ids.sort().values
+        # The sum of an id lies where the id first stands in order; the last slot is of those without a query.
+        self.none = len(self.ordered)
         self.of_query = self._slots(query_ids)
         self.sums: Tensor | None = None
         self.own_sum: Tensor | None = None
@@ -112,55 +121,62 @@ class Matching:
 
     def add(self, pairs: Pairs, values: Tensor) -> None:
         """Add a block of keys, with a row of ``values`` for each of them."""
-        n, wide = len(self.query_ids), _wide(values)
+        wide = _wide(values)
         if self.sums is None:
-            self.sums = torch.zeros(n + 1, values.shape[1], dtype=wide, device=values.device)
+            self.sums = torch.zeros(self.none + 1, values.shape[1], dtype=wide, device=values.device)
         slots = self._slots(pairs.key_ids)
         if pairs.own is not None and len(values):
             own = _own(pairs, pairs.own, same=True).split(values)
-            of_id = slots.new_zeros(n + 1).index_add_(0, slots, own.left_out.to(slots.dtype))
+            of_id = slots.new_zeros(self.none + 1).index_add_(0, slots, own.left_out.to(slots.dtype))
             touched, mine = of_id[self.of_query] - own.apart.to(slots.dtype), own.finite.of(values)
             self.touched = touched if self.touched is None else self.touched + touched
             self.own_sum = mine if self.own_sum is None else self.own_sum + mine
-            slots = slots.masked_fill(own.left_out, n)
-        for chunk in _chunks(values):
+            slots = slots.masked_fill(own.left_out, self.none)
+        for chunk in chunks(values):
             add_rows(self.sums, slots[chunk], values[chunk].to(wide))
 
-    def sum(self) -> Tensor:
-        """``[N, width]`` in double precision: the sum of the keys so far."""
+    def sum(self, rows: slice = slice(None)) -> Tensor:
+        """``[N, width]`` in double precision, of some queries or all: the sum of the keys so far."""
         assert self.sums is not None
-        sums = self.sums.index_select(0, self.of_query)
+        sums = self.sums.index_select(0, self.of_query[rows])
         if self.own_sum is not None and self.touched is not None:
-            sums -= self.own_sum
-            sums.masked_fill_((self.touched > 0)[:, None], torch.nan)
-        return sums.masked_fill_((self.query_ids == self.ignore_index)[:, None], 0)
+            sums -= self.own_sum[rows]
+            sums.masked_fill_((self.touched[rows] > 0)[:, None], torch.nan)
+        return sums.masked_fill_((self.query_ids[rows] == self.ignore_index)[:, None], 0)
 
-    def per_id(self, values: Tensor) -> Tensor:
-        """``[N + 1, width]``: for every id the sum of its queries' rows of ``values [N, width]``."""
-        n, wide = len(self.query_ids), _wide(values)
-        sums = torch.zeros(n + 1, values.shape[1], dtype=wide, device=values.device)
-        for chunk in _chunks(values):
-            add_rows(sums, self.of_query[chunk], values[chunk].to(wide))
+    def per_id(self, values: Tensor, weights: Tensor | None = None) -> Tensor:
+        """``[ids + 1, width]``: for every id the sum of its queries' rows of ``values [N, width]``, by their
+        ``weights [N]``.
+        """
+        wide = _wide(values)
+        sums = torch.zeros(self.none + 1, values.shape[1], dtype=wide, device=values.device)
+        for chunk in chunks(values):
+            rows = values[chunk] if weights is None else weights[chunk, None] * values[chunk]
+            add_rows(sums, self.of_query[chunk], rows.to(wide))
         sums[-1].zero_()
         return sums
 
-    def spread(self, grad: Tensor, pairs: Pairs, values: Tensor, per_id: Tensor) -> None:
-        """Add to every key's row of ``grad [M, width]`` the ``values`` of the queries that have its id."""
+    def spread(
+        self, grad: Tensor, pairs: Pairs, values: Tensor, per_id: Tensor, weights: Tensor | None = None
+    ) -> None:
+        """Add to every key's row of ``grad [M, width]`` the ``values`` of the queries that have its id, which
+        :meth:`per_id` summed up with the same weights.
+        """
         slots = self._slots(pairs.key_ids)
-        for chunk in _chunks(grad):
+        for chunk in chunks(grad):
             grad[chunk] += per_id.index_select(0, slots[chunk])
         if pairs.own is not None and len(grad):
             own = _own(pairs, pairs.own, same=True)
+            values = values if weights is None else weights[:, None] * values
             mine = torch.where(own.there[:, None], values, 0.0).to(grad.dtype)
             add_rows(grad, own.place, -mine)
 
     def _slots(self, ids: Tensor) -> Tensor:
-        none = len(self.ordered)
-        if none == 0:
+        if self.none == 0:
             return torch.zeros_like(ids)
-        slots = torch.searchsorted(self.ordered, ids).clamp_(max=none - 1)
+        slots = torch.searchsorted(self.ordered, ids).clamp_(max=self.none - 1)
         known = (self.ordered[slots] == ids) & (ids != self.ignore_index)
-        return torch.where(known, slots, none)
+        return torch.where(known, slots, self.none)
 
 
 class _Own(NamedTuple):
@@ -225,8 +241,7 @@ class _Sum(torch.autograd.Function):
         pairs = Pairs(values, values, query_ids, key_ids, own, values.new_ones(()), ignore_index)
         matching = Matching(query_ids, ignore_index)
         if not back:
-            matching.add(pairs, values)
-            return matching.sum().to(dtype)
+            return _gathered(matching, pairs, values, dtype)
         sums = values.new_zeros(len(key_ids), values.shape[1], dtype=dtype)
         matching.spread(sums, pairs, values, matching.per_id(values))
         return sums
@@ -237,11 +252,81 @@ class _Sum(torch.autograd.Function):
         return _Sum.apply(grad, *known), *(None,) * 6  # type: ignore[no-untyped-call]
 
 
+class _Products(torch.autograd.Function):
+    """``⟨q_i, Σ k_j⟩`` over the keys of query i's id that it may meet, ``[N]``.
+
+    The sums have the size of the queries. They are made a few columns at a time, and made again for the
+    backward pass instead of kept.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        queries: Tensor,
+        keys: Tensor,
+        query_ids: Tensor,
+        key_ids: Tensor,
+        own: Tensor | None,
+        ignore_index: int,
+    ) -> Tensor:
+        ctx.save_for_backward(queries, keys, query_ids, key_ids, own)
+        ctx.ignore_index = ignore_index
+        pairs = Pairs(queries, keys, query_ids, key_ids, own, queries.new_ones(()), ignore_index)
+        total = torch.zeros(len(queries), dtype=_wide(queries), device=queries.device)
+        for columns in _columns(queries):
+            matching = Matching(query_ids, ignore_index)
+            total += (queries[:, columns] * _gathered(matching, pairs, keys[:, columns], total.dtype)).sum(1)
+        return total.to(queries.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        queries, keys, *known = ctx.saved_tensors
+        known.append(ctx.ignore_index)
+        need_queries, need_keys = ctx.needs_input_grad[:2]
+        grad = grad[:, None]
+
+        def of_queries(columns: slice) -> Tensor:
+            sums: Tensor = _Sum.apply(keys[:, columns], *known, _wide(keys), False)  # type: ignore[no-untyped-call]
+            return grad * sums.to(queries.dtype)
+
+        def of_keys(columns: slice) -> Tensor:
+            return _Sum.apply(grad * queries[:, columns], *known, keys.dtype, True)  # type: ignore[no-untyped-call,no-any-return]
+
+        return (
+            _in_columns(of_queries, queries) if need_queries else None,
+            _in_columns(of_keys, keys) if need_keys else None,
+            *(None,) * 4,
+        )
+
+
+def _gathered(matching: Matching, pairs: Pairs, values: Tensor, dtype: torch.dtype) -> Tensor:
+    """The keys' values summed for the queries."""
+    matching.add(pairs, values)
+    return matching.sum().to(dtype)
+
+
+def _in_columns(part: Callable[[slice], Tensor], like: Tensor) -> Tensor:
+    """Parts of a few columns each as one tensor; at once where their own gradient may be asked for."""
+    if torch.is_grad_enabled():
+        return part(slice(None))
+    result = torch.empty_like(like, memory_format=torch.contiguous_format)
+    for columns in _columns(like):
+        result[:, columns] = part(columns)
+    return result
+
+
+def _columns(rows: Tensor) -> Iterator[slice]:
+    """So many columns that sums of them in double precision stay small beside the rows."""
+    step = max(COLUMNS // max(len(rows), 1), LEAST_COLUMNS)
+    return (slice(start, start + step) for start in range(0, rows.shape[1], step))
+
+
 def _wide(values: Tensor) -> torch.dtype:
     """What sums over keys are kept in; Apple's GPUs have no double precision."""
     return values.dtype if values.device.type == "mps" else torch.float64
 
 
-def _chunks(values: Tensor) -> Iterator[slice]:
+def chunks(values: Tensor) -> Iterator[slice]:
+    """The rows, so many at a time that they stay in cache in double precision."""
     step = max(CHUNK // max(values.shape[1], 1), 1)
     return (slice(start, min(start + step, len(values))) for start in range(0, len(values), step))

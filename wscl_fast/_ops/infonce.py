@@ -10,6 +10,8 @@ from torch import Tensor
 from wscl_fast._ops.extension import allow_tf32, compute_dtype, require
 from wscl_fast._ops.registration import register, register_backward
 
+LARGE = 1 << 21  # numbers of a gradient that is worth the care: 8 MiB in float32
+
 
 def clustered_infonce(
     queries: Tensor,  # [N, d]
@@ -106,7 +108,9 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Te
     if grad_loss is None:
         return (None,) * 11
     *inputs, count, stats, direction = ctx.saved_tensors
+    queries, scale = inputs[0], inputs[5]
     need_queries, need_keys, need_scale = (ctx.needs_input_grad[i] for i in (0, 1, 5))
+    in_place = need_queries and _is_last_use(direction)
     grad_queries, grad_keys, grad_scale = torch.ops.wscl_fast.infonce_backward(
         grad_loss,
         *inputs,
@@ -114,17 +118,34 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Te
         count,
         stats,
         direction,
-        need_queries,
+        need_queries and not in_place,
         need_keys,
         need_scale,
-        allow_tf32(inputs[0]),
+        allow_tf32(queries),
     )
+    if in_place:  # what the kernel does, to the bit
+        factor = torch.where(count > 0, grad_loss.double() * scale.double(), 0.0)
+        grad_queries = direction.mul_(factor.to(direction.dtype)[:, None])
     return (
-        grad_queries.to(inputs[0].dtype) if need_queries else None,
+        grad_queries.to(queries.dtype) if need_queries else None,
         grad_keys if need_keys else None,
         *(None,) * 3,
         grad_scale if need_scale else None,
         *(None,) * 5,
+    )
+
+
+def _is_last_use(direction: Tensor) -> bool:
+    """Whether the mean keys may become the gradient that they are but for a factor for each row.
+
+    There are large ones, and this is the last backward pass to read them: their graph is not kept.
+    """
+    return (
+        direction.numel() >= LARGE
+        and direction.device.type == "cpu"
+        and type(direction) is Tensor
+        and not torch.compiler.is_compiling()
+        and not torch._C._autograd._get_current_graph_task_keep_graph()
     )
 
 

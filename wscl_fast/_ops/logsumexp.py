@@ -95,7 +95,7 @@ def merge_blocks(a: Block, b: Block) -> Block:
     if len(a.mean) == 0 or len(b.mean) == 0:
         return Block(torch.stack((shift, total)), a.mean[:0])
     share = [(part / torch.where(total == 0, 1.0, total))[:, None].to(a.mean.dtype) for part in parts]
-    return Block(torch.stack((shift, total)), share[0] * a.mean + share[1] * b.mean)
+    return Block(torch.stack((shift, total)), (share[0] * a.mean).addcmul_(share[1], b.mean))
 
 
 def logsumexp_block_backward(

@@ -17,6 +17,7 @@ from torch import Tensor
 from wscl_fast import _ops, chunked
 from wscl_fast import affinity as affinities
 from wscl_fast.affinity import Affinity, has_factors
+from wscl_fast.functional._checks import is_fake
 from wscl_fast.matching import (
     allowed_count,
     allowed_sum,
@@ -201,6 +202,8 @@ class AffinitySum(Request):
         if pairs.own is None or not len(pairs.keys):
             return has_id[:, None].expand(-1, 2) if self.some_missing else None, None
         left_out, touched = own_not_finite(pairs, pairs.keys)
+        if not self.some_missing and _none_of(left_out):
+            return None, None
         return torch.stack([has_id, has_id & ~left_out], 1), touched
 
 
@@ -289,6 +292,12 @@ def weighted_sum(
         return _sum_by_tags(query_auxiliary, key_auxiliary, values, there, jaccard=affinity == "jaccard")
     compute = chunked.factor_product if has_factors(affinity) else chunked.weighted_sum
     return compute(affinity, query_auxiliary, key_auxiliary, values, there)
+
+
+def _none_of(flags: Tensor) -> bool:
+    """Whether none is set, where looking costs nothing: on the CPU, outside of a graph that is traced."""
+    looks = flags.device.type == "cpu" and not torch.compiler.is_compiling() and not is_fake(flags)
+    return looks and not bool(flags.any())
 
 
 def _sum_by_tags(

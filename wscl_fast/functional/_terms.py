@@ -22,7 +22,7 @@ from wscl_fast import _ops
 from wscl_fast._ops import Block, merge_blocks
 from wscl_fast.functional import _block as blocks
 from wscl_fast.functional._requests import LogitSum, LogSumExp, Request, Softmax, SoftplusSum
-from wscl_fast.matching import Matching
+from wscl_fast.matching import Matching, chunks
 
 __all__ = ["Needs", "Term", "term_of"]
 
@@ -74,6 +74,10 @@ class Term:
         """Before a backward pass: the gradient from above, and what can be said without the keys."""
         self.grad, self.grad_queries = grad, 0.0
         self.grad_inputs = [None] * len(request.inputs)
+
+    def add_queries(self, total: Tensor) -> None:
+        """After a backward pass: add the queries' gradient ``[N, d]``."""
+        total += self.grad_queries
 
     def back(self, request: Request, needs: Needs, gathered: Tensor | None, fused: bool) -> Tensor | None:
         """The backward pass over a block; its keys' gradient on top of what was gathered of it, if any."""
@@ -136,8 +140,12 @@ class _OfSoftmax(Term):
         assert isinstance(request, LogSumExp)
         grad = grad[0] if isinstance(request, Softmax) else grad
         self.grad = torch.where(self.block.stats[1] == 0, 0.0, grad)
+
+    def add_queries(self, total: Tensor) -> None:
+        assert self.block is not None
+        assert isinstance(self.request, LogSumExp)
         if len(self.block.mean):
-            self.grad_queries = (request.scaled().scale * self.grad)[:, None] * self.block.mean
+            total.addcmul_((self.request.scaled().scale * self.grad)[:, None], self.block.mean)
 
     def back(self, request: Request, needs: Needs, gathered: Tensor | None, fused: bool) -> Tensor | None:
         if not needs.keys:
@@ -163,22 +171,23 @@ class _OfLogits(Term):
         self.queries = request.pairs.queries
 
     def value(self) -> Tensor:
-        self.sums = self.matching.sum()
-        value = self.request.pairs.scale * (self.queries * self.sums).sum(1)
-        self.sums = self.sums.to(self.queries.dtype)
-        return value.to(self.queries.dtype)
+        products = [(self.queries[rows] * self.matching.sum(rows)).sum(1) for rows in chunks(self.queries)]
+        total = torch.cat(products) if products else self.queries.new_zeros(0)
+        return (self.request.pairs.scale * total).to(self.queries.dtype)
 
     def turn(self, grad: Tensor, request: Request, queries: Tensor) -> None:
-        upstream = (request.pairs.scale * grad)[:, None]
-        self.grad_queries = upstream * self.sums
-        self.pulls = upstream * queries
-        self.per_id = self.matching.per_id(self.pulls).to(self.pulls.dtype)
+        self.upstream, self.queries = request.pairs.scale * grad, queries
+        self.per_id = self.matching.per_id(queries, self.upstream).to(queries.dtype)
+
+    def add_queries(self, total: Tensor) -> None:
+        for rows in chunks(total):
+            total[rows] += self.upstream[rows, None] * self.matching.sum(rows).to(total.dtype)
 
     def back(self, request: Request, needs: Needs, gathered: Tensor | None, fused: bool) -> Tensor | None:
         if not needs.keys:
             return None
         gathered = torch.zeros_like(request.pairs.keys) if gathered is None else gathered
-        self.matching.spread(gathered, request.pairs, self.pulls, self.per_id)
+        self.matching.spread(gathered, request.pairs, self.queries, self.per_id, self.upstream)
         return gathered
 
 
@@ -203,9 +212,12 @@ class _OfSoftplus(Term):
     def turn(self, grad: Tensor, request: Request, queries: Tensor) -> None:
         assert self.block is not None
         self.grad = grad
-        if len(self.block.direction):
-            self.grad_queries = (request.pairs.scale * grad)[:, None] * self.block.direction
         self.grad_inputs = [grad * self.block.slope.to(grad.dtype)]
+
+    def add_queries(self, total: Tensor) -> None:
+        assert self.block is not None
+        if len(self.block.direction):
+            total.addcmul_((self.request.pairs.scale * self.grad)[:, None], self.block.direction)
 
     def back(self, request: Request, needs: Needs, gathered: Tensor | None, fused: bool) -> Tensor | None:
         if not needs.keys:

@@ -182,7 +182,9 @@ class _Return(torch.autograd.Function):
         if needs.keys or any(term.again for term in terms):
             with torch.autocast(queries.device.type, enabled=False):
                 grad_keys = ctx.route.trip(queries, keys, requests, visit, known)
-        grad_queries = sum((term.grad_queries for term in terms), torch.zeros_like(queries))
+        grad_queries = torch.zeros_like(queries)
+        for term in terms:
+            term.add_queries(grad_queries)
         grad_inputs = [grad for term in terms for grad in term.grad_inputs]
         return (
             grad_queries if needs.queries else None,
