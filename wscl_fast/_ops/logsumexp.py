@@ -87,7 +87,10 @@ def logsumexp_block(pairs: Pairs, meets: Meets = "all", *, need_mean: bool = Tru
 
 
 def merge_blocks(a: Block, b: Block) -> Block:
-    """What :func:`logsumexp_block` gives for the keys of both blocks together. O(N d)."""
+    """What :func:`logsumexp_block` gives for the keys of both blocks together. O(N d).
+
+    The first one's mean keys are written over, and become those of both.
+    """
     shift = torch.maximum(a.stats[0], b.stats[0])
     finite = torch.where(shift == -torch.inf, 0.0, shift)
     parts = [block.stats[1] * torch.exp2(block.stats[0] - finite) for block in (a, b)]
@@ -95,7 +98,7 @@ def merge_blocks(a: Block, b: Block) -> Block:
     if len(a.mean) == 0 or len(b.mean) == 0:
         return Block(torch.stack((shift, total)), a.mean[:0])
     share = [(part / torch.where(total == 0, 1.0, total))[:, None].to(a.mean.dtype) for part in parts]
-    return Block(torch.stack((shift, total)), (share[0] * a.mean).addcmul_(share[1], b.mean))
+    return Block(torch.stack((shift, total)), a.mean.mul_(share[0]).addcmul_(share[1], b.mean))
 
 
 def logsumexp_block_backward(

@@ -51,8 +51,8 @@ class SoftplusBlock(NamedTuple):
     direction: Tensor  # [N, d]: Σ σ(t) k, that in scale · q; [0, d] if not asked for
 
     def plus(self, other: SoftplusBlock) -> SoftplusBlock:
-        """Over both blocks' keys."""
-        return SoftplusBlock(*(a + b for a, b in zip(self, other, strict=True)))
+        """Over both blocks' keys, in this one's place."""
+        return SoftplusBlock(*(a.add_(b) for a, b in zip(self, other, strict=True)))
 
 
 def softplus_block(

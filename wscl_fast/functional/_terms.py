@@ -42,7 +42,6 @@ class Term:
         self.again = request.differentiable
         self.joined: Tensor | None = None  # over the blocks so far, double precision where not a count
         self.ties: Tensor | None = None  # in how many blocks the largest value lies
-        self.grad_queries: Tensor | float = 0.0  # over the blocks of a backward pass so far
         self.grad_inputs: list[Tensor | None] = []
 
     def add(self, request: Request, needs: Needs, fused: bool) -> None:
@@ -72,12 +71,15 @@ class Term:
 
     def turn(self, grad: Tensor, request: Request, queries: Tensor) -> None:
         """Before a backward pass: the gradient from above, and what can be said without the keys."""
-        self.grad, self.grad_queries = grad, 0.0
+        self.grad = grad
+        if self.again:
+            self.grad_queries = torch.zeros_like(queries)  # over the blocks of this backward pass so far
         self.grad_inputs = [None] * len(request.inputs)
 
     def add_queries(self, total: Tensor) -> None:
         """After a backward pass: add the queries' gradient ``[N, d]``."""
-        total += self.grad_queries
+        if self.again:
+            total += self.grad_queries
 
     def back(self, request: Request, needs: Needs, gathered: Tensor | None, fused: bool) -> Tensor | None:
         """The backward pass over a block; its keys' gradient on top of what was gathered of it, if any."""
@@ -92,7 +94,7 @@ class Term:
         wanted = [queries, *leaves.values(), *([keys] if needs.keys else [])]
         share = self._share(part.detach())
         of_queries, *others = torch.autograd.grad(part, wanted, share, materialize_grads=True)
-        self.grad_queries = self.grad_queries + of_queries
+        self.grad_queries.add_(of_queries)
         for place in range(len(leaves)):
             known = self.grad_inputs[place]
             self.grad_inputs[place] = others[place] if known is None else known + others[place]
