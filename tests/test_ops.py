@@ -191,6 +191,25 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
     assert float(done.stdout) < 64
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_many_queries_have_the_same_gradient_with_and_without_their_graph(dtype: torch.dtype) -> None:
+    """The last backward pass writes it in the place of the mean keys: the same bits, in the memory of one."""
+    q, k = torch.randn(2050, 1024).to(dtype), torch.randn(64, 1024).to(dtype)
+    qc, kc = torch.arange(2050) % 5 - 1, torch.arange(64) % 4
+    q, t = (q / 32).requires_grad_(), torch.tensor(0.3, requires_grad=True)
+    weights = torch.linspace(0, 1, 2050)
+    loss = clustered_infonce(
+        q, k / 32, query_clusters=qc, key_clusters=kc, temperature=t, weights=weights, impl="fused"
+    )
+    kept = torch.autograd.grad(loss, (q, t), retain_graph=True)
+    last = torch.autograd.grad(loss, (q, t))
+    for a, b in zip(kept, last, strict=True):
+        assert a.equal(b)
+    assert (last[0][qc == -1] == 0).all()
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        torch.autograd.grad(loss, q)
+
+
 def test_wrong_direct_calls_are_refused() -> None:
     arguments = list(forward_arguments(torch.float32, in_batch=False, inner=False, gradient=False))
     for place, value, message in (
