@@ -97,8 +97,8 @@ bench: setup $(PEERS)/.installed
 # cmake comes from the system where it is there, else into .venv.
 CMAKE = $$(PATH="$(BIN):$$PATH" command -v cmake || { $(PIP) install cmake >&2 && echo $(BIN)/cmake; })
 
-build/%/.built: $(VENV)/.installed CMakeLists.txt CMakePresets.json $(CORE_SOURCES) $(wildcard tests/cpp/*)
-	@echo "wscl_fast: building the C++ tests ($*)"
+build/%/.built: $(VENV)/.installed CMakeLists.txt CMakePresets.json $(CORE_SOURCES) $(wildcard tests/cpp/* tests/cuda/*.cu)
+	@echo "wscl_fast: building by CMake ($*)"
 	@mkdir -p build; cmake=$(CMAKE); export PATH="$(BIN):$$PATH"; \
 	  $$cmake --preset $* >build/cmake-$*.log 2>&1 || $$cmake --preset $* && \
 	  $$cmake --build --preset $* >/dev/null || $$cmake --build --preset $*
@@ -112,9 +112,11 @@ sanitize: build/sanitize/.built
 # The CUDA kernels for one architecture where nvcc is: they compile, and ptxas's log says what each needs
 # (tests/cuda/resources.py). Built as a whole, so that the log has every kernel.
 CUDA_ARCH ?= 80
+# The kernels as the simulator runs them, where it is.
+SIMULATOR := $(if $(wildcard $(or $(PTXSIM_PATH),../shared)/ptxsim/__init__.py),build/simulator/.built)
 
 cuda: check-tools
-	@if command -v nvcc >/dev/null; then $(MAKE) --no-print-directory build/cuda/.built; \
+	@if command -v nvcc >/dev/null; then $(MAKE) --no-print-directory build/cuda/.built $(SIMULATOR); \
 	  else echo "wscl_fast: CUDA kernels are neither compiled nor simulated: nvcc is not on PATH"; fi
 
 CUDA_INPUTS := $(wildcard csrc/core/*.cu csrc/core/*.cuh csrc/core/*_cuda.h)
