@@ -1,4 +1,4 @@
-"""K-means on the CPU beside scikit-learn, faiss, scikit-learn-intelex and plain PyTorch.
+"""K-means on the CPU beside scikit-learn, faiss, scikit-learn-intelex, fast_pytorch_kmeans and plain PyTorch.
 
 Usage: .venv-peers/bin/python -m benchmarks.bench_kmeans [--only TASK …] [--cases A B C] [--turns N]
 
@@ -7,7 +7,7 @@ Tasks, each with a table of its own in results/, whose other rows stay:
     iteration  assign and update once, from the same centroids; the bare product of the distances beside it
     fit        25 iterations from the same start, with bounds
     seeding    k-means++
-    scalable   k-means|| for a large K: time, and memory above the input
+    scalable   k-means|| and bisecting for a large K: time, and memory above the input
     memory     of an iteration and of a fit, above the input
     scaling    an iteration at twice and four times the samples and the clusters
 
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from benchmarks.elsewhere import Elsewhere
 from benchmarks.harness import RESULTS, Timing, interleave, machine, peak_memory, save_figure, show, write_csv
-from benchmarks.peers_kmeans import CASES, FIT_ITERATIONS, PEERS, Case, environment, inertia
+from benchmarks.peers_kmeans import CASES, FIT_ITERATIONS, PEERS_OF, Case, environment, inertia
 from wscl_fast import KMeans, _ops
 from wscl_fast.clustering.inits import plus_plus
 from wscl_fast.clustering.points import Points
@@ -39,10 +39,10 @@ Row = dict[str, object]
 Sides = dict[str, Callable[[], object]]
 
 
-def peers(task: str, case: Case, threads: int, names: tuple[str, ...] = tuple(PEERS)) -> dict[str, Elsewhere]:
+def peers(task: str, case: Case, threads: int) -> dict[str, Elsewhere]:
     """Those that are installed; the missing ones are told of."""
     found = {}
-    for name in names:
+    for name in PEERS_OF[task]:
         try:
             found[name] = Elsewhere(
                 "benchmarks.peers_kmeans", [name, task, case.name, str(threads)], environment(name, threads)
@@ -54,7 +54,7 @@ def peers(task: str, case: Case, threads: int, names: tuple[str, ...] = tuple(PE
 
 def compared(task: str, case: Case, sides: Sides, threads: int, turns: int, **settings: bool) -> list[Row]:
     """Ours and others' times, and by how much each of ours is faster than the best peer in the same turn."""
-    others = peers(task, case, threads, ("scikit-learn",) if task == "seeding" else tuple(PEERS))
+    others = peers(task, case, threads)
     try:
         times = interleave({**sides, **others}, turns=turns, **settings)
         values = {name: side.result for name, side in others.items()}
@@ -133,33 +133,42 @@ def seeding(case: Case, threads: int, turns: int) -> list[Row]:
 SCALABLE = """
 import time, torch
 from benchmarks.peers_kmeans import Case
+from wscl_fast.clustering import BisectingKMeans
 from wscl_fast.clustering.inits import scalable
 from wscl_fast.clustering.points import Points
 torch.set_num_threads({threads})
 x = Case("", {n}, {d}, 1000).samples()
-scalable(Points(x[:2000]), 10, torch.Generator().manual_seed(0))
+def start(x, k):
+    return scalable(Points(x), k, torch.Generator().manual_seed(0))
+def splits(x, k):
+    return BisectingKMeans(k).fit(x).cluster_centers_
+{what}(x[:2000], 10)
 def measured():
-    start = time.perf_counter()
-    found = scalable(Points(x), {k}, torch.Generator().manual_seed(0))
+    begin = time.perf_counter()
+    found = {what}(x, {k})
     assert found.shape == ({k}, {d})
-    print(f"k-means||: {{time.perf_counter() - start:.1f}} s")
+    print(f"{name}: {{time.perf_counter() - begin:.1f}} s")
 """
+_MANY = {"k-means||": "start", "BisectingKMeans": "splits"}
 
 
 def scalable(threads: int) -> list[Row]:
     n, d, k = 200_000, 64, 100_000
-    mib = peak_memory(SCALABLE.format(n=n, d=d, k=k, threads=threads))
-    return [
-        {
-            "case": "k-means||",
-            "N": n,
-            "d": d,
-            "K": k,
-            "MiB above the input": f"{mib:.0f}",
-            "MiB of the candidates": f"{6 * k * d * 4 / 2**20:.0f}",
-            "MiB of an N x K matrix": f"{n * k * 4 / 2**20:.0f}",
-        }
-    ]
+    rows: list[Row] = []
+    for name, what in _MANY.items():
+        mib = peak_memory(SCALABLE.format(n=n, d=d, k=k, threads=threads, name=name, what=what))
+        rows.append(
+            {
+                "case": name,
+                "N": n,
+                "d": d,
+                "K": k,
+                "MiB above the input": f"{mib:.0f}",
+                "MiB of the centroids": f"{k * d * 4 / 2**20:.0f}",
+                "MiB of an N x K matrix": f"{n * k * 4 / 2**20:.0f}",
+            }
+        )
+    return rows
 
 
 MEMORY = """

@@ -154,10 +154,29 @@ def faiss(task: str, case: Case, threads: int) -> Side:
     return iteration
 
 
+def fast_pytorch_kmeans(task: str, case: Case, threads: int) -> Side:
+    """An iteration alone: it makes an N × K matrix of ones and zeros in each, which takes seconds."""
+    library, x = importlib.import_module("fast_pytorch_kmeans"), case.samples()
+    centroids = case.start(x)
+    torch.set_num_threads(threads)
+
+    def iteration() -> tuple[float, float]:
+        model = library.KMeans(case.k, max_iter=1, tol=0)
+        return timed(lambda: model.fit_predict(x, centroids))[0], 0.0
+
+    return iteration
+
+
 PEERS: dict[str, Callable[[str, Case, int], Side]] = {
     "scikit-learn": scikit_learn,
     "faiss": faiss,
     "scikit-learn-intelex": scikit_learn_intelex,
+    "fast_pytorch_kmeans": fast_pytorch_kmeans,
+}
+PEERS_OF = {  # a task
+    "iteration": tuple(PEERS),
+    "fit": ("scikit-learn", "faiss", "scikit-learn-intelex"),
+    "seeding": ("scikit-learn",),
 }
 
 

@@ -16,10 +16,11 @@ from ranks import longest_with_width
 from torch import Tensor
 
 from wscl_fast import KMeans
-from wscl_fast.clustering import BalancedKMeans, ClusterScheduler, FeatureFiles, inits
+from wscl_fast.clustering import BalancedKMeans, BisectingKMeans, ClusterScheduler, FeatureFiles, inits
 from wscl_fast.clustering.inits import choose_start
 from wscl_fast.clustering.points import Points, Ranks
-from wscl_fast.clustering.shards import ShardedSearch, Shards
+from wscl_fast.clustering.sharded_search import ShardBounds, ShardedSearch
+from wscl_fast.clustering.shards import Shards
 from wscl_fast.clustering.streamed import StreamedPoints
 from wscl_fast.distributed import gather, rank, world_size
 from wscl_fast.functional import kmeans_update
@@ -156,6 +157,38 @@ def no_rank_holds_all_centroids(group: Any) -> None:
     assert step.inertia == pytest.approx(float(want.inertia), rel=1e-6)
 
 
+@case
+def bounds_of_centroids_in_shards(group: Any) -> None:
+    """They spare work and change nothing; also with fewer centroids than ranks, ties, weights."""
+    whole = data(k=40)
+    share = torch.rand(len(whole), dtype=torch.float64)
+    searched: list[float] = []
+    search = ShardBounds.search
+
+    def counted(self: ShardBounds, centroids: Tensor, assignment: Tensor) -> tuple[Tensor, Tensor]:
+        found = search(self, centroids, assignment)
+        searched.append(self.searched)
+        return found
+
+    ShardBounds.search = counted  # type: ignore[method-assign]
+    try:
+        same(whole, group, n_clusters=40, algorithm="hamerly", tol=0.0, shard_centroids=True)
+        many = list(searched)
+        fixed = {"algorithm": "hamerly", "tol": 0.0, "shard_centroids": True}
+        for k in (2, 3):
+            same(whole, group, n_clusters=k, init=whole[:k], **fixed)
+        same(whole, group, share, n_clusters=7, init="k-means||", **fixed)
+        same(whole, group, n_clusters=20, metric="cosine", **fixed)
+        lattice = whole.round()
+        start = torch.cat([lattice[:5], lattice[:5], lattice[5:9]])
+        same(lattice, group, n_clusters=14, init=start, empty="farthest", **fixed)
+        same((whole * 64).round() / 64 + 2.0**16, group, n_clusters=8, **fixed)
+    finally:
+        ShardBounds.search = search  # type: ignore[method-assign]
+    assert many[0] == len(whole)
+    assert min(many) < len(whole) / 4
+
+
 class CountedFiles(FeatureFiles):
     rows_read = 0
 
@@ -277,19 +310,22 @@ def weights_on_one_rank_only(group: Any) -> None:
 def scheduler_shares_the_work(group: Any) -> None:
     whole = data()
     order = torch.randperm(len(whole))
-    alone = ClusterScheduler((30, 8), nested=True)
-    together = ClusterScheduler((30, 8), nested=True, sharded=True, group=group)
     samples = mine(order, group)
-    for epoch in range(2):
-        features = whole + 0.3 * epoch * torch.randn(
-            whole.shape, generator=torch.Generator().manual_seed(epoch)
+    for shard_centroids in (False, True):
+        alone = ClusterScheduler((30, 8), nested=True)
+        together = ClusterScheduler(
+            (30, 8), nested=True, sharded=True, group=group, shard_centroids=shard_centroids
         )
-        # In the order in which the ranks have them, so that a seed draws the same samples.
-        want = alone.step(features[order], order)
-        got = together.step(features[samples], samples)
-        for ours, theirs in zip(got, want, strict=True):
-            assert torch.equal(ours.clusters, theirs.clusters)
-            assert ours.moved == theirs.moved
+        for epoch in range(2):
+            features = whole + 0.3 * epoch * torch.randn(
+                whole.shape, generator=torch.Generator().manual_seed(epoch)
+            )
+            # In the order in which the ranks have them, so that a seed draws the same samples.
+            want = alone.step(features[order], order)
+            got = together.step(features[samples], samples)
+            for ours, theirs in zip(got, want, strict=True):
+                assert torch.equal(ours.clusters, theirs.clusters)
+                assert ours.moved == theirs.moved
 
 
 @case
@@ -299,6 +335,28 @@ def balanced(group: Any) -> None:
     model = BalancedKMeans(7, max_iter=3, sharded=True, group=group).fit(mine(whole, group))
     assert torch.equal(gather(model.labels_, group), alone.labels_)
     assert torch.equal(model.counts_, alone.counts_)
+
+
+@case
+def bisecting(group: Any) -> None:
+    whole = data(n=700)
+    whole[3] = 0
+    share = torch.rand(len(whole), dtype=torch.float64)
+    for metric, weights, split in (
+        ("euclidean", None, "inertia"),
+        ("cosine", None, "size"),
+        ("euclidean", share, "size"),
+    ):
+        parameters = {"metric": metric, "split": split}
+        alone = BisectingKMeans(23, **parameters).fit(whole, sample_weight=weights)
+        own = None if weights is None else mine(weights, group)
+        model = BisectingKMeans(23, **parameters, sharded=True, group=group)
+        model.fit(mine(whole, group), sample_weight=own)
+        assert torch.equal(gather(model.labels_, group), alone.labels_)
+        torch.testing.assert_close(model.cluster_centers_, alone.cluster_centers_, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(model.counts_, alone.counts_)
+        assert model.inertia_ == pytest.approx(alone.inertia_, rel=1e-6)
+        assert torch.equal(model.predict(whole), alone.predict(whole))
 
 
 @case

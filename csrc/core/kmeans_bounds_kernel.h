@@ -113,7 +113,7 @@ struct BoundedRows : KMeansPass<Op> {
     double apart[kWidth];
     for (int64_t i = 0; i < n; ++i) {
       const int64_t r = first + i;
-      if (!own_moved(r) && problem.distance[r] >= 0)  // NaN: not known
+      if (!own_moved(r) && in_range_of_squares<T>(problem.distance[r]))  // NaN, or short of digits: not known
         apart[i] = problem.distance[r];
       else
         own_distances(problem, table, direct, Base::scratch, r, 1, apart + i);

@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from wscl_fast.clustering import KMeans
+from wscl_fast.clustering import (
+    BalancedKMeans,
+    BisectingKMeans,
+    FeatureFiles,
+    HierarchicalKMeans,
+    KMeans,
+)
 
 
 def blobs(n: int, d: int, k: int, *, seed: int = 0, spread: float = 1.0) -> np.ndarray:
@@ -118,6 +124,47 @@ def test_the_same_kind_comes_out(tmp_path):
     assert model.feature_names_in_.tolist() == ["a", "b", "c"]
     with pytest.raises(ValueError, match="feature names should match"):
         model.predict(frame.select("c", "b", "a"))
+
+
+EVERY_KIND = [
+    KMeans(8),
+    KMeans(8, init="k-means||", algorithm="hamerly"),
+    KMeans(8, init="random", n_init=2, metric="cosine"),
+    KMeans(8, batch_size=256, max_iter=5),
+    KMeans(8, empty="split"),
+    BalancedKMeans(8, max_iter=4),
+    BisectingKMeans(8),
+    HierarchicalKMeans((8, 3), n_resampling=1),
+]
+
+
+ON_A_GPU = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=ON_A_GPU)])
+@pytest.mark.parametrize("model", EVERY_KIND, ids=repr)
+def test_tensors_on_any_device(model, device, tmp_path):
+    """Clusters well apart are those that the CPU finds, and what comes out is where the samples are."""
+    x = torch.from_numpy(blobs(2000, 16, 8, spread=0.1)).float()
+    here, there = (type(model)(**model.get_params()) for _ in range(2))
+    here.fit(x)
+    there.fit(x.to(device))
+    for name in ("labels_", "cluster_centers_", "counts_"):
+        assert getattr(there, name).device.type == device, name
+    assert torch.equal(there.labels_.cpu(), here.labels_)
+    torch.testing.assert_close(there.cluster_centers_.cpu(), here.cluster_centers_, rtol=1e-5, atol=1e-5)
+    assert there.inertia_ == pytest.approx(here.inertia_, rel=1e-5)
+    found = there.predict(x.to(device))
+    assert torch.equal(found, there.labels_) or isinstance(model, BalancedKMeans)
+    assert np.array_equal(there.predict(x.numpy()), found.cpu().numpy())
+    np.save(tmp_path / "x.npy", x.numpy())
+    files = type(model)(**model.get_params()).fit(FeatureFiles(tmp_path, memory=1 << 16, device=device))
+    assert isinstance(files.labels_, np.ndarray)
+    if getattr(model, "batch_size", None) is None:  # batches are drawn within blocks
+        assert np.array_equal(files.labels_, here.labels_.numpy())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from wscl_fast import KMeans
-from wscl_fast.clustering import FeatureFiles
+from wscl_fast.clustering import BalancedKMeans, BisectingKMeans, FeatureFiles, HierarchicalKMeans
+from wscl_fast.clustering.bounds import Bounds
 from wscl_fast.clustering.minibatch import batches
 from wscl_fast.clustering.streamed import StreamedPoints
 
@@ -80,6 +81,65 @@ def test_the_clusters_are_those_of_memory(kind, metric, init, tmp_path):
     assert np.array_equal(ids, memory.nearest(x, 3)[0])
     np.testing.assert_allclose(distance, memory.nearest(x, 3)[1], rtol=1e-5)
     assert streamed.score(files) == pytest.approx(memory.score(x))
+
+
+def same_as_memory(model, x: np.ndarray, files: FeatureFiles) -> None:
+    """Whatever a model's `fit` finds in memory, it finds in files."""
+    memory = type(model)(**model.get_params()).fit(x)
+    streamed = model.fit(files)
+    assert np.array_equal(streamed.labels_, memory.labels_)
+    assert streamed.inertia_ == pytest.approx(memory.inertia_, rel=1e-6)
+    np.testing.assert_allclose(streamed.cluster_centers_, memory.cluster_centers_, rtol=1e-6, atol=1e-6)
+    assert np.array_equal(streamed.predict(files), memory.predict(x))
+
+
+@pytest.mark.parametrize("offset", [0, 2.0**16])  # beside the origin, and seen from the mean
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        BalancedKMeans(6, max_iter=4),
+        BisectingKMeans(9),
+        BisectingKMeans(9, split="size"),
+        HierarchicalKMeans((12, 4)),
+        HierarchicalKMeans((12, 4), n_resampling=2, members=5),
+    ],
+    ids=lambda model: repr(model).partition("(")[0],
+)
+def test_every_kind_takes_files(model, metric, offset, tmp_path):
+    x = (blobs(400, 6, 8) * 64).round() / 64 + np.float32(offset)
+    same_as_memory(type(model)(**{**model.get_params(), "metric": metric}), x, written(tmp_path, "npy", x))
+
+
+def test_levels_of_files_are_nested(tmp_path):
+    x = blobs(500, 6, 20)
+    model = HierarchicalKMeans((40, 10, 3)).fit(written(tmp_path, "parquet-arrays", x))
+    assert [len(c) for c in model.levels_] == [40, 10, 3]
+    fine, coarse = model.labels_of(0), model.labels_of(2)
+    assert all(len(set(coarse[fine == k])) <= 1 for k in range(40))
+    assert len(model.sample(100)) == 100
+
+
+def test_bounds_spare_work_in_files_too(tmp_path):
+    x = blobs(2000, 8, 30)
+    files = written(tmp_path, "npy", x)
+    searched: list[int] = []
+    search = Bounds.search
+
+    def counted(self: Bounds, centroids: torch.Tensor) -> int:
+        changed = search(self, centroids)
+        searched.append(self.searched)
+        return changed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Bounds, "search", counted)
+        model = KMeans(30, init=x[:30], tol=0, algorithm="hamerly").fit(files)
+    assert searched[0] == 2000
+    assert min(searched) < 200
+    plain = KMeans(30, init=x[:30], tol=0, algorithm="lloyd").fit(x)
+    assert np.array_equal(model.labels_, plain.labels_)
+    assert model.n_iter_ == plain.n_iter_
+    assert model.inertia_history_ == pytest.approx(plain.inertia_history_, rel=1e-6)
 
 
 def test_mini_batches_have_their_size_over_the_borders_of_blocks(tmp_path):

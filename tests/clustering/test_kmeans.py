@@ -285,11 +285,6 @@ GOOD = blobs(20, 3, 2)
         (lambda: KMeans(2, group="all").fit(GOOD), ValueError, "group: expected None unless sharded"),
         (lambda: KMeans(2, shard_centroids=True).fit(GOOD), ValueError, "sharded: expected another.*False"),
         (
-            lambda: KMeans(2, sharded=True, shard_centroids=True, algorithm="hamerly").fit(GOOD),
-            ValueError,
-            "algorithm: expected another value with shard_centroids, got 'hamerly'",
-        ),
-        (
             lambda: KMeans(2, sharded=True, shard_centroids=True, empty="split").fit(GOOD),
             ValueError,
             "empty: expected another value with shard_centroids, got 'split'",

@@ -17,6 +17,7 @@ from wscl_fast.clustering.lloyd import Clustering, next_centroids
 from wscl_fast.clustering.points import Points
 from wscl_fast.clustering.search import Step
 from wscl_fast.distributed.collectives import Group
+from wscl_fast.functional import kmeans_assign
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -163,13 +164,14 @@ def raise_prices(
 ) -> Tensor:
     """A few Sinkhorn updates of the prices, float64 [K], each a pass over the samples of all ranks."""
     k = len(centroids)
+    nearest = torch.zeros((), dtype=torch.float64, device=points.device)
+    for _, block in points.blocks():
+        nearest += kmeans_assign(block, centroids, metric=points.metric).distance.double().sum()
+    nearest = points.ranks.sum(nearest) * (2 if points.metric == "cosine" else 1)
+    epsilon = temperature * float(nearest) / points.n_all
+    if epsilon == 0:  # every sample lies on a centroid
+        return prices
     for _ in range(n_iter):
-        nearest = torch.zeros((), dtype=torch.float64, device=points.device)
-        for _, block in points.parts(width=2 * k):
-            nearest += costs(points, block, centroids).min(dim=1).values.sum()
-        epsilon = temperature * float(points.ranks.sum(nearest)) / points.n_all
-        if epsilon == 0:  # every sample lies on a centroid
-            return prices
         mass = prices.new_full((k,), -math.inf)
         for _, block in points.parts(width=2 * k):
             share = torch.log_softmax((prices - costs(points, block, centroids)) / epsilon, dim=1)
@@ -203,7 +205,12 @@ def fill_rooms(points: Points, centroids: Tensor, prices: Tensor, room: int) -> 
             open_ = (cost < limit) | ((cost == limit) & (number[rows, None] < limit_number))
             cost = cost.where(open_, math.inf)
             price[rows], labels[rows] = cost.min(dim=1)
-        everyone = torch.stack([price, labels.double(), number.double()], dim=1)
+        # Only clusters that were asked, and are full or beyond, have to look who may stay.
+        sizes = points.ranks.sum(torch.bincount(labels, minlength=k))
+        crowded = points.ranks.sum(torch.bincount(labels[asking], minlength=k)) > 0
+        crowded &= sizes >= room
+        mine = crowded[labels].nonzero()[:, 0]
+        everyone = torch.stack([price[mine], labels[mine].double(), number[mine].double()], dim=1)
         everyone = points.ranks.gather(everyone)
         order = everyone[:, 2].argsort()
         order = order[everyone[order, 0].argsort(stable=True)]
@@ -212,7 +219,7 @@ def fill_rooms(points: Points, centroids: Tensor, prices: Tensor, room: int) -> 
         sizes = torch.bincount(ids, minlength=k)
         starts = sizes.cumsum(0) - sizes
         place = torch.arange(len(ids), device=ids.device) - starts[ids]
-        full = (sizes >= room).nonzero()[:, 0]
+        full = crowded.nonzero()[:, 0]
         last = order[starts[full] + room - 1]  # the dearest that a full cluster keeps
         limit[full], limit_number[full] = everyone[last, 0], everyone[last, 2].long()
         refused = everyone[order[place >= room], 2].long() - points.first_row

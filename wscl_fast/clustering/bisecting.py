@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import heapq
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,10 +11,10 @@ from wscl_fast.clustering.arrays import seed_of
 from wscl_fast.clustering.base import check_count
 from wscl_fast.clustering.bounds import cluster_sums, distances
 from wscl_fast.clustering.centroid_model import Array, WeightedModel
-from wscl_fast.clustering.inits import choose_start
-from wscl_fast.clustering.lloyd import lloyd
-from wscl_fast.clustering.points import Points, check_metric
+from wscl_fast.clustering.halves import halve, nearer_is_right, rows_for
+from wscl_fast.clustering.points import Points, Ranks, check_metric
 from wscl_fast.clustering.streamed import as_points
+from wscl_fast.distributed.collectives import Group
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -27,8 +26,10 @@ class BisectingKMeans(WeightedModel):
     """Splits the worst cluster in two, again and again, until there are K.
 
     Time grows with n d log K, not with n d K, for `fit` as for `predict`, which goes down the tree. Equals in
-    idea `sklearn.cluster.BisectingKMeans`. A cluster whose samples are all alike is not split: then there are
-    fewer than K.
+    idea `sklearn.cluster.BisectingKMeans`, but that all clusters which may still have to be split are split
+    in the same passes over the samples, at most `max_iter` + 3 of them for each level of the tree, whatever
+    K; samples may be in files or on several ranks. A cluster whose samples are all alike is not split: then
+    there are fewer than K.
 
     Source: Steinbach, Karypis & Kumar, *A Comparison of Document Clustering Techniques*, 2000.
 
@@ -38,6 +39,7 @@ class BisectingKMeans(WeightedModel):
         split: which cluster comes next, the one of most "inertia" or of largest "size" (weight).
         max_iter: most updates in a split.
         tol: as of :class:`KMeans`, in each split.
+        sharded, group: as of :class:`KMeans`: X of each process is its share of the data.
         random_state: as of :class:`KMeans`.
 
     Attributes:
@@ -58,6 +60,8 @@ class BisectingKMeans(WeightedModel):
         split: str = "inertia",
         max_iter: int = 20,
         tol: float = 1e-4,
+        sharded: bool = False,
+        group: Group = None,
         random_state: Any = 0,
     ) -> None:
         self.n_clusters = n_clusters
@@ -65,6 +69,8 @@ class BisectingKMeans(WeightedModel):
         self.split = split
         self.max_iter = max_iter
         self.tol = tol
+        self.sharded = sharded
+        self.group = group
         self.random_state = random_state
 
     @torch.no_grad()
@@ -72,33 +78,38 @@ class BisectingKMeans(WeightedModel):
         """Grow the tree.
 
         Raises:
-            TypeError, ValueError: as :meth:`KMeans.fit` does; X in files.
+            TypeError, ValueError: as :meth:`KMeans.fit` does.
         """
         check_count(self.n_clusters, "n_clusters")
         check_count(self.max_iter, "max_iter")
         if self.split not in SPLITS:
             raise ValueError(f"split: expected one of {SPLITS}, got {self.split!r}")
-        points, give = as_points(X, sample_weight=sample_weight, metric=check_metric(self.metric))
-        if not points.in_memory:
-            raise ValueError("X: bisecting k-means wants its samples in memory, got files")
-        points.settle()
-        if points.n < self.n_clusters:
-            raise ValueError(f"n_clusters: expected at most the {points.n} samples, got {self.n_clusters}")
-        generator = torch.Generator().manual_seed(seed_of(self.random_state))
-        tree = _Tree(points)
-        queue = [(-tree.worth(0, self.split), 0)]
-        leaves = 1
-        while queue and leaves < self.n_clusters:
-            _, node = heapq.heappop(queue)
-            for child in tree.grow(node, self.max_iter, self.tol, generator):
-                heapq.heappush(queue, (-tree.worth(child, self.split), child))
-            leaves = tree.leaves()
-        labels, centroids = tree.numbered()
+        if self.group is not None and not self.sharded:
+            raise ValueError("group: expected None unless sharded=True")
+        points, give = as_points(
+            X,
+            sample_weight=sample_weight,
+            metric=check_metric(self.metric),
+            ranks=Ranks(self.sharded, self.group),
+            least=0 if self.sharded else 1,
+        )
+        variance = points.settle().variance
+        if points.n_all < self.n_clusters:
+            raise ValueError(
+                f"n_clusters: expected at most the {points.n_all} samples, got {self.n_clusters}"
+            )
+        seed = points.ranks.first(torch.tensor(seed_of(self.random_state), device=points.device))
+        generator = torch.Generator().manual_seed(int(seed))
+        growing = _Growing(points, self.split, variance)
+        growing.grow(self.n_clusters, self.max_iter, self.tol, generator)
+        self._tree, labels = growing.pruned(self.n_clusters)
+        leaves = self._tree.number >= 0
+        centroids = self._tree.centers[leaves]
         counts = torch.bincount(labels, points.weights, minlength=len(centroids))
+        counts = points.ranks.sum(counts if points.weights is None else counts.double())
         square = distances(points, centroids, labels)
-        total = square.sum() if points.weights is None else square @ points.weights
+        total = points.ranks.sum(square.sum() if points.weights is None else square @ points.weights)
         self.inertia_ = float(total) / points.frame.scale**2
-        self._tree = tree.frozen()
         self._frame, self._seen = points.frame, centroids
         self.cluster_centers_ = self._seen_as = give(points.frame.unsee(centroids))
         self.labels_, self.counts_ = give(labels), give(counts)
@@ -109,87 +120,98 @@ class BisectingKMeans(WeightedModel):
     def predict(self, X: Array) -> Array:
         """The leaf that each sample comes to, going to the nearer child at every node, int64 [n]."""
         points, _, give = self._view(X)
-        centers, children, numbers = (part.to(points.device) for part in self._tree)
-        node = torch.zeros(points.n, dtype=torch.int64, device=points.device)
-        for rows, block in points.parts():
-            x, at = points.directions(block), node[rows]
-            while bool((inner := (children[at, 0] >= 0).nonzero()[:, 0]).numel()):
-                pair = children[at[inner]]  # [m, 2]
-                far = torch.stack([(x[inner] - centers[pair[:, s]]).square().sum(dim=1) for s in (0, 1)])
-                at[inner] = torch.where(far[1] < far[0], pair[:, 1], pair[:, 0])
-            node[rows] = at
-        return give(numbers[node])
+        tree = _Tree(*(part.to(points.device) for part in self._tree))
+        found = torch.empty(points.n, dtype=torch.int64, device=points.device)
+        for rows, block in rows_for(points, len(tree.centers)):
+            at = torch.zeros(len(block), dtype=torch.int64, device=points.device)
+            inner = torch.arange(len(block), device=points.device)
+            while len(inner := inner[tree.number[at[inner]] < 0]):
+                left = tree.left[at[inner]]
+                some = block if len(inner) == len(block) else block[inner]
+                right, _ = nearer_is_right(points, some, tree.centers, left)
+                at[inner] = left + right
+            found[rows] = tree.number[at]
+        return give(found)
 
 
-class _Tree:
-    """Nodes with their rows, which stand in one array, each node's side by side."""
+class _Tree(NamedTuple):
+    """Nodes, parents before their children; the two children of a node side by side."""
 
-    def __init__(self, points: Points) -> None:
-        self.points = points
-        self.order = torch.arange(points.n, device=points.device)
-        self.spans = [(0, points.n)]
-        sums = cluster_sums(points, torch.zeros_like(self.order), 1)
-        weight = points.n if points.weights is None else points.weights.sum()
-        self.centers = [points.directions((sums / weight).to(points.dtype))[0]]
-        self.inertias, self.weights = [1.0], [1.0]
-        self.children: list[tuple[int, int]] = [(-1, -1)]
-        self._leaves = 1
+    centers: Tensor  # [nodes, d]
+    left: Tensor  # int64 [nodes], the first child, −1 of a leaf
+    number: Tensor  # int64 [nodes], of a leaf, in their order; −1 of another node
 
-    def worth(self, node: int, split: str) -> float:
-        """How much a node asks to be split."""
-        return self.inertias[node] if split == "inertia" else self.weights[node]
 
-    def leaves(self) -> int:
-        """Nodes without children."""
-        return self._leaves
+class _Growing:
+    """A tree in which all nodes are split that could be among the K − 1 of most worth.
 
-    def grow(self, node: int, max_iter: int, tol: float, generator: torch.Generator) -> list[int]:
-        """Split a node in two; returns the children, or none where all its samples are alike."""
-        start, stop = self.spans[node]
-        rows = self.order[start:stop]
-        if len(rows) < 2:
-            return []
-        whole = self.points
-        weights = None if whole.weights is None else whole.weights[rows]
-        if weights is not None and int((weights > 0).sum()) < 2:
-            return []
-        part = Points(whole.rows(rows), weights=weights, metric=whole.metric)
-        spread = part.directions(part.x).double().var(dim=0, correction=0).mean()
-        begin = choose_start(part, 2, "k-means++", generator)
-        run = lloyd(part, begin, max_iter=max_iter, tolerance=tol * float(spread), algorithm="lloyd")
-        right = run.assignment == 1
-        if not bool(right.any()) or bool(right.all()):
-            return []
-        square = distances(part, run.centroids, run.assignment)
-        share = square if weights is None else square * weights
-        middle = start + int((~right).sum())
-        self.order[start:stop] = torch.cat([rows[~right], rows[right]])
-        made = []
-        for side, span in enumerate(((start, middle), (middle, stop))):
-            mine = run.assignment == side
-            made.append(len(self.spans))
-            self.spans.append(span)
-            self.centers.append(run.centroids[side])
-            self.inertias.append(float(share[mine].sum()))
-            self.weights.append(float(mine.sum() if weights is None else weights[mine].sum()))
-            self.children.append((-1, -1))
-        self.children[node] = (made[0], made[1])
-        self._leaves += 1
-        return made
+    A node is worth no more than its parent, so splitting the worthiest leaf again and again splits the K − 1
+    worthiest nodes of the tree that is grown without end, whatever the order.
+    """
 
-    def numbered(self) -> tuple[Tensor, Tensor]:
-        """Labels of the rows and centroids of the leaves, in the order in which the leaves were made."""
-        labels = torch.empty_like(self.order)
-        centers: list[Tensor] = []
-        for node, (left, _) in enumerate(self.children):
-            if left < 0:
-                start, stop = self.spans[node]
-                labels[self.order[start:stop]] = len(centers)
-                centers.append(self.centers[node])
-        return labels, torch.stack(centers)
+    def __init__(self, points: Points, split: str, variance: float) -> None:
+        self.points, self.by_size = points, split == "size"
+        device = points.device
+        self.node = torch.zeros(points.n, dtype=torch.int64, device=device)  # the deepest of each row
+        sums = points.ranks.sum(cluster_sums(points, self.node, 1))
+        rows = float(points.n) if points.weights is None else float(points.weights.sum())
+        weight = float(points.ranks.sum(sums.new_tensor(rows)))
+        self.centers = points.directions((sums / weight).to(points.dtype))
+        self.left = torch.full((1,), -1, device=device)
+        self.parent = torch.zeros(1, dtype=torch.int64, device=device)
+        self.worth = sums.new_full((1,), torch.inf)
+        self.spread = sums.new_full((1,), variance)  # of a node's samples, a column
+        self.alike = torch.zeros(1, dtype=torch.bool, device=device)  # nodes that cannot be split
 
-    def frozen(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Centers, children and the leaves' numbers, of all nodes: what `predict` needs."""
-        children = torch.tensor(self.children)
-        numbers = torch.where(children[:, 0] < 0, (children[:, 0] < 0).cumsum(0) - 1, -1)
-        return torch.stack(self.centers), children, numbers
+    def grow(self, n_clusters: int, max_iter: int, tol: float, generator: torch.Generator) -> None:
+        """Split level by level until the worthiest nodes all are split."""
+        while True:
+            worthy = self._worthiest(n_clusters - 1)
+            leaves = worthy[self.left[worthy] < 0].sort().values
+            if not len(leaves):
+                return
+            group = torch.full_like(self.left, -1)
+            group[leaves] = torch.arange(len(leaves), device=leaves.device)
+            halves = halve(
+                self.points,
+                group[self.node],
+                tol * self.spread[leaves],
+                max_iter=max_iter,
+                generator=generator,
+            )
+            self.alike[leaves[~halves.split]] = True
+            nodes, split = leaves[halves.split], halves.split
+            if not len(nodes):
+                continue
+            self.left[nodes] = len(self.left) + 2 * torch.arange(len(nodes), device=nodes.device)
+            parent = nodes.repeat_interleave(2)
+            weights, inertias = halves.weights[split].view(-1), halves.inertias[split].view(-1)
+            worth = weights if self.by_size else inertias
+            self.centers = torch.cat([self.centers, halves.centers[split].flatten(0, 1)])
+            self.worth = torch.cat([self.worth, torch.minimum(worth, self.worth[parent])])
+            self.spread = torch.cat([self.spread, inertias / weights / self.points.dim])
+            self.parent = torch.cat([self.parent, parent])
+            self.left = torch.cat([self.left, torch.full_like(parent, -1)])
+            self.alike = torch.cat([self.alike, torch.zeros_like(parent, dtype=torch.bool)])
+            down = self.left[self.node]
+            self.node = (down + halves.right).where(down >= 0, self.node)
+
+    def pruned(self, n_clusters: int) -> tuple[_Tree, Tensor]:
+        """The tree of the worthiest nodes, and the leaf's number of each row, int64 [n]."""
+        inner = torch.zeros_like(self.alike)
+        inner[self._worthiest(n_clusters - 1)] = True
+        kept = inner | inner[self.parent]
+        kept[0] = True
+        place = kept.cumsum(0) - 1
+        leaf = kept & ~inner
+        number = (leaf.cumsum(0) - 1).where(leaf, -1)
+        node = self.node
+        while len(below := (~kept[node]).nonzero()[:, 0]):
+            node = node.index_copy(0, below, self.parent[node[below]])
+        left = place[self.left.clamp(min=0)].where(inner, -1)
+        return _Tree(self.centers[kept], left[kept], number[kept]), number[node]
+
+    def _worthiest(self, count: int) -> Tensor:
+        """Nodes that can be split, or are, by their worth; of equals the first."""
+        able = (~self.alike).nonzero()[:, 0]
+        return able[self.worth[able].argsort(descending=True, stable=True)[:count]]

@@ -156,6 +156,14 @@ def cluster_sums(points: Points, assignment: Tensor, n_clusters: int) -> Tensor:
     return sums
 
 
+def nearest(points: Points, centroids: Tensor) -> Tensor:
+    """The nearest centroid of each row of this rank, int64 [n]."""
+    found = torch.empty(points.n, dtype=torch.int64, device=points.device)
+    for rows, block in points.blocks():
+        found[rows] = kmeans_assign(block, centroids, metric=points.metric).assignment
+    return found
+
+
 def distances(points: Points, centroids: Tensor, assignment: Tensor) -> Tensor:
     """Squared distance of each row of this rank from its centroid, float64 [n]."""
     found = torch.empty(points.n, dtype=torch.float64, device=points.device)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from wscl_fast.clustering.arrays import as_samples, as_weights
-from wscl_fast.clustering.bounds import Carried
+from wscl_fast.clustering.bounds import Carried, nearest
 from wscl_fast.clustering.estimator import Estimator, not_fitted
 from wscl_fast.clustering.points import Frame, Points, check_metric
 from wscl_fast.clustering.streamed import as_points
@@ -48,10 +48,7 @@ class CentroidModel(Estimator):
     def predict(self, X: Array) -> Array:
         """Nearest centroid of each sample, int64 [n], of the kind that X is."""
         points, centroids, give = self._view(X)
-        found = torch.empty(points.n, dtype=torch.int64, device=points.device)
-        for rows, block in points.blocks():
-            found[rows] = kmeans_assign(block, centroids, metric=points.metric).assignment
-        return give(found)
+        return give(nearest(points, centroids))
 
     def nearest(self, X: Array, top: int) -> tuple[Array, Array]:
         """The `top` nearest centroids of each sample, nearest first, and their distances, both [n, top]."""
@@ -61,9 +58,9 @@ class CentroidModel(Estimator):
         distance = torch.empty(shape, dtype=points.dtype, device=points.device)
         scale = 2 if points.metric == "cosine" else 1
         for rows, block in points.blocks():
-            nearest = kmeans_assign(block, centroids, metric=points.metric, top=top)
-            found[rows] = nearest.assignment.view(-1, top)
-            distance[rows] = (scale * nearest.distance.view(-1, top)).sqrt()
+            several = kmeans_assign(block, centroids, metric=points.metric, top=top)
+            found[rows] = several.assignment.view(-1, top)
+            distance[rows] = (scale * several.distance.view(-1, top)).sqrt()
         return give(found), give(distance / points.frame.scale)
 
     @torch.no_grad()

@@ -42,10 +42,12 @@ class FeatureFiles:
             and the centroids.
         column: the tensor of a safetensors file (where it has several), or the list column of a Parquet file;
             by default the only one, or all columns of numbers side by side.
+        device: where blocks go once they are read, and where the samples are clustered ("cuda").
 
     Attributes:
         shape: rows and columns of all files together.
         dtype: of the samples.
+        device: as given.
 
     Raises:
         FileNotFoundError: no such file, or nothing of these kinds in the folder.
@@ -60,6 +62,7 @@ class FeatureFiles:
         *,
         memory: int = 256 << 20,
         column: str | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
         check_count(memory, "memory")
         files = _listed(paths)
@@ -73,7 +76,7 @@ class FeatureFiles:
                 )
         self.starts = np.cumsum([0] + [part.rows for part in self.parts])
         self.shape = (int(self.starts[-1]), first.width)
-        self.dtype, self.device = first.dtype, torch.device("cpu")
+        self.dtype, self.device = first.dtype, torch.device(device)
         row = first.width * first.dtype.itemsize
         # One block is used, the next is being read; Parquet and the products need room beside them.
         self.block = memory // (4 * row)
@@ -95,14 +98,14 @@ class FeatureFiles:
                 if ahead is not None:
                     rows, waiting = ahead
                     ahead = (slice(start, stop), coming)
-                    yield rows, waiting.result()
+                    yield rows, waiting.result().to(self.device)
                 else:
                     ahead = (slice(start, stop), coming)
             if ahead is not None:
-                yield ahead[0], ahead[1].result()
+                yield ahead[0], ahead[1].result().to(self.device)
 
     def read(self, start: int, stop: int) -> Tensor:
-        """Rows `start` to `stop`, over the borders of files."""
+        """Rows `start` to `stop`, over the borders of files, on the CPU."""
         found = torch.empty(stop - start, self.shape[1], dtype=self.dtype)
         done = 0
         for number in range(int(np.searchsorted(self.starts, start, side="right")) - 1, len(self.parts)):
@@ -117,6 +120,7 @@ class FeatureFiles:
 
     def take(self, index: Tensor) -> Tensor:
         """Some rows by number; what is consecutive is read together."""
+        index = index.cpu()
         found = torch.empty(len(index), self.shape[1], dtype=self.dtype)
         ends = (index.diff() != 1).nonzero()[:, 0] + 1
         for rows, places in zip(
@@ -124,7 +128,7 @@ class FeatureFiles:
         ):
             if len(rows):
                 found[places] = self.read(int(rows[0]), int(rows[-1]) + 1)
-        return found
+        return found.to(self.device)
 
     def fingerprint(self) -> list[Any]:
         """What tells whether the files are still the same."""

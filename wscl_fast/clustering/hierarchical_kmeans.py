@@ -11,12 +11,11 @@ from torch import Tensor
 
 from wscl_fast.clustering.arrays import seed_of
 from wscl_fast.clustering.base import check_count
-from wscl_fast.clustering.bounds import distances
+from wscl_fast.clustering.bounds import distances, nearest
 from wscl_fast.clustering.centroid_model import Array, CentroidModel
 from wscl_fast.clustering.kmeans import KMeans
 from wscl_fast.clustering.points import Points, check_metric
 from wscl_fast.clustering.streamed import as_points
-from wscl_fast.functional import kmeans_assign
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -87,19 +86,17 @@ class HierarchicalKMeans(CentroidModel):
         check_count(self.members, "members")
         metric = check_metric(self.metric)
         points, give = as_points(X, metric=metric)
-        if not points.in_memory:
-            raise ValueError("X: hierarchical k-means wants its samples in memory, got files")
-        points.settle()
         seed = seed_of(self.random_state)
         levels: list[Tensor] = []
         links: list[Tensor] = []
-        # Upper levels see centroids, so the first one sees the samples as those are: in the frame.
-        here = points if points.frame.plain else Points(points.seen(points.x), metric=metric)
+        here = points
         for k in sizes:
+            here.settle()
             centroids, labels = self._level(here, k, seed)
-            levels.append(centroids)
+            # Upper levels see centroids, and all levels are kept as the samples' frame sees them.
+            levels.append(centroids if here is points else here.frame.unsee(centroids))
             links.append(labels)
-            here = Points(centroids, metric=metric)
+            here = Points(levels[-1], metric=metric)
         self._frame, self._seen = points.frame, levels[0]
         unseen = [give(points.frame.unsee(c)) for c in levels]
         self.levels_, self.parents_ = unseen, [give(ids) for ids in links[1:]]
@@ -115,10 +112,7 @@ class HierarchicalKMeans(CentroidModel):
     def predict(self, X: Array, level: int = 0) -> Array:
         """Cluster of each sample on a level, int64 [n]: the nearest on the first, then up by the parents."""
         points, centroids, give = self._view(X)
-        found = torch.empty(points.n, dtype=torch.int64, device=points.device)
-        for rows, block in points.blocks():
-            found[rows] = kmeans_assign(block, centroids, metric=points.metric).assignment
-        return give(self._up(found, level))
+        return give(self._up(nearest(points, centroids), level))
 
     def labels_of(self, level: int) -> Array:
         """The training samples' clusters on a level."""
@@ -169,22 +163,22 @@ class HierarchicalKMeans(CentroidModel):
         return labels
 
     def _level(self, points: Points, k: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Centroids and labels of one level."""
+        """Centroids, as the points' frame sees them, and labels of one level."""
         settings: dict[str, Any] = {"metric": self.metric, "max_iter": self.max_iter, "tol": self.tol}
         model = KMeans(k, init=self.init, random_state=seed, **settings).fit(points.x)
+        centroids, labels = model._seen, torch.as_tensor(model.labels_)
         for number in range(self.n_resampling):
-            labels, centroids = torch.as_tensor(model.labels_), torch.as_tensor(model.cluster_centers_)
-            square = distances(points, centroids.to(points.dtype), labels)
+            square = distances(points, centroids, labels)
             order = square.argsort(stable=True)
             order = order[labels[order].argsort(stable=True)]
             sizes = torch.bincount(labels, minlength=k)
             place = torch.arange(points.n, device=order.device) - (sizes.cumsum(0) - sizes)[labels[order]]
             kept = order[place < self.members].sort().values
             # A fresh start: from the last centroids, each would stay among its own few members.
-            few = KMeans(k, init=self.init, random_state=seed + number + 1, **settings).fit(points.x[kept])
-            model.cluster_centers_ = few.cluster_centers_
-            model.labels_ = few.predict(points.x)
-        return torch.as_tensor(model.cluster_centers_).to(points.dtype), torch.as_tensor(model.labels_)
+            few = KMeans(k, init=self.init, random_state=seed + number + 1, **settings)
+            centroids = torch.as_tensor(few.fit(points.rows(kept)).cluster_centers_).to(points.dtype)
+            labels = nearest(points, centroids)
+        return centroids, labels
 
 
 def even_shares(sizes: Tensor, total: int) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from wscl_fast.clustering.arrays import as_drift, seed_of
 from wscl_fast.clustering.base import ClusterMethod, check_count
-from wscl_fast.clustering.bounds import Bounds
+from wscl_fast.clustering.bounds import Bounds, nearest
 from wscl_fast.clustering.centroid_model import Array, WeightedModel
 from wscl_fast.clustering.empty import EMPTY
 from wscl_fast.clustering.inits import INITS, choose_start, given_start
@@ -25,7 +25,6 @@ from wscl_fast.clustering.resume import Checkpoint
 from wscl_fast.clustering.shards import Shards
 from wscl_fast.clustering.streamed import as_points
 from wscl_fast.distributed.collectives import Group
-from wscl_fast.functional import kmeans_assign
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -54,7 +53,7 @@ class KMeans(WeightedModel, ClusterMethod[Array, Array]):
         tol: a run ends when the squared movement of the centroids is at most `tol` times the mean
             variance of the data's columns, or when no assignment changes.
         algorithm: "lloyd"; "hamerly", which skips with exact bounds what cannot have changed; or "auto",
-            which takes bounds once they pay. The assignments are the same.
+            which takes bounds once they pay. The assignments are the same. Files with a checkpoint: none.
         empty: a cluster that lost its samples takes the sample "farthest" from its centroid (as
             scikit-learn's does), takes half of the heaviest cluster ("split") or stays where it was ("keep").
         warm_start: a second `fit` begins with the centroids of the last one, which keep their numbers.
@@ -65,8 +64,8 @@ class KMeans(WeightedModel, ClusterMethod[Array, Array]):
         group: a process group of torch.distributed; by default all processes.
         shard_centroids: with `sharded`, each rank holds K / ranks of the centroids and of their sums while it
             fits, for K · d that a rank cannot hold several times; the result is the same, and whole on every
-            rank. Samples in files are read once a pass and shown to all ranks. Without bounds, batches and
-            "split".
+            rank. Samples in files are read once a pass and shown to all ranks, without bounds. No batches and
+            no "split".
         checkpoint: a file to which the state is written after every pass; a `fit` that finds it there goes on
             from it. It stays when the fit is done: remove it to begin anew. Several ranks add their number to
             its name, and ".before" for the pass before: all go on from the last pass that all of them ended.
@@ -172,6 +171,8 @@ class KMeans(WeightedModel, ClusterMethod[Array, Array]):
             raise ValueError(f"n_init: expected 1 with a checkpoint, got {len(starts)}")
         if checkpoint and not saved:
             checkpoint.begin(starts[0])
+        # Bounds carry the rounding of their sums along; a fit of files that goes on repeats the very numbers.
+        plain = checkpoint is not None and not points.all_in_memory
         best: Clustering | None = None
         for start in starts:
             if self.batch_size is not None:
@@ -183,7 +184,7 @@ class KMeans(WeightedModel, ClusterMethod[Array, Array]):
                 max_iter=self.max_iter,
                 tolerance=self.tol * survey.variance,
                 empty=self.empty,
-                algorithm=self.algorithm if points.all_in_memory else "lloyd",
+                algorithm="lloyd" if plain else self.algorithm,
                 bounds=bounds,
                 begin=Progress(saved["n_iter"], saved["history"], saved["ended"]) if saved else Progress(),
                 shards=shards,
@@ -267,10 +268,7 @@ class KMeans(WeightedModel, ClusterMethod[Array, Array]):
         self.n_clusters_, self._frame, self._seen = self.n_clusters, Frame(), begun.centroids
         self.cluster_centers_ = self._seen_as = give(begun.centroids)
         self.counts_ = give(begun.counts)
-        labels = torch.empty(points.n, dtype=torch.int64, device=points.device)
-        for rows, block in points.blocks():
-            labels[rows] = kmeans_assign(block, begun.centroids, metric=points.metric).assignment
-        self.labels_ = give(labels)
+        self.labels_ = give(nearest(points, begun.centroids))
         return self
 
     def state_dict(self) -> dict[str, Any]:
@@ -323,11 +321,10 @@ class KMeans(WeightedModel, ClusterMethod[Array, Array]):
             raise ValueError("group: expected None unless sharded=True")
         if self.shard_centroids:
             for name, value, refused in (
-                ("sharded", self.sharded, (False,)),
-                ("algorithm", self.algorithm, ("hamerly",)),
-                ("empty", self.empty, ("split",)),
+                ("sharded", self.sharded, False),
+                ("empty", self.empty, "split"),
             ):
-                if value in refused:
+                if value == refused:
                     raise ValueError(f"{name}: expected another value with shard_centroids, got {value!r}")
             if self.batch_size is not None:
                 raise ValueError(f"batch_size: expected None with shard_centroids, got {self.batch_size}")

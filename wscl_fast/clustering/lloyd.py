@@ -12,7 +12,8 @@ from wscl_fast.clustering.bounds import Bounds
 from wscl_fast.clustering.empty import fill_empty, split_largest
 from wscl_fast.clustering.points import Points, unit
 from wscl_fast.clustering.search import Search, Step
-from wscl_fast.clustering.shards import ShardedSearch, Shards
+from wscl_fast.clustering.sharded_search import ShardedSearch
+from wscl_fast.clustering.shards import Shards
 
 ALGORITHMS = ("auto", "lloyd", "hamerly")
 
@@ -67,10 +68,10 @@ def lloyd(
         bounds: those of an earlier run, still true for these points, to begin with.
         begin: how far an earlier call had come when it reported these centroids.
         shards: who holds which centroids; `centroids`, those reported and those returned are then the shard
-            of this rank. Bounds are not kept.
+            of this rank. Bounds do not come along from earlier runs.
         report: called after each update with the centroids that come next, and how far the run has come.
     """
-    search = Search(points, algorithm, bounds) if shards is None else ShardedSearch(points, shards)
+    search = Search(points, algorithm, bounds) if shards is None else ShardedSearch(points, shards, algorithm)
     n_iter, sofar, ended = begin or Progress()
     history = list(sofar)
     while not ended:

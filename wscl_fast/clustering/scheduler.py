@@ -89,7 +89,7 @@ class ClusterScheduler:
         self.metric, self.nested, self.carry_bounds = check_metric(metric), nested, carry_bounds
         self.ranks = Ranks(sharded, group)
         self.models = [
-            KMeans(k, metric=metric, warm_start=True, **self._sharing(level), **parameters)
+            KMeans(k, metric=metric, warm_start=True, **{**parameters, **self._sharing(level)})
             for level, k in enumerate(self.n_clusters)
         ]
         self._last: tuple[Tensor, Tensor] | None = None  # features and samples of the last step
@@ -178,7 +178,9 @@ class ClusterScheduler:
     def _sharing(self, level: int) -> dict[str, Any]:
         # Centroids are on every rank: upper levels are the same everywhere without a word.
         shared = self.ranks.sharded and not (self.nested and level)
-        return {"sharded": shared, "group": self.ranks.group if shared else None}
+        if not shared:
+            return {"sharded": False, "group": None, "shard_centroids": False}
+        return {"sharded": True, "group": self.ranks.group}
 
     def _fit(
         self, model: KMeans, level: int, features: Tensor, samples: Tensor, drift: Tensor | None

@@ -30,6 +30,30 @@ class Step(NamedTuple):
     changed: int  # samples of all ranks in another cluster than in the pass before
 
 
+class Patience:
+    """When bounds are tried that are kept beside the search, by what the passes before told."""
+
+    def __init__(self) -> None:
+        self.rest = 0  # passes to go without bounds
+        self.pause = 4
+
+    def worth_a_try(self, points: Points, changed: int | None, n_clusters: int, dim: int) -> bool:
+        """Whether to begin, where so many samples changed in the last pass (None: there was none)."""
+        if changed is None:
+            return False
+        self.rest -= 1
+        few = changed <= _FEW_CHANGES * points.n_all
+        return few and n_clusters * dim >= _LEAST_WORK and self.rest < 0
+
+    def ends(self, points: Points, searched: float) -> bool:
+        """Whether to give up, since they left so many samples of all ranks to search."""
+        if searched <= _TOO_MANY_SEARCHED * points.n_all:
+            return False
+        self.rest = self.pause
+        self.pause *= 2
+        return True
+
+
 class Search:
     """Finds each sample's cluster again and again, with bounds once they pay."""
 
@@ -41,8 +65,7 @@ class Search:
         self.assignment: Tensor | None = None  # int64 [n], renewed in place
         self.distance: Tensor | None = None  # [n]
         self.sums: Tensor | None = None  # of this rank's rows, under `last`
-        self.rest = 0  # passes to go without bounds
-        self.pause = 4
+        self.patience = Patience()
 
     def __call__(self, centroids: Tensor) -> Step:
         if self.bounds is None and self._worth_it(*centroids.shape):
@@ -56,11 +79,8 @@ class Search:
             return False
         if self.algorithm == "hamerly" or self.fused:
             return True
-        if self.last is None:
-            return False
-        self.rest -= 1
-        few = self.last.changed <= _FEW_CHANGES * self.points.n_all
-        return few and n_clusters * dim >= _LEAST_WORK and self.rest < 0
+        changed = None if self.last is None else self.last.changed
+        return self.patience.worth_a_try(self.points, changed, n_clusters, dim)
 
     def _plain(self, centroids: Tensor) -> Step:
         points = self.points
@@ -90,9 +110,8 @@ class Search:
         self.sums = bounds.sums
         if self.algorithm == "auto" and not self.fused:
             searched = self.points.ranks.sum(bounds.counts.new_tensor(bounds.searched))
-            if not bounds.begun and float(searched) > _TOO_MANY_SEARCHED * self.points.n_all:
-                self.bounds, self.rest = None, self.pause
-                self.pause *= 2
+            if not bounds.begun and self.patience.ends(self.points, float(searched)):
+                self.bounds = None
         self.assignment = bounds.assignment
         if self.points.ranks.size == 1:
             return Step(

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from wscl_fast.clustering.points import Points, Ranks
-from wscl_fast.clustering.search import Step
 from wscl_fast.distributed.collectives import sum_to_rank
 from wscl_fast.distributed.ring import blocks_of_ranks
 from wscl_fast.functional import kmeans_assign, kmeans_distances
@@ -52,33 +51,6 @@ class Shards:
         return own
 
 
-class ShardedSearch:
-    """`Search` for centroids of which each rank holds a shard; the assignments and sums are the same."""
-
-    bounds = None
-
-    def __init__(self, points: Points, shards: Shards) -> None:
-        self.points, self.shards = points, shards
-        self.assignment = torch.full((points.n,), -1, device=points.device)
-
-    def __call__(self, centroids: Tensor) -> Step:
-        points, shards = self.points, self.shards
-        if points.all_in_memory:
-            assignment, square = nearest_of_shards(points, centroids, shards)
-            sums = _sums(points, assignment, shards)
-        else:
-            sums = torch.zeros(centroids.shape, dtype=torch.float64, device=points.device)
-            assignment, square = nearest_of_shards(points, centroids, shards, sums)
-        changed = (assignment != self.assignment).sum()
-        self.assignment = assignment
-        weight = torch.ones_like(square) if points.weights is None else points.weights
-        counts = torch.zeros(shards.n_clusters, dtype=torch.float64, device=points.device)
-        counts.index_put_((assignment,), weight, accumulate=True)
-        totals = points.ranks.sum(torch.cat([counts, torch.stack([square @ weight, changed.double()])]))
-        counts = totals[:-2] if points.weights is not None else totals[:-2].long()
-        return Step(assignment, square.to(points.dtype), sums, counts, float(totals[-2]), int(totals[-1]))
-
-
 def nearest_of_shards(
     points: Points, centroids: Tensor, shards: Shards, sums: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -92,7 +64,7 @@ def nearest_of_shards(
         for owner, shard in blocks_of_ranks(centroids, shards.sizes, shards.ranks.group):
             exact = shard.double()  # of two shards' nearest the one that float64 tells, as within a shard
             for rows, block in points.blocks():
-                found, apart = _nearest(points, block, shard, exact)
+                found, apart = nearest_of_shard(points, block, shard, exact)
                 found = found + shards.slices[owner].start
                 best, known = square[rows], nearest[rows]
                 closer = (apart < best) | ((apart == best) & (found < known))
@@ -101,7 +73,7 @@ def nearest_of_shards(
         return nearest, square
     exact, first = centroids.double(), shards.own.start
     for own, block, weights in _shown(points):
-        found, apart = _nearest(points, block, centroids, exact)
+        found, apart = nearest_of_shard(points, block, centroids, exact)
         best = points.ranks.least(apart)
         # Of equally near ones the lowest: those that are not the nearest stand back.
         number = points.ranks.least((found + first).where(apart == best, shards.n_clusters))
@@ -112,7 +84,7 @@ def nearest_of_shards(
     return nearest, square
 
 
-def _nearest(points: Points, block: Tensor, shard: Tensor, exact: Tensor) -> tuple[Tensor, Tensor]:
+def nearest_of_shard(points: Points, block: Tensor, shard: Tensor, exact: Tensor) -> tuple[Tensor, Tensor]:
     """The nearest of a shard's centroids, of which `exact` is float64, and the squared distance from it."""
     if not len(shard):  # fewer centroids than ranks
         nothing = torch.full((len(block),), torch.inf, dtype=torch.float64, device=block.device)
@@ -122,7 +94,7 @@ def _nearest(points: Points, block: Tensor, shard: Tensor, exact: Tensor) -> tup
     return found, 2 * apart if points.metric == "cosine" else apart
 
 
-def _sums(points: Points, assignment: Tensor, shards: Shards) -> Tensor:
+def sums_of_shard(points: Points, assignment: Tensor, shards: Shards) -> Tensor:
     """The sums of this rank's shard of clusters over all ranks' samples in memory, float64."""
     own = torch.empty(0)
     for owner, clusters in enumerate(shards.slices):

@@ -45,7 +45,7 @@ def as_points(
     if isinstance(X, FeatureFiles):
         weights = as_weights(sample_weight, X)
         points = StreamedPoints(X, weights=weights, metric=metric, ranks=ranks, frame=frame)  # type: ignore[arg-type]
-        return points, lambda t: t.numpy()
+        return points, lambda t: t.cpu().numpy()
     samples = as_samples(X, "X", least=least)
     weights = as_weights(sample_weight, samples.x)
     return Points(samples.x, weights=weights, metric=metric, ranks=ranks, frame=frame), samples.give

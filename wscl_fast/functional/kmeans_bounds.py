@@ -24,6 +24,7 @@ from wscl_fast.scatter import add_rows
 
 __all__ = [
     "BoundedUpdate",
+    "add_rows",
     "add_to_sums",
     "bounds_are_fused",
     "kmeans_update_bounded",
@@ -186,6 +187,7 @@ class _Pass:
         eps = torch.finfo(lower.dtype).eps
         self.up, self.down = 1 + 4 * eps, 1 - 4 * eps
         self.slack = 8 * eps if metric == "cosine" else 0.0
+        self.beyond = torch.finfo(lower.dtype).max
         self.peak, self.changed, self.by_half = 0.0, 0, 0
 
     def run(self, previous: Tensor | None, half: Tensor | None) -> BoundedUpdate:
@@ -198,6 +200,15 @@ class _Pass:
             rows, inertia = self._undecided(half)
         for part in self._parts(rows):
             inertia = inertia + self._search(part, anew=previous is None)
+        if bool((self.distance >= self.beyond).any()):  # what is kept is less than they are
+            inertia = kmeans_distances(
+                self.x,
+                self.centroids,
+                self.assignment,
+                weights=self.weights,
+                metric=self.metric,
+                impl=self.impl,
+            ).inertia
         counts = cluster_counts(self.assignment, self.weights, len(self.centroids))
         return BoundedUpdate(counts, inertia, self.peak, self.changed, len(rows), self.by_half)
 
@@ -230,9 +241,10 @@ class _Pass:
         square = self.distance if self.metric == "euclidean" else 2 * self.distance
         rounding = 1 + (self.x.shape[1] / 2 + 4) * torch.finfo(self.lower.dtype).eps
         upper = square.sqrt().mul_(rounding).add_(self.slack)
-        safe = (upper < self.lower) & (square > torch.finfo(square.dtype).tiny)
+        known = (square > torch.finfo(square.dtype).tiny) & (square < self.beyond)
+        safe = (upper < self.lower) & known
         if half is not None:
-            near = (upper < half[self.assignment]) & (square > torch.finfo(square.dtype).tiny) & ~safe
+            near = (upper < half[self.assignment]) & known & ~safe
             self.by_half = int(near.sum())
             safe |= near
         return (~safe).nonzero()[:, 0], found.inertia
