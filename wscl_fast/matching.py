@@ -17,6 +17,7 @@ from torch import Tensor
 
 from wscl_fast.pairs import Pairs
 from wscl_fast.scatter import add_rows
+from wscl_fast.values import may_look
 
 __all__ = [
     "Matching",
@@ -109,9 +110,8 @@ class Matching:
 
     def __init__(self, query_ids: Tensor, ignore_index: int) -> None:
         self.query_ids, self.ignore_index = query_ids, ignore_index
-        # How many ids there are is not known to a graph that is traced, nor to a host without waiting.
-        looks = query_ids.device.type == "cpu" and not torch.compiler.is_compiling()
-        self.ordered = torch.unique(query_ids) if looks else query_ids.sort().values
+        # How many ids there are is not known without looking.
+        self.ordered = torch.unique(query_ids) if may_look(query_ids) else query_ids.sort().values
         # The sum of an id lies where the id first stands in order; the last slot is of those without a query.
         self.none = len(self.ordered)
         self.of_query = self._slots(query_ids)

@@ -145,8 +145,14 @@ def _is_last_use(direction: Tensor) -> bool:
         and direction.device.type == "cpu"
         and type(direction) is Tensor
         and not torch.compiler.is_compiling()
-        and not torch._C._autograd._get_current_graph_task_keep_graph()
+        and not _keeps_graph()
     )
+
+
+def _keeps_graph() -> bool:
+    """Whether the backward pass under way leaves its graph for another; yes, where PyTorch does not say."""
+    ask = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)  # no public name has it
+    return ask is None or bool(ask())
 
 
 register("infonce_forward", _fake_forward, _backward, tensors=6, options=3)

@@ -40,11 +40,6 @@ def check_id(name: str, value: object) -> int:
     return value
 
 
-def is_fake(tensor: Tensor) -> bool:
-    """Whether a tensor has no values to look at (meta, fake)."""
-    return tensor.is_meta or isinstance(tensor, torch._subclasses.FakeTensor)
-
-
 def check_choice(name: str, value: object, choices: object) -> None:
     """Refuse a value that is not one of a Literal's."""
     allowed = cast("tuple[str, ...]", get_args(choices))

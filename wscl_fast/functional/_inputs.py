@@ -17,10 +17,10 @@ from wscl_fast.functional._checks import (
     check_matrix,
     check_positive,
     check_vector,
-    is_fake,
 )
 from wscl_fast.functional._passes import Passes, in_blocks
 from wscl_fast.pairs import Pairs
+from wscl_fast.values import may_look
 
 Impl = Literal["auto", "fused", "chunked", "reference"]
 Reduction = Literal["mean", "sum", "none"]
@@ -181,9 +181,7 @@ def scale_of(temperature: float | Tensor, queries: Tensor, dtype: torch.dtype) -
                 f" ({len(queries)},), got shape {tuple(temperature.shape)}, {temperature.dtype}"
             )
         check_device("temperature", temperature, queries)
-        # Looking at the value would stall a GPU and break a graph that is being traced.
-        looked_at = queries.device.type == "cpu" and not torch.compiler.is_compiling()
-        if looked_at and not is_fake(temperature) and temperature.numel():
+        if may_look(temperature) and temperature.numel():
             check_positive("temperature", temperature.detach().amin().item())
             check_positive("temperature", temperature.detach().amax().item())
         return 1 / temperature.to(dtype)

@@ -17,7 +17,6 @@ from torch import Tensor
 from wscl_fast import _ops, chunked
 from wscl_fast import affinity as affinities
 from wscl_fast.affinity import Affinity, has_factors
-from wscl_fast.functional._checks import is_fake
 from wscl_fast.matching import (
     allowed_count,
     allowed_sum,
@@ -28,6 +27,7 @@ from wscl_fast.matching import (
     squared_lengths,
 )
 from wscl_fast.pairs import Meets, Pairs
+from wscl_fast.values import may_look
 
 KEYS = 16384  # copied at a time where rows have to be left out
 
@@ -295,9 +295,8 @@ def weighted_sum(
 
 
 def _none_of(flags: Tensor) -> bool:
-    """Whether none is set, where looking costs nothing: on the CPU, outside of a graph that is traced."""
-    looks = flags.device.type == "cpu" and not torch.compiler.is_compiling() and not is_fake(flags)
-    return looks and not bool(flags.any())
+    """Whether none is set, as far as one may look."""
+    return may_look(flags) and not bool(flags.any())
 
 
 def _sum_by_tags(

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from wscl_fast import _ops, chunked, reference
 from wscl_fast.functional._arrays import takes_arrays
-from wscl_fast.functional._checks import check_choice, check_matrix, check_vector, is_fake
+from wscl_fast.functional._checks import check_choice, check_matrix, check_vector
 from wscl_fast.functional._inputs import Impl
+from wscl_fast.values import is_fake
 
 __all__ = [
     "Distances",

@@ -186,6 +186,7 @@ class _Pass:
         self.distance = distance
         eps = torch.finfo(lower.dtype).eps
         self.up, self.down = 1 + 4 * eps, 1 - 4 * eps
+        self.short = x.shape[1] * torch.finfo(lower.dtype).tiny * eps
         self.slack = 8 * eps if metric == "cosine" else 0.0
         self.beyond = torch.finfo(lower.dtype).max
         self.peak, self.changed, self.by_half = 0.0, 0, 0
@@ -258,7 +259,9 @@ class _Pass:
         nearest, near = found.assignment.view(len(rows), -1)[:, 0], found.distance.view(len(rows), -1)
         if near.shape[1] == 2:
             other = near[:, 1] if self.metric == "euclidean" else 2 * near[:, 1]
-            self.lower[rows] = other.to(self.lower).sqrt() * self.down - self.slack
+            # Below the normal range a square is short of digits, each summand's by as much.
+            other = (other.to(self.lower) - self.short).clamp_(min=0)
+            self.lower[rows] = other.sqrt() * self.down - self.slack
         else:
             self.lower[rows] = torch.inf
         near = near[:, 0].to(self.distance)
