@@ -39,7 +39,7 @@ ALLOWED = {
     "losses": {"functional", "distributed"},
     "queue": {"distributed"},
     "distributed": {"functional", "_ops", "pairs", "matching"},
-    "clustering": {"functional", "distributed", "arrays", "files"},
+    "clustering": {"functional", "distributed", "arrays", "files", "scatter"},
     "data": {"files"},
     "train": {"files", "losses", "queue", "distributed", "clustering", "data", "functional", "_build"},
     "__init__": {"_build", "functional", "losses", "queue", "distributed", "clustering"},

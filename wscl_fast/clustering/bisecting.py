@@ -84,8 +84,6 @@ class BisectingKMeans(WeightedModel):
         check_count(self.max_iter, "max_iter")
         if self.split not in SPLITS:
             raise ValueError(f"split: expected one of {SPLITS}, got {self.split!r}")
-        if self.group is not None and not self.sharded:
-            raise ValueError("group: expected None unless sharded=True")
         points, give = as_points(
             X,
             sample_weight=sample_weight,

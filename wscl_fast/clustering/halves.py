@@ -11,9 +11,10 @@ from torch import Tensor
 
 from wscl_fast.clustering.points import Points, unit
 from wscl_fast.functional import kmeans_distances
-from wscl_fast.functional.kmeans_bounds import add_rows, add_to_sums
+from wscl_fast.functional.kmeans_bounds import add_to_sums
+from wscl_fast.scatter import add_rows
 
-_TRIALS = 2 + int(math.log(2))  # second centers that are tried, as k-means++ has it
+_TRIALS = 2  # second centers that are tried: 2 + ⌊log K⌋ for K = 2, as k-means++ has it
 
 
 class Halves(NamedTuple):

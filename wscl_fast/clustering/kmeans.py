@@ -317,8 +317,6 @@ class KMeans(WeightedModel, ClusterMethod[Array, Array]):
             check_count(self.batch_size, "batch_size")
             if self.checkpoint is not None:
                 raise ValueError("batch_size: expected None with a checkpoint")
-        if self.group is not None and not self.sharded:
-            raise ValueError("group: expected None unless sharded=True")
         if self.shard_centroids:
             for name, value, refused in (
                 ("sharded", self.sharded, False),

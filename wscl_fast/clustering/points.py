@@ -31,6 +31,10 @@ class Ranks:
     sharded: bool = False
     group: Group = None
 
+    def __post_init__(self) -> None:
+        if self.group is not None and not self.sharded:
+            raise ValueError("group: expected None unless sharded=True")
+
     @property
     def size(self) -> int:
         """How many there are."""

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from wscl_fast.clustering.points import Points, unit
+from wscl_fast.clustering.points import Points
 from wscl_fast.clustering.search import Patience, Step
 from wscl_fast.clustering.shards import Shards, nearest_of_shards, sums_of_shard
 from wscl_fast.distributed.ring import blocks_of_ranks
 from wscl_fast.functional import kmeans_assign, kmeans_distances
+from wscl_fast.functional.kmeans_bounds import loosen, movement
+from wscl_fast.scatter import add_rows
 
 
 class ShardedSearch:
@@ -37,7 +39,7 @@ class ShardedSearch:
         self.assignment = assignment
         weight = torch.ones_like(square) if points.weights is None else points.weights
         counts = torch.zeros(shards.n_clusters, dtype=torch.float64, device=points.device)
-        counts.index_put_((assignment,), weight, accumulate=True)
+        add_rows(counts, assignment, weight)
         totals = points.ranks.sum(torch.cat([counts, torch.stack([square @ weight, changed.double()])]))
         counts = totals[:-2] if points.weights is not None else totals[:-2].long()
         self.changed = int(totals[-1])
@@ -82,7 +84,7 @@ class ShardBounds:
         self.begun = True  # whether the last search had no bounds to go by
         self.searched = 0.0  # samples of all ranks that met every centroid in it
         eps = torch.finfo(torch.float64).eps
-        self._up, self._down = 1 + (points.dim + 8) * eps, 1 - (points.dim + 8) * eps
+        self._rounding = (points.dim + 8) * eps
         self._slack = 8 * eps if points.metric == "cosine" else 0.0
 
     def search(self, centroids: Tensor, assignment: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,7 +96,10 @@ class ShardBounds:
         self.begun = self.centroids is None
         asks = torch.ones_like(assignment, dtype=torch.bool)
         if self.centroids is not None:
-            asks = self._loosened(self._moved(centroids, self.centroids), assignment)
+            moved = points.ranks.gather(movement(centroids, self.centroids, points.metric))
+            loosen(self.lower, moved, assignment, self._rounding)
+            upper = (self.square.sqrt() + moved[assignment]) * (1 + self._rounding) + self._slack
+            asks = ~(upper < self.lower)
         self.searched = float(points.ranks.sum(asks.sum()))
         nearest = assignment.where(~asks, shards.n_clusters)
         square = torch.full((points.n,), torch.inf, dtype=torch.float64, device=points.device)
@@ -113,34 +118,10 @@ class ShardBounds:
                 closer = (apart < best) | ((apart == best) & (number < known))
                 second[rows] = torch.minimum(torch.minimum(second[rows], beside), best.where(closer, apart))
                 square[rows], nearest[rows] = apart.where(closer, best), number.where(closer, known)
-        bound = second.sqrt() * self._down - self._slack
+        bound = second.sqrt() * (1 - self._rounding) - self._slack
         self.lower = bound if self.begun else bound.where(asks, self.lower)
         self.square, self.centroids = square, centroids
         return nearest, square
-
-    def _loosened(self, moved: Tensor, assignment: Tensor) -> Tensor:
-        """Loosen the bounds by what the centroids moved; which samples may have changed, bool [n]."""
-        farthest = moved.argmax()
-        others = moved.clone()
-        others[farthest] = 0
-        other = others.max().where(assignment == farthest, moved[farthest])
-        self.lower = self.lower - other * self._up
-        self.lower -= self.lower.abs() * (1 - self._down)
-        upper = (self.square.sqrt() + moved[assignment]) * self._up + self._slack
-        return ~(upper < self.lower)
-
-    def _moved(self, centroids: Tensor, before: Tensor) -> Tensor:
-        """How far each centroid went, float64 [K], on every rank."""
-        here, there = centroids.double(), before.double()
-        if self.points.metric == "cosine":
-            here, there = unit(here), unit(there)
-        moved = (here - there).norm(dim=1)
-        if (
-            self.points.metric == "cosine"
-        ):  # without a direction, whatever the distances were, they are others
-            undirected = (here == 0).all(dim=1) | (there == 0).all(dim=1)
-            moved = moved.masked_fill(undirected & (moved > 0), 2)
-        return self.points.ranks.gather(moved)
 
     def _apart(self, block: Tensor, exact: Tensor, ids: Tensor) -> Tensor:
         metric = self.points.metric

@@ -24,10 +24,11 @@ from wscl_fast.scatter import add_rows
 
 __all__ = [
     "BoundedUpdate",
-    "add_rows",
     "add_to_sums",
     "bounds_are_fused",
     "kmeans_update_bounded",
+    "loosen",
+    "movement",
     "sums_are_on_a_grid",
 ]
 
@@ -166,6 +167,32 @@ def add_to_sums(
     add_rows(sums, clusters, rows if weights is None else rows * weights[:, None])
 
 
+def movement(centroids: Tensor, previous: Tensor, metric: Metric) -> Tensor:
+    """How far each centroid went, float64 ``[K]``; between unit vectors when cosine."""
+    if metric != "cosine":
+        return (centroids.double() - previous.double()).norm(dim=1)
+    here, there = unit(centroids), unit(previous)
+    moved = (here - there).norm(dim=1)
+    # Without a direction, whatever the distances were, they are others now.
+    undirected = (here == 0).all(dim=1) | (there == 0).all(dim=1)
+    return moved.masked_fill(undirected & (moved > 0), 2)
+
+
+def loosen(lower: Tensor, moved: Tensor, assignment: Tensor, rounding: float) -> None:
+    """Takes off each point's bound, in place, what any centroid but its own may have come nearer.
+
+    `moved` is each centroid's :func:`movement`, `rounding` the relative error of a step.
+    """
+    farthest = moved.argmax()
+    others = moved.clone()
+    others[farthest] = 0
+    other = torch.where(
+        torch.arange(len(moved), device=moved.device) == farthest, others.max(), moved[farthest]
+    )
+    lower.sub_((other * (1 + rounding)).to(lower)[assignment])
+    lower.sub_(lower.abs(), alpha=rounding)
+
+
 class _Pass:
     """The same out of distances, a comparison, and a search of the rows that it leaves."""
 
@@ -185,7 +212,7 @@ class _Pass:
         self.sums, self.weights, self.metric, self.impl = sums, weights, metric, impl
         self.distance = distance
         eps = torch.finfo(lower.dtype).eps
-        self.up, self.down = 1 + 4 * eps, 1 - 4 * eps
+        self.rounding = 4 * eps
         self.short = x.shape[1] * torch.finfo(lower.dtype).tiny * eps
         self.slack = 8 * eps if metric == "cosine" else 0.0
         self.beyond = torch.finfo(lower.dtype).max
@@ -197,7 +224,8 @@ class _Pass:
         if previous is None:
             rows = torch.arange(len(self.x), device=self.x.device)
         else:
-            self._follow(previous)
+            moved = movement(self.centroids, previous, self.metric)
+            loosen(self.lower, moved, self.assignment, self.rounding)
             rows, inertia = self._undecided(half)
         for part in self._parts(rows):
             inertia = inertia + self._search(part, anew=previous is None)
@@ -212,25 +240,6 @@ class _Pass:
             ).inertia
         counts = cluster_counts(self.assignment, self.weights, len(self.centroids))
         return BoundedUpdate(counts, inertia, self.peak, self.changed, len(rows), self.by_half)
-
-    def _follow(self, previous: Tensor) -> None:
-        """Loosen the bounds by what the centroids moved."""
-        if self.metric == "cosine":
-            here, there = unit(self.centroids), unit(previous)
-            moved = (here - there).norm(dim=1)
-            # Without a direction, whatever the distances were, they are others now.
-            moved[((here == 0).all(dim=1) | (there == 0).all(dim=1)) & (moved > 0)] = 2
-        else:
-            moved = (self.centroids.double() - previous.double()).norm(dim=1)
-        farthest = moved.argmax()
-        # The others' largest movement: a centroid does not move away from its own points' lower bound.
-        others = moved.clone()
-        others[farthest] = 0
-        other = torch.where(
-            torch.arange(len(moved), device=moved.device) == farthest, others.max(), moved[farthest]
-        )
-        self.lower.sub_((other * self.up).to(self.lower)[self.assignment])
-        self.lower.sub_(self.lower.abs(), alpha=1 - self.down)
 
     def _undecided(self, half: Tensor | None) -> tuple[Tensor, Tensor]:
         """Rows whose bounds do not tell their cluster, and the inertia if all stayed where they are."""
@@ -261,7 +270,7 @@ class _Pass:
             other = near[:, 1] if self.metric == "euclidean" else 2 * near[:, 1]
             # Below the normal range a square is short of digits, each summand's by as much.
             other = (other.to(self.lower) - self.short).clamp_(min=0)
-            self.lower[rows] = other.sqrt() * self.down - self.slack
+            self.lower[rows] = other.sqrt() * (1 - self.rounding) - self.slack
         else:
             self.lower[rows] = torch.inf
         near = near[:, 0].to(self.distance)
