@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from wscl_fast import KMeans
 from wscl_fast.clustering import BalancedKMeans, BisectingKMeans, HierarchicalKMeans, diagnose
-from wscl_fast.clustering.bounds import Bounds
 from wscl_fast.clustering.hierarchical_kmeans import even_shares
 
 
@@ -347,19 +346,10 @@ def test_bounds_change_no_assignment(shape, seed, metric, exponent, offset, dupl
     assert np.isfinite(plain.cluster_centers_).all()
 
 
-def test_bounds_are_used_and_spare_work():
+def test_bounds_are_used_and_spare_work(searched):
     """They come once few samples move, stay, and the search then looks at few samples."""
     x, _ = blobs(6000, 16, 60, spread=1.5)
-    searched: list[int] = []
-    search = Bounds.search
-
-    def counted(self: Bounds, centroids: torch.Tensor) -> int:
-        changed = search(self, centroids)
-        searched.append(self.searched)
-        return changed
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Bounds, "search", counted)
         patch.setattr("wscl_fast.clustering.search._LEAST_WORK", 0)  # they would not pay here
         model = KMeans(60, init=x[:60], tol=0).fit(x)
     assert searched[0] == 6000  # the first has nothing to go by
