@@ -9,7 +9,7 @@ taken off again: it stays out of the sums, and all but those whose own it is get
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -119,14 +119,20 @@ class Matching:
         self.own_sum: Tensor | None = None
         self.touched: Tensor | None = None  # [N]: by how many keys that stayed out
 
-    def add(self, pairs: Pairs, values: Tensor) -> None:
+    def placed(self, pairs: Pairs) -> Placed:
+        """Where a block of keys stands among the ids."""
+        none = pairs.own is None or not len(pairs.key_ids)
+        own = None if none else _own(pairs, pairs.own, same=True)
+        return Placed(self._slots(pairs.key_ids), own)
+
+    def add(self, block: Placed, values: Tensor) -> None:
         """Add a block of keys, with a row of ``values`` for each of them."""
         wide = _wide(values)
         if self.sums is None:
             self.sums = torch.zeros(self.none + 1, values.shape[1], dtype=wide, device=values.device)
-        slots = self._slots(pairs.key_ids)
-        if pairs.own is not None and len(values):
-            own = _own(pairs, pairs.own, same=True).split(values)
+        slots = block.slots
+        if block.own is not None:
+            own = block.own.split(values)
             of_id = slots.new_zeros(self.none + 1).index_add_(0, slots, own.left_out.to(slots.dtype))
             touched, mine = of_id[self.of_query] - own.apart.to(slots.dtype), own.finite.of(values)
             self.touched = touched if self.touched is None else self.touched + touched
@@ -144,6 +150,12 @@ class Matching:
             sums.masked_fill_((self.touched[rows] > 0)[:, None], torch.nan)
         return sums.masked_fill_((self.query_ids[rows] == self.ignore_index)[:, None], 0)
 
+    def sum_of(self, block: Placed, values: Tensor) -> Tensor:
+        """The sum of this block of keys alone, whatever was added before."""
+        self.sums = self.own_sum = self.touched = None
+        self.add(block, values)
+        return self.sum()
+
     def per_id(self, values: Tensor, weights: Tensor | None = None) -> Tensor:
         """``[ids + 1, width]``: for every id the sum of its queries' rows of ``values [N, width]``, by their
         ``weights [N]``.
@@ -157,19 +169,17 @@ class Matching:
         return sums
 
     def spread(
-        self, grad: Tensor, pairs: Pairs, values: Tensor, per_id: Tensor, weights: Tensor | None = None
+        self, grad: Tensor, block: Placed, values: Tensor, per_id: Tensor, weights: Tensor | None = None
     ) -> None:
         """Add to every key's row of ``grad [M, width]`` the ``values`` of the queries that have its id, which
         :meth:`per_id` summed up with the same weights.
         """
-        slots = self._slots(pairs.key_ids)
         for chunk in chunks(grad):
-            grad[chunk] += per_id.index_select(0, slots[chunk])
-        if pairs.own is not None and len(grad):
-            own = _own(pairs, pairs.own, same=True)
+            grad[chunk] += per_id.index_select(0, block.slots[chunk])
+        if block.own is not None:
             values = values if weights is None else weights[:, None] * values
-            mine = torch.where(own.there[:, None], values, 0.0).to(grad.dtype)
-            add_rows(grad, own.place, -mine)
+            mine = torch.where(block.own.there[:, None], values, 0.0).to(grad.dtype)
+            add_rows(grad, block.own.place, -mine)
 
     def _slots(self, ids: Tensor) -> Tensor:
         if self.none == 0:
@@ -177,6 +187,13 @@ class Matching:
         slots = torch.searchsorted(self.ordered, ids).clamp_(max=self.none - 1)
         known = (self.ordered[slots] == ids) & (ids != self.ignore_index)
         return torch.where(known, slots, self.none)
+
+
+class Placed(NamedTuple):
+    """A block of keys among the ids of the queries."""
+
+    slots: Tensor  # [M] int64: where the sum of each key's id lies
+    own: _Own | None
 
 
 class _Own(NamedTuple):
@@ -241,9 +258,9 @@ class _Sum(torch.autograd.Function):
         pairs = Pairs(values, values, query_ids, key_ids, own, values.new_ones(()), ignore_index)
         matching = Matching(query_ids, ignore_index)
         if not back:
-            return _gathered(matching, pairs, values, dtype)
+            return matching.sum_of(matching.placed(pairs), values).to(dtype)
         sums = values.new_zeros(len(key_ids), values.shape[1], dtype=dtype)
-        matching.spread(sums, pairs, values, matching.per_id(values))
+        matching.spread(sums, matching.placed(pairs), values, matching.per_id(values))
         return sums
 
     @staticmethod
@@ -273,46 +290,38 @@ class _Products(torch.autograd.Function):
         ctx.ignore_index = ignore_index
         pairs = Pairs(queries, keys, query_ids, key_ids, own, queries.new_ones(()), ignore_index)
         total = torch.zeros(len(queries), dtype=_wide(queries), device=queries.device)
+        matching = Matching(query_ids, ignore_index)
+        block = matching.placed(pairs)
         for columns in _columns(queries):
-            matching = Matching(query_ids, ignore_index)
-            total += (queries[:, columns] * _gathered(matching, pairs, keys[:, columns], total.dtype)).sum(1)
+            total += (queries[:, columns] * matching.sum_of(block, keys[:, columns])).sum(1)
         return total.to(queries.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        queries, keys, *known = ctx.saved_tensors
-        known.append(ctx.ignore_index)
-        need_queries, need_keys = ctx.needs_input_grad[:2]
-        grad = grad[:, None]
-
-        def of_queries(columns: slice) -> Tensor:
-            sums: Tensor = _Sum.apply(keys[:, columns], *known, _wide(keys), False)  # type: ignore[no-untyped-call]
-            return grad * sums.to(queries.dtype)
-
-        def of_keys(columns: slice) -> Tensor:
-            return _Sum.apply(grad * queries[:, columns], *known, keys.dtype, True)  # type: ignore[no-untyped-call,no-any-return]
-
-        return (
-            _in_columns(of_queries, queries) if need_queries else None,
-            _in_columns(of_keys, keys) if need_keys else None,
-            *(None,) * 4,
-        )
-
-
-def _gathered(matching: Matching, pairs: Pairs, values: Tensor, dtype: torch.dtype) -> Tensor:
-    """The keys' values summed for the queries."""
-    matching.add(pairs, values)
-    return matching.sum().to(dtype)
-
-
-def _in_columns(part: Callable[[slice], Tensor], like: Tensor) -> Tensor:
-    """Parts of a few columns each as one tensor; at once where their own gradient may be asked for."""
-    if torch.is_grad_enabled():
-        return part(slice(None))
-    result = torch.empty_like(like, memory_format=torch.contiguous_format)
-    for columns in _columns(like):
-        result[:, columns] = part(columns)
-    return result
+        queries, keys, query_ids, key_ids, own = ctx.saved_tensors
+        grad, of_queries, of_keys = grad[:, None], None, None
+        if torch.is_grad_enabled():  # a gradient of this one may be asked for
+            known = (query_ids, key_ids, own, ctx.ignore_index)
+            if ctx.needs_input_grad[0]:
+                sums: Tensor = _Sum.apply(keys, *known, _wide(keys), False)  # type: ignore[no-untyped-call]
+                of_queries = grad * sums.to(queries.dtype)
+            if ctx.needs_input_grad[1]:
+                of_keys = _Sum.apply(grad * queries, *known, keys.dtype, True)  # type: ignore[no-untyped-call]
+            return of_queries, of_keys, *(None,) * 4
+        pairs = Pairs(queries, keys, query_ids, key_ids, own, queries.new_ones(()), ctx.ignore_index)
+        matching = Matching(query_ids, ctx.ignore_index)
+        block = matching.placed(pairs)
+        if ctx.needs_input_grad[0]:
+            of_queries = torch.empty_like(queries, memory_format=torch.contiguous_format)
+            for columns in _columns(queries):
+                sums = matching.sum_of(block, keys[:, columns])
+                of_queries[:, columns] = grad * sums.to(queries.dtype)
+        if ctx.needs_input_grad[1]:
+            of_keys = torch.zeros_like(keys, memory_format=torch.contiguous_format)
+            for columns in _columns(keys):
+                values = grad * queries[:, columns]
+                matching.spread(of_keys[:, columns], block, values, matching.per_id(values))
+        return of_queries, of_keys, *(None,) * 4
 
 
 def _columns(rows: Tensor) -> Iterator[slice]:

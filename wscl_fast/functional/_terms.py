@@ -169,7 +169,7 @@ class _OfLogits(Term):
         self.matching = Matching(pairs.query_ids, pairs.ignore_index)
 
     def add(self, request: Request, needs: Needs, fused: bool) -> None:
-        self.matching.add(request.pairs, request.pairs.keys)
+        self.matching.add(self.matching.placed(request.pairs), request.pairs.keys)
         self.queries = request.pairs.queries
 
     def value(self) -> Tensor:
@@ -189,7 +189,9 @@ class _OfLogits(Term):
         if not needs.keys:
             return None
         gathered = torch.zeros_like(request.pairs.keys) if gathered is None else gathered
-        self.matching.spread(gathered, request.pairs, self.queries, self.per_id, self.upstream)
+        self.matching.spread(
+            gathered, self.matching.placed(request.pairs), self.queries, self.per_id, self.upstream
+        )
         return gathered
 
 
