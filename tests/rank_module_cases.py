@@ -80,6 +80,7 @@ def levels_and_tags_through_the_modules(group: Any) -> None:
         (
             (HierarchicalInfoNCE, {"constraint": "pair"}, levels(sum(rows))["clusters"]),
             (SoftInfoNCE, {"affinity": "jaccard"}, tags(sum(rows))["auxiliary"]),
+            (SoftInfoNCE, {"affinity": "shared", "contrast": "cross"}, tags(sum(rows))["auxiliary"]),
         ),
     ):
         whole = torch.randn(sum(rows), 2, 4, dtype=torch.float64, requires_grad=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,48 @@ def test_tags_of_views() -> None:
     )
     got = SoftInfoNCE("kernel")(features, vectors, keys, of_keys, key_valid=valid)
     torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("views", [2, 3])
+@pytest.mark.parametrize("kind", ["levels", "tags"])
+def test_views_across(kind: str, views: int) -> None:
+    """A view meets no view of its own place, by the formulas of both losses."""
+    features = torch.randn(6, views, 5, dtype=torch.float64, requires_grad=True)
+    place = torch.arange(6 * views) % views
+    met = place[:, None] != place
+    x = normalize(features, dim=-1).flatten(0, 1)
+    logits = (x @ x.T / 0.2).masked_fill(~met, -torch.inf)
+    if kind == "levels":
+        clusters = torch.tensor([[0, 0], [0, 0], [0, 1], [1, 2], [1, 2], [1, 3]])
+        module, known = partial(HierarchicalInfoNCE, 0.2), clusters
+        rows = clusters.repeat_interleave(views, 0)
+        weigh = torch.stack([(rows[:, None] == rows).double()[..., level] for level in (0, 1)]) * met
+    else:
+        tags = torch.tensor([0b1, 0b11, 0b110, 0b1100, 0, 0b1001])
+        module, known = partial(SoftInfoNCE, "jaccard", 0.2), tags
+        bits = (tags.repeat_interleave(views)[:, None] >> torch.arange(4)) & 1
+        common = (bits @ bits.T).double()
+        size = bits.sum(1)
+        weigh = (common / (size[:, None] + size - common).clamp(min=1) * met)[None]
+    valid = weigh.sum(2) > 0
+    pulled = (weigh * logits.masked_fill(~met, 0)).sum(2) / weigh.sum(2).masked_fill(~valid, 1)
+    want = (logits.logsumexp(1) - pulled).masked_fill(~valid, 0)
+    weights = torch.rand(6, dtype=torch.float64)
+    weighted = weights.repeat_interleave(views) * want / len(weigh)  # the levels' mean
+    got = module(contrast="cross", reduction="none")(features, known, weights=weights)
+    torch.testing.assert_close(got.flatten(), (weighted.T if kind == "levels" else weighted).flatten())
+    whole = weighted.sum() / (weights.repeat_interleave(views) * valid[0]).sum()
+    loss = module(contrast="cross")(features, known, weights=weights)
+    torch.testing.assert_close(loss, whole)
+    torch.testing.assert_close(*(torch.autograd.grad(value, features)[0] for value in (loss, whole)))
+    summed = module(contrast="cross", reduction="sum")(features, known, weights=weights)
+    torch.testing.assert_close(summed, weighted.sum())
+    with pytest.raises(ValueError, match="keys: expected None with contrast='cross'"):
+        module(contrast="cross")(features, known, torch.randn(4, 5, dtype=torch.float64), known[:4])
+    with pytest.raises(ValueError, match=r"features: expected at least two views .* got 1"):
+        module(contrast="cross")(features[:, 0], known)
+    with pytest.raises(ValueError, match="contrast: expected one of 'all', 'cross', got 'some'"):
+        module(contrast="some")
 
 
 def test_two_sides() -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor
 
 from wscl_fast.functional._checks import check_floating
+
+Contrast = Literal["all", "cross"]  # which views of the batch meet
 
 
 def check_features(features: object) -> Tensor:
@@ -22,6 +26,20 @@ def check_rows(name: str, value: object, batch: int, *, dimensions: tuple[int, .
         raise TypeError(f"{name}: expected a tensor of shape {shape}, got {type(value).__name__}")
     if value.ndim not in dimensions or len(value) != batch:
         raise ValueError(f"{name}: expected a tensor of shape {shape}, got {tuple(value.shape)}")
+
+
+def check_across(views: Tensor, keys: Tensor | None, exclude_self: object) -> None:
+    """Refuse what does not go with ``contrast="cross"``."""
+    for name, value in (("keys", keys), ("exclude_self", exclude_self)):
+        if value is not None:
+            raise ValueError(f"{name}: expected None with contrast='cross', which says who meets whom")
+    if views.shape[1] < 2:
+        raise ValueError(f"features: expected at least two views with contrast='cross', got {views.shape[1]}")
+
+
+def others_of(views: Tensor, view: int) -> Tensor:
+    """The rows of all views but this one, sample by sample, ``[B (V − 1), d]``."""
+    return views[:, [other for other in range(views.shape[1]) if other != view]].flatten(0, 1)
 
 
 def of_views(value: Tensor | None, views: int) -> Tensor | None:

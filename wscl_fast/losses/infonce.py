@@ -26,11 +26,16 @@ from wscl_fast.functional._checks import check_choice, check_id, check_positive
 from wscl_fast.functional._variant import Variant
 from wscl_fast.functional.statistics import of_views
 from wscl_fast.losses._module import LossModule
-from wscl_fast.losses._views import check_features, check_rows, temperature_of_views
+from wscl_fast.losses._views import (
+    Contrast,
+    check_across,
+    check_features,
+    check_rows,
+    others_of,
+    temperature_of_views,
+)
 
 __all__ = ["ClusteredInfoNCE"]
-
-Contrast = Literal["all", "cross"]
 
 
 class ClusteredInfoNCE(LossModule):
@@ -182,9 +187,7 @@ class ClusteredInfoNCE(LossModule):
         samples = self._samples(clusters, samples, keys, key_samples)
         rows = _Rows(views, clusters, samples, weights, temperature)
         if self.contrast == "cross":
-            if keys is not None or exclude_self is not None:
-                name = "exclude_self" if keys is None else "keys"
-                raise ValueError(f"{name}: expected None with contrast='cross', which says who meets whom")
+            check_across(views, keys, exclude_self)
             loss = self._cross(rows, options)
         else:
             loss = self._compute(options)(
@@ -236,8 +239,6 @@ class ClusteredInfoNCE(LossModule):
         """Each view against all others. All have the same anchors, so that the mean is the views' mean."""
         views = rows.views
         count = views.shape[1]
-        if count < 2:
-            raise ValueError(f"features: expected at least two views with contrast='cross', got {count}")
         compute = self._compute(options)
         plain = rows.samples is None and set(options) == {"positives", "ignore_index", "reduction", "impl"}
         of_each = isinstance(rows.temperature, Tensor) and rows.temperature.ndim > 0
@@ -256,14 +257,13 @@ class ClusteredInfoNCE(LossModule):
             return loss if self.reduction == "mean" else 2 * loss
         results = []
         for view in range(count):
-            others = [other for other in range(count) if other != view]
             arguments = rows.repeated(1)
             if rows.samples is not None:
                 arguments["key_samples"] = rows.samples.repeat_interleave(count - 1)
             results.append(
                 compute(
                     views[:, view],
-                    views[:, others].flatten(0, 1),
+                    others_of(views, view),
                     key_clusters=rows.clusters.repeat_interleave(count - 1),
                     **arguments,
                 )

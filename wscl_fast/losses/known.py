@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from wscl_fast.distributed import Gather
@@ -23,24 +25,37 @@ from wscl_fast.functional import (
 from wscl_fast.functional._checks import check_choice, check_id
 from wscl_fast.functional.hierarchical import Levels
 from wscl_fast.losses._module import LossModule
-from wscl_fast.losses._views import check_features, check_rows, of_views, temperature_of_views
+from wscl_fast.losses._views import (
+    Contrast,
+    check_across,
+    check_features,
+    check_rows,
+    of_views,
+    others_of,
+    temperature_of_views,
+)
 
 __all__ = ["HierarchicalInfoNCE", "SoftInfoNCE"]
 
 
 class _OfViews(LossModule):
-    """What both have in common: views as rows of one batch."""
+    """What both have in common: views as rows of one batch, or each view against the others."""
 
     positives: Positives
+    contrast: Contrast
 
-    def _arguments(
+    def _over_views(
         self,
+        compute: Callable[..., Any],
         features: Tensor,
+        known: tuple[str, Tensor, Tensor | None],  # by its name, of the samples and of keys
         keys: Tensor | None,
         weights: Tensor | None,
         temperature: float | Tensor | None,
-    ) -> tuple[int, dict[str, Any]]:
-        """The number of views, and the arguments that the functions share."""
+        exclude_self: bool | Tensor | None,
+    ) -> Tensor:
+        """The loss, ``[B, V, ...]`` where it is not reduced."""
+        name, of_samples, of_keys = known
         views = check_features(features)
         batch, count = views.shape[:2]
         if weights is not None:
@@ -48,15 +63,32 @@ class _OfViews(LossModule):
         views = self._directions("features", views)
         keys = None if keys is None else self._directions("keys", keys)
         temperature = self.clamped_temperature() if temperature is None else temperature
-        return count, {
-            "queries": views.flatten(0, 1),
-            "keys": keys,
-            "weights": of_views(weights, count),
-            "temperature": temperature_of_views(temperature, batch, count),
-            "positives": self.positives,
-            "reduction": self.reduction,
-            "impl": self.impl,
-        }
+        compute = partial(compute, positives=self.positives, reduction=self.reduction, impl=self.impl)
+        if self.contrast == "all":
+            loss: Tensor = compute(
+                views.flatten(0, 1),
+                keys,
+                **{f"query_{name}": of_views(of_samples, count), f"key_{name}": of_keys},
+                weights=of_views(weights, count),
+                temperature=temperature_of_views(temperature, batch, count),
+                exclude_self=exclude_self,
+            )
+            return loss.unflatten(0, (batch, count)) if self.reduction == "none" else loss
+        check_across(views, keys, exclude_self)
+        of_others = of_views(of_samples, count - 1)
+        each = [
+            compute(
+                views[:, view],
+                others_of(views, view),
+                **{f"query_{name}": of_samples, f"key_{name}": of_others},
+                weights=weights,
+                temperature=temperature_of_views(temperature, batch, 1),
+            )
+            for view in range(count)
+        ]
+        if self.reduction == "none":
+            return torch.stack(each, 1)
+        return torch.stack(each).mean() if self.reduction == "mean" else torch.stack(each).sum()
 
 
 class HierarchicalInfoNCE(_OfViews):
@@ -74,6 +106,7 @@ class HierarchicalInfoNCE(_OfViews):
         constraint: ``"none"``, ``"level"`` or ``"pair"``, see
             :func:`wscl_fast.functional.hierarchical_infonce`.
         positives, normalize, reduction, impl: as in :class:`wscl_fast.ClusteredInfoNCE`.
+        contrast: as there; the loss of ``"cross"`` is the mean (or sum) of each view's against the others.
         gather, group, ddp: for the loss over the batch of all ranks, as there; ``gather="none"`` for this
             process alone.
         ignore_index: the cluster id that says "no cluster at this level".
@@ -103,6 +136,7 @@ class HierarchicalInfoNCE(_OfViews):
         level_weights: Sequence[float] | Tensor | None = None,
         constraint: Constraint = "none",
         positives: Positives = "out",
+        contrast: Contrast = "all",
         normalize: bool = True,
         ignore_index: int = -1,
         reduction: Reduction = "mean",
@@ -123,7 +157,9 @@ class HierarchicalInfoNCE(_OfViews):
             ddp=ddp,
         )
         Levels(positives, constraint, level_weights)  # refuses what is none
-        self.positives, self.constraint, self.level_weights = positives, constraint, level_weights
+        check_choice("contrast", contrast, Contrast)
+        self.positives, self.contrast = positives, contrast
+        self.constraint, self.level_weights = constraint, level_weights
         self.ignore_index = check_id("ignore_index", ignore_index)
 
     def forward(
@@ -138,20 +174,17 @@ class HierarchicalInfoNCE(_OfViews):
         exclude_self: bool | Tensor | None = None,
     ) -> Tensor:
         """The loss of ``features [B, d]`` or ``[B, V, d]`` with cluster ids ``clusters [B, L]``."""
-        views, arguments = self._arguments(features, keys, weights, temperature)
-        check_rows("clusters", clusters, len(features), dimensions=(2,))
-        compute = self._choose(hierarchical_infonce, distributed_hierarchical)
-        loss: Tensor = compute(
-            query_clusters=clusters.repeat_interleave(views, 0),
-            key_clusters=key_clusters,
+        check_rows("clusters", clusters, len(check_features(features)), dimensions=(2,))
+        compute = partial(
+            self._choose(hierarchical_infonce, distributed_hierarchical),
             level_weights=self.level_weights,
             constraint=self.constraint,
             ignore_index=self.ignore_index,
-            exclude_self=exclude_self,
-            **arguments,
         )
+        known = "clusters", clusters, key_clusters
+        loss = self._over_views(compute, features, known, keys, weights, temperature, exclude_self)
         self._warn_without_positives(loss)
-        return loss
+        return loss.flatten(0, 1) if self.reduction == "none" else loss
 
     def extra_repr(self) -> str:
         """The settings, for ``print(module)``."""
@@ -175,6 +208,7 @@ class SoftInfoNCE(_OfViews):
         temperature: positive; the starting value where it is learnt.
         learnable_temperature, min_temperature: as in :class:`wscl_fast.ClusteredInfoNCE`.
         positives, normalize, reduction, impl: as in :class:`wscl_fast.ClusteredInfoNCE`.
+        contrast: as there; the loss of ``"cross"`` is the mean (or sum) of each view's against the others.
         gather, group, ddp: for the loss over the batch of all ranks, as there; ``gather="none"`` for this
             process alone.
 
@@ -203,6 +237,7 @@ class SoftInfoNCE(_OfViews):
         *,
         min_temperature: float = 0.01,
         positives: Positives = "out",
+        contrast: Contrast = "all",
         normalize: bool = True,
         reduction: Reduction = "mean",
         impl: Impl = "auto",
@@ -223,8 +258,9 @@ class SoftInfoNCE(_OfViews):
         )
         check_choice("affinity", affinity, Affinity)
         check_choice("positives", positives, Positives)
+        check_choice("contrast", contrast, Contrast)
         self.affinity: Affinity = affinity
-        self.positives = positives
+        self.positives, self.contrast = positives, contrast
 
     def forward(
         self,
@@ -239,18 +275,14 @@ class SoftInfoNCE(_OfViews):
         exclude_self: bool | Tensor | None = None,
     ) -> Tensor:
         """The loss of ``features [B, d]`` or ``[B, V, d]`` whose samples are known by ``auxiliary``."""
-        views, arguments = self._arguments(features, keys, weights, temperature)
-        check_rows("auxiliary", auxiliary, len(features), dimensions=(1, 2))
+        check_rows("auxiliary", auxiliary, len(check_features(features)), dimensions=(1, 2))
         if keys is None and key_valid is not None:
             raise ValueError("key_valid: expected None where keys is None, got a tensor")
-        loss: Tensor = self._choose(soft_infonce, distributed_soft)(
-            query_auxiliary=auxiliary.repeat_interleave(views, 0),
-            key_auxiliary=key_auxiliary,
-            affinity=self.affinity,
-            key_valid=key_valid,
-            exclude_self=exclude_self,
-            **arguments,
+        compute = partial(
+            self._choose(soft_infonce, distributed_soft), affinity=self.affinity, key_valid=key_valid
         )
+        known = "auxiliary", auxiliary, key_auxiliary
+        loss = self._over_views(compute, features, known, keys, weights, temperature, exclude_self)
         self._warn_without_positives(loss)
         return loss.reshape(features.shape[:-1]) if self.reduction == "none" else loss
 
