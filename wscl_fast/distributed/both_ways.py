@@ -17,6 +17,7 @@ from wscl_fast._ops import Block, merge_blocks
 from wscl_fast.distributed.collectives import Group, agree, rows_of_ranks
 from wscl_fast.distributed.ring import NO_SECOND, round_trip, wanted_by_any
 from wscl_fast.functional import _block as blocks
+from wscl_fast.functional._inputs import no_autocast
 from wscl_fast.matching import matching_count, matching_logits, matching_sum
 from wscl_fast.pairs import Meets, Pairs
 
@@ -158,7 +159,7 @@ class _BothBack(torch.autograd.Function):
                 to += matching_sum(direction, theirs * direction.keys).to(to.dtype)
             return grad_block
 
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x):
             luggage = [y, asked.y_ids, of_y, grad_of_y.T.contiguous()]
             grad_y = round_trip(luggage, asked.rows, asked.group, visit)
         assert grad_y is not None

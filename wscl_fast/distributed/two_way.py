@@ -13,7 +13,7 @@ from wscl_fast.distributed.shared import Gather, Shared
 from wscl_fast.functional import Impl, Positives, Reduction
 from wscl_fast.functional import clip_loss as clip_of_one_process
 from wscl_fast.functional._checks import check_choice, check_matrix
-from wscl_fast.functional._inputs import Batch, prepare
+from wscl_fast.functional._inputs import Batch, no_autocast, prepare
 from wscl_fast.functional._variant import Variant
 from wscl_fast.functional.infonce import infonce_rows
 from wscl_fast.functional.two_way import clip_rows, siglip_rows
@@ -85,7 +85,7 @@ def clip_loss(
     batch, _ = shared.meet(Batch(x, y, x_clusters, y_clusters, temperature, ignore_index))
     if shared.way == "ring":
         inputs, impl, answers = prepare(batch, impl, shared.passes)
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x):
             sides = both_ways(inputs.pairs.folded(), variant.inner, fused=answers.fused, group=group)
             rows = []
             for side in sides:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import cast, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,9 +40,9 @@ def check_id(name: str, value: object) -> int:
     return value
 
 
-def check_choice(name: str, value: object, choices: object) -> None:
+def check_choice(name: str, value: object, choices: Any) -> None:
     """Refuse a value that is not one of a Literal's."""
-    allowed = cast("tuple[str, ...]", get_args(choices))
+    allowed: tuple[str, ...] = choices.__args__  # typing.get_args takes longer than all else here
     if value not in allowed:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r}")
 

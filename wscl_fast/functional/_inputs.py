@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -44,7 +45,12 @@ class Inputs(NamedTuple):
 
     pairs: Pairs
     in_batch: bool  # the queries are the keys: what holds of one side holds of the other
-    lowest: Tensor  # least logit of unit vectors, −1 / temperature: 0-dim or [N]
+    scale: Tensor  # 1 / temperature: 0-dim or [N]
+
+    @property
+    def lowest(self) -> Tensor:
+        """Least logit of unit vectors."""
+        return -self.scale
 
     def with_ids(self, query_ids: Tensor, key_ids: Tensor) -> Pairs:
         """The same vectors under other ids."""
@@ -84,8 +90,7 @@ def check_inputs(batch: Batch, *, keep_halves: bool, keep_keys: Callable[[Tensor
     check_id("ignore_index", batch.ignore_index)
     own = _own_keys(batch.exclude_self, queries, keys, in_batch)
     dtype = torch.float64 if torch.float64 in (queries.dtype, keys.dtype) else torch.float32
-    scale = scale_of(batch.temperature, queries, dtype)
-    lowest = -scale
+    scale = of_rows = scale_of(batch.temperature, queries, dtype)
     if not keep_halves or scale.ndim or queries.dtype != keys.dtype:
         if in_batch or not keep_keys(keys):
             keys = keys.to(dtype)
@@ -94,7 +99,7 @@ def check_inputs(batch: Batch, *, keep_halves: bool, keep_keys: Callable[[Tensor
         queries, scale, in_batch = queries * scale[:, None], scale.new_ones(()), False
     query_ids, key_ids = batch.query_clusters.contiguous(), key_clusters.contiguous()
     pairs = Pairs(queries, keys, query_ids, key_ids, own, scale, batch.ignore_index)
-    return Inputs(pairs, in_batch, lowest)
+    return Inputs(pairs, in_batch, of_rows)
 
 
 def prepare(
@@ -123,6 +128,12 @@ def prepare(
     return inputs, impl, passes(impl == "fused")
 
 
+def no_autocast(rows: Tensor) -> AbstractContextManager[object]:
+    """Within it products keep the dtype of their factors."""
+    kind = rows.device.type  # entering autocast takes time, with which nothing changes where it is off
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
 def choose(impl: Impl, rows: Tensor) -> Impl:
     """What ``"auto"`` stands for, for rows of this device and dtype; the rest as it is."""
     if impl != "auto":
@@ -139,6 +150,8 @@ def reduce_rows(loss: Tensor, count: Tensor, weights: Tensor | None, reduction: 
     if reduction == "sum":
         return total
     size = share.sum(0)
+    if weights is None:
+        return total / size.clamp_(min=1)
     return total / torch.where(size == 0, torch.ones_like(size), size).to(total.dtype)
 
 

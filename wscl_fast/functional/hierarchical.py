@@ -13,7 +13,7 @@ from torch import Tensor
 from wscl_fast import reference
 from wscl_fast.functional._arrays import takes_arrays
 from wscl_fast.functional._checks import check_choice, check_id, check_range
-from wscl_fast.functional._inputs import Batch, Impl, Reduction, prepare, reduce_rows
+from wscl_fast.functional._inputs import Batch, Impl, Reduction, no_autocast, prepare, reduce_rows
 from wscl_fast.functional._passes import Passes
 from wscl_fast.functional._requests import (
     Count,
@@ -178,7 +178,7 @@ def hierarchical_rows(
     )
     inputs, impl, answers = prepare(somewhere, impl, passes)
     inner, by_pair = levels.positives == "in", levels.constraint == "pair"
-    with torch.autocast(batch.queries.device.type, enabled=False):
+    with no_autocast(batch.queries):
         of_level = [
             inputs.with_ids(*ids) for ids in zip(query_levels.unbind(1), key_levels.unbind(1), strict=True)
         ]

@@ -12,7 +12,7 @@ from wscl_fast import reference
 from wscl_fast.functional._arrays import takes_arrays
 from wscl_fast.functional._checks import check_choice, check_vector
 from wscl_fast.functional._denominators import composed_infonce
-from wscl_fast.functional._inputs import Batch, Impl, Inputs, Reduction, prepare, reduce_rows
+from wscl_fast.functional._inputs import Batch, Impl, Inputs, Reduction, no_autocast, prepare, reduce_rows
 from wscl_fast.functional._passes import Passes
 from wscl_fast.functional._requests import fused_infonce
 from wscl_fast.functional._variant import Denominator, Positives, Variant
@@ -184,8 +184,7 @@ def infonce_rows(
     as_one = as_one and inputs.pairs.queries.dtype == inputs.pairs.keys.dtype
     positive = _check_samples(inputs, query_samples, key_samples)
     negative = positive if variant.denominator == "all" else inputs.pairs
-    scale = -inputs.lowest
-    with torch.autocast(positive.queries.device.type, enabled=False):
+    with no_autocast(positive.queries):
         if impl == "reference":
             loss, count = reference.clustered_infonce(
                 positive,
@@ -199,7 +198,8 @@ def infonce_rows(
             stats = None
             if need_stats:
                 with torch.no_grad():
-                    stats = RowStats(*reference.row_stats(positive, negative, scale, everyone=variant.plain))
+                    parts = reference.row_stats(positive, negative, inputs.scale, everyone=variant.plain)
+                    stats = RowStats(*parts)
         elif as_one and answers.fused and answers.whole:
             # Where queries are keys in every respect there is a kernel that uses it.
             in_batch = inputs.in_batch and query_samples is None
@@ -209,7 +209,7 @@ def infonce_rows(
             loss, count, stats = composed_infonce(
                 positive, negative, variant, answers, floor=inputs.lowest, need_stats=need_stats
             )
-    return Rows(loss, count, stats, scale)
+    return Rows(loss, count, stats, inputs.scale)
 
 
 def _check_samples(inputs: Inputs, query_samples: Tensor | None, key_samples: Tensor | None) -> Pairs:

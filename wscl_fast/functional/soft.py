@@ -13,7 +13,7 @@ from wscl_fast import reference
 from wscl_fast.affinity import Affinity
 from wscl_fast.functional._arrays import takes_arrays
 from wscl_fast.functional._checks import check_choice, check_device, check_matrix, check_positive, refuse_vmap
-from wscl_fast.functional._inputs import Batch, Impl, Reduction, prepare, reduce_rows
+from wscl_fast.functional._inputs import Batch, Impl, Reduction, no_autocast, prepare, reduce_rows
 from wscl_fast.functional._passes import Passes
 from wscl_fast.functional._requests import (
     AffinityLogSumExp,
@@ -150,7 +150,7 @@ def soft_rows(
     batch = Batch(queries, keys, ids, None if keys is None else key_ids, temperature, -1, exclude_self)
     inputs, impl, answers = prepare(batch, impl, passes)
     pairs, inner = inputs.pairs._replace(key_ids=key_ids), positives == "in"
-    with torch.autocast(queries.device.type, enabled=False):
+    with no_autocast(queries):
         if impl == "reference":
             matrix = affinities.weights(known.affinity, known.of_queries, known.of_keys, pairs.queries.dtype)
             return reference.soft_infonce(pairs, matrix, inner=inner)

@@ -11,7 +11,7 @@ from torch import Tensor
 from wscl_fast import reference
 from wscl_fast.functional._arrays import takes_arrays
 from wscl_fast.functional._checks import check_choice, check_device, check_matrix, check_number, check_vector
-from wscl_fast.functional._inputs import Batch, Impl, Inputs, Reduction, prepare, reduce_rows
+from wscl_fast.functional._inputs import Batch, Impl, Inputs, Reduction, no_autocast, prepare, reduce_rows
 from wscl_fast.functional._passes import Passes
 from wscl_fast.functional._requests import SoftplusSum, two_way_logsumexp
 from wscl_fast.functional._variant import Positives
@@ -83,7 +83,7 @@ def clip_loss(
     for name, side, weights in (("x_weights", x, x_weights), ("y_weights", y, y_weights)):
         if weights is not None:
             check_vector(name, weights, len(side), x, integer=False)
-    with torch.autocast(x.device.type, enabled=False):
+    with no_autocast(x):
         one, two = _clip_rows(inputs.pairs, positives == "in", impl)
         losses = [reduce_rows(*one, x_weights, reduction), reduce_rows(*two, y_weights, reduction)]
         return torch.cat(losses) if reduction == "none" else (losses[0] + losses[1]) / 2
@@ -175,7 +175,7 @@ def siglip_rows(
     """:func:`siglip_loss` of every row, neither weighted nor reduced, and which rows have an id."""
     inputs, impl, answers = prepare(batch, impl, passes)
     offset = _bias(bias, inputs)
-    with torch.autocast(batch.queries.device.type, enabled=False):
+    with no_autocast(batch.queries):
         pairs = inputs.pairs.folded()
         turned = pairs._replace(scale=-pairs.scale)
         if impl == "reference":
