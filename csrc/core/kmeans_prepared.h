@@ -43,7 +43,7 @@ const KMeansTyped<T>& full_kernels() {
 }
 
 template <class T>
-const KMeansTyped<T>& choose(const KMeansProblem<T>& p, bool* rounded) {
+const KMeansTyped<T>& choose([[maybe_unused]] const KMeansProblem<T>& p, bool* rounded) {
   *rounded = false;
 #if defined(__x86_64__)
   if constexpr (std::is_same_v<T, float>) {
