@@ -26,23 +26,29 @@ def tags(ids: Tensor) -> Tensor:
     return torch.where(ids < 0, 0, (1 << ids.clamp(min=0) % 40) | (1 << (40 + ids.clamp(min=0) % 2)))
 
 
-# Every loss as a function of queries, keys, their ids and a temperature, row by row.
+# Every loss as a function of queries, keys, their ids and a temperature, row by row. Without keys (None, and
+# None for their ids) the one-sided ones are within the batch.
 def clustered(**fixed: Any) -> Callable[..., Tensor]:
-    def loss(q: Tensor, k: Tensor, qc: Tensor, kc: Tensor, **options: Any) -> Tensor:
+    def loss(q: Tensor, k: Tensor | None, qc: Tensor, kc: Tensor | None, **options: Any) -> Tensor:
         return clustered_infonce(q, k, query_clusters=qc, key_clusters=kc, **fixed, **options)
 
     return loss
 
 
-def hierarchical(q: Tensor, k: Tensor, qc: Tensor, kc: Tensor, **options: Any) -> Tensor:
-    levels = [torch.stack([torch.where(ids < 0, -1, ids // 2), ids], 1) for ids in (qc, kc)]
-    rows = hierarchical_infonce(q, k, query_clusters=levels[0], key_clusters=levels[1], **options)
+def hierarchical(q: Tensor, k: Tensor | None, qc: Tensor, kc: Tensor | None, **options: Any) -> Tensor:
+    def levels(ids: Tensor) -> Tensor:
+        return torch.stack([torch.where(ids < 0, -1, ids // 2), ids], 1)
+
+    of_keys = None if kc is None else levels(kc)
+    rows = hierarchical_infonce(q, k, query_clusters=levels(qc), key_clusters=of_keys, **options)
     return rows.sum(-1) if options.get("reduction") == "none" else rows
 
 
 def soft(affinity: str) -> Callable[..., Tensor]:
-    def loss(q: Tensor, k: Tensor, qc: Tensor, kc: Tensor, **options: Any) -> Tensor:
-        known = {"query_auxiliary": tags(qc), "key_auxiliary": tags(kc), "key_valid": kc != -1}
+    def loss(q: Tensor, k: Tensor | None, qc: Tensor, kc: Tensor | None, **options: Any) -> Tensor:
+        known = {"query_auxiliary": tags(qc)}
+        if kc is not None:
+            known |= {"key_auxiliary": tags(kc), "key_valid": kc != -1}
         return soft_infonce(q, k, affinity=affinity, **known, **options)
 
     return loss

@@ -13,7 +13,7 @@ import torch
 from loss_cases import FUSED, LOSSES, ROWWISE, problem, values
 from torch import Tensor
 
-from wscl_fast.functional import _passes, _trips, clustered_infonce, soft_infonce
+from wscl_fast.functional import _passes, _terms, _trips, clustered_infonce, soft_infonce
 
 pytestmark = pytest.mark.skipif(not FUSED, reason="the extension is not built")
 
@@ -32,6 +32,8 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(_trips, "LEAST_ROWS", 7)
     monkeypatch.setattr(_trips, "BLOCK", 1)
     monkeypatch.setattr(_trips.Luggage, "unpacked", counted)
+    monkeypatch.setattr(_terms, "QUERIES", 1)
+    monkeypatch.setattr(_terms, "LEAST_QUERIES", 5)
     return lengths
 
 
@@ -64,6 +66,25 @@ def test_blocks_give_what_the_definition_gives(name: str, own: bool, small_block
     want = values(loss, case, torch.float64, impl="reference", **options)
     for here, there in zip(got, want, strict=True):
         torch.testing.assert_close(here, there)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_batch_in_blocks_has_one_gradient(name: str, small_blocks: list[int]) -> None:
+    """Queries that are keys: one gradient of both roles, and the temperature's."""
+    loss, options = CASES[name][0], dict(CASES[name][1])
+    if loss == "siglip":
+        pytest.skip("which has two sides")
+    x, _, ids, _ = problem(23, 1, 5, seed=3)
+    results = []
+    for impl in ("fused", "reference"):
+        leaves = [x.clone().requires_grad_(), torch.tensor(0.4, dtype=x.dtype, requires_grad=True)]
+        options |= {"temperature": leaves[1], "impl": impl, "reduction": "none"}
+        rows = LOSSES[loss](leaves[0], None, ids, None, **options)
+        upstream = torch.linspace(0.5, 1.5, len(rows), dtype=x.dtype)
+        results.append([rows.detach(), *torch.autograd.grad((rows * upstream).sum(), leaves)])
+    assert bool(small_blocks) == (name not in PLAIN)
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -134,6 +155,26 @@ def test_gradients_once_more_and_no_further(small_blocks: list[int]) -> None:
         only = LOSSES[name](q, leaves[1], qc, kc, impl="fused", **options)
         torch.testing.assert_close(torch.autograd.grad(only, leaves[1])[0], first[1])
     assert small_blocks
+
+
+@pytest.mark.parametrize("positives", ["out", "in"])
+def test_two_large_sides(positives: str, small_blocks: list[int]) -> None:
+    """Each side's gradients in one tensor, and a temperature's; nothing further."""
+    x, y, x_ids, y_ids = problem(13, 29, 5, seed=1)
+    results = []
+    for impl in ("fused", "reference"):
+        leaves = [v.clone().requires_grad_() for v in (x, y, torch.tensor(0.4, dtype=x.dtype))]
+        options = {"temperature": leaves[2], "positives": positives, "impl": impl, "reduction": "none"}
+        rows = LOSSES["clip"](*leaves[:2], x_ids, y_ids, **options)
+        value = (rows * torch.linspace(0.5, 1.5, len(rows), dtype=x.dtype)).sum()
+        first, second = (torch.autograd.grad(value, leaves, retain_graph=True) for _ in range(2))
+        graph = torch.autograd.grad(value, leaves, create_graph=True)
+        results.append([rows.detach(), *first, *second, *(g.detach() for g in graph)])
+        if impl == "fused":
+            with pytest.raises(NotImplementedError, match="no second derivative"):
+                sum(g.square().sum() for g in graph).backward()
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want)
 
 
 def test_the_tags_of_an_empty_queue(small_blocks: list[int]) -> None:

@@ -21,13 +21,16 @@ from wscl_fast.values import may_look
 
 __all__ = [
     "Matching",
+    "add_gradients",
     "allowed_count",
     "allowed_sum",
     "chunks",
+    "dot",
     "matching_count",
     "matching_logits",
     "matching_sum",
     "own_not_finite",
+    "products",
     "squared_lengths",
 ]
 
@@ -121,8 +124,9 @@ class Matching:
 
     def placed(self, pairs: Pairs) -> Placed:
         """Where a block of keys stands among the ids."""
-        none = pairs.own is None or not len(pairs.key_ids)
-        own = None if none else _own(pairs, pairs.own, same=True)
+        own = None
+        if pairs.own is not None and len(pairs.key_ids):
+            own = _own(pairs, pairs.own, same=True)
         return Placed(self._slots(pairs.key_ids), own)
 
     def add(self, block: Placed, values: Tensor) -> None:
@@ -134,9 +138,12 @@ class Matching:
         if block.own is not None:
             own = block.own.split(values)
             of_id = slots.new_zeros(self.none + 1).index_add_(0, slots, own.left_out.to(slots.dtype))
-            touched, mine = of_id[self.of_query] - own.apart.to(slots.dtype), own.finite.of(values)
+            touched = of_id[self.of_query] - own.apart.to(slots.dtype)
             self.touched = touched if self.touched is None else self.touched + touched
-            self.own_sum = mine if self.own_sum is None else self.own_sum + mine
+            if self.own_sum is None:  # a query has one own key, so that this is no less exact than its sum
+                self.own_sum = values.new_zeros(len(self.query_ids), values.shape[1])
+            for rows in chunks(self.own_sum):
+                self.own_sum[rows] += own.finite.of(values, rows)
             slots = slots.masked_fill(own.left_out, self.none)
         for chunk in chunks(values):
             add_rows(self.sums, slots[chunk], values[chunk].to(wide))
@@ -177,9 +184,10 @@ class Matching:
         for chunk in chunks(grad):
             grad[chunk] += per_id.index_select(0, block.slots[chunk])
         if block.own is not None:
-            values = values if weights is None else weights[:, None] * values
-            mine = torch.where(block.own.there[:, None], values, 0.0).to(grad.dtype)
-            add_rows(grad, block.own.place, -mine)
+            there, place = block.own.there[:, None], block.own.place
+            for rows in chunks(values):
+                mine = values[rows] if weights is None else weights[rows, None] * values[rows]
+                add_rows(grad, place[rows], -torch.where(there[rows], mine, 0.0).to(grad.dtype))
 
     def _slots(self, ids: Tensor) -> Tensor:
         if self.none == 0:
@@ -202,14 +210,15 @@ class _Own(NamedTuple):
     place: Tensor  # [N] int64, within the keys
     there: Tensor  # [N] bool: whether it is one of them, and would be met
 
-    def of(self, values: Tensor) -> Tensor:
-        """Their rows ``[N, width]`` in double precision, zero where there is none."""
-        mine = values.index_select(0, self.place).to(_wide(values))
-        return torch.where(self.there[:, None], mine, 0.0)
+    def of(self, values: Tensor, rows: slice = slice(None)) -> Tensor:
+        """Their rows ``[N, width]``, of some queries or all, zero where there is none."""
+        return torch.where(self.there[rows, None], values.index_select(0, self.place[rows]), 0.0)
 
     def split(self, values: Tensor) -> _SplitOwn:
         """By whether their values are all finite."""
-        finite = values.index_select(0, self.place).isfinite().all(1)
+        finite = torch.empty_like(self.there)
+        for rows in _chunks(len(finite), values.shape[1]):
+            finite[rows] = values.index_select(0, self.place[rows]).isfinite().all(1)
         apart = self.there & ~finite
         times = torch.zeros(len(values), dtype=torch.int64, device=values.device)
         times.index_add_(0, self.place, apart.long())
@@ -289,12 +298,7 @@ class _Products(torch.autograd.Function):
         ctx.save_for_backward(queries, keys, query_ids, key_ids, own)
         ctx.ignore_index = ignore_index
         pairs = Pairs(queries, keys, query_ids, key_ids, own, queries.new_ones(()), ignore_index)
-        total = torch.zeros(len(queries), dtype=_wide(queries), device=queries.device)
-        matching = Matching(query_ids, ignore_index)
-        block = matching.placed(pairs)
-        for columns in _columns(queries):
-            total += (queries[:, columns] * matching.sum_of(block, keys[:, columns])).sum(1)
-        return total.to(queries.dtype)
+        return products(pairs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
@@ -309,19 +313,47 @@ class _Products(torch.autograd.Function):
                 of_keys = _Sum.apply(grad * queries, *known, keys.dtype, True)  # type: ignore[no-untyped-call]
             return of_queries, of_keys, *(None,) * 4
         pairs = Pairs(queries, keys, query_ids, key_ids, own, queries.new_ones(()), ctx.ignore_index)
-        matching = Matching(query_ids, ctx.ignore_index)
-        block = matching.placed(pairs)
-        if ctx.needs_input_grad[0]:
-            of_queries = torch.empty_like(queries, memory_format=torch.contiguous_format)
-            for columns in _columns(queries):
-                sums = matching.sum_of(block, keys[:, columns])
-                of_queries[:, columns] = grad * sums.to(queries.dtype)
-        if ctx.needs_input_grad[1]:
-            of_keys = torch.zeros_like(keys, memory_format=torch.contiguous_format)
-            for columns in _columns(keys):
-                values = grad * queries[:, columns]
-                matching.spread(of_keys[:, columns], block, values, matching.per_id(values))
+        of_queries, of_keys = (
+            torch.zeros_like(rows, memory_format=torch.contiguous_format) if needed else None
+            for rows, needed in zip((queries, keys), ctx.needs_input_grad, strict=False)
+        )
+        add_gradients(pairs, grad[:, 0], of_queries, of_keys)
         return of_queries, of_keys, *(None,) * 4
+
+
+@torch.no_grad()
+def products(pairs: Pairs) -> Tensor:
+    """``⟨q_i, Σ k_j⟩`` over the keys of query i's id that it may meet, ``[N]``, without a gradient."""
+    queries, keys = pairs.queries, pairs.keys
+    total = torch.zeros(len(queries), dtype=_wide(queries), device=queries.device)
+    matching = Matching(pairs.query_ids, pairs.ignore_index)
+    block = matching.placed(pairs)
+    for columns in _columns(queries):
+        total += (queries[:, columns] * matching.sum_of(block, keys[:, columns])).sum(1)
+    return total.to(queries.dtype)
+
+
+@torch.no_grad()
+def add_gradients(pairs: Pairs, upstream: Tensor, of_queries: Tensor | None, of_keys: Tensor | None) -> None:
+    """Add the gradients of :func:`products` for ``upstream [N]`` to what there is of the queries and keys."""
+    matching = Matching(pairs.query_ids, pairs.ignore_index)
+    block, upstream = matching.placed(pairs), upstream[:, None]
+    for columns in _columns(pairs.queries):
+        if of_queries is not None:
+            sums = matching.sum_of(block, pairs.keys[:, columns])
+            of_queries[:, columns] += upstream * sums.to(of_queries.dtype)
+        if of_keys is not None:
+            values = upstream * pairs.queries[:, columns]
+            matching.spread(of_keys[:, columns], block, values, matching.per_id(values))
+
+
+def dot(rows: Tensor, grads: Tensor) -> Tensor:
+    """``Σ_i ⟨rows_i, grads_i⟩`` in double precision; whatever stands in rows without a gradient."""
+    total = torch.zeros((), dtype=_wide(rows), device=rows.device)
+    for chunk in chunks(rows):
+        grad = grads[chunk].to(total.dtype)
+        total += torch.where(grad == 0, 0.0, rows[chunk].to(total.dtype) * grad).sum()
+    return total
 
 
 def _columns(rows: Tensor) -> Iterator[slice]:
@@ -337,5 +369,9 @@ def _wide(values: Tensor) -> torch.dtype:
 
 def chunks(values: Tensor) -> Iterator[slice]:
     """The rows, so many at a time that they stay in cache in double precision."""
-    step = max(CHUNK // max(values.shape[1], 1), 1)
-    return (slice(start, min(start + step, len(values))) for start in range(0, len(values), step))
+    return _chunks(len(values), values.shape[1])
+
+
+def _chunks(rows: int, width: int) -> Iterator[slice]:
+    step = max(CHUNK // max(width, 1), 1)
+    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))

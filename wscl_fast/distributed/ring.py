@@ -32,6 +32,7 @@ from wscl_fast.functional._passes import Passes
 from wscl_fast.functional._requests import Request
 from wscl_fast.functional._terms import term_of
 from wscl_fast.functional._trips import Luggage, Trip, Visit, inputs_of
+from wscl_fast.pairs import Pairs
 
 __all__ = ["NO_SECOND", "Ring", "blocks_of_ranks", "round_trip", "wanted_by_any"]
 
@@ -61,8 +62,12 @@ class Ring(Passes):
             # Their gradients may take a trip, on which every rank must go if one does.
             queries = agree(queries) if wanted_by_any(self.group, queries, *inputs) else queries
         route = _Route(rows, self.fused, self.group)
-        *values, _ = Trip.apply(queries, keys, route, asked, *inputs)  # type: ignore[no-untyped-call]
+        scale = asked[0].pairs.scale.abs()
+        *values, _ = Trip.apply(queries, keys, scale, route, asked, *inputs)  # type: ignore[no-untyped-call]
         return dict(zip(requests, values, strict=True))
+
+    def folded(self, pairs: Pairs) -> Pairs:
+        return pairs.folded()
 
     def largest(self, values: Tensor) -> Tensor:
         return largest_over_ranks(values, self.group)

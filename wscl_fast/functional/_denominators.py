@@ -48,7 +48,7 @@ def composed_infonce(
     With ``need_stats`` the rows' statistics as well. They cost no pass of their own but where there is
     hardness, which looks at the logits at other scales.
     """
-    positive = positive.folded()
+    positive = passes.folded(positive)
     negative = negative._replace(queries=positive.queries, scale=positive.scale)
     got = passes(_requests(positive, negative, variant, need_stats))
     count = got["count"]
@@ -61,9 +61,7 @@ def composed_infonce(
     if need_stats:
         got["mass"], mean_logit = got["softmax"]
         scale = (-floor).detach()
-        stats = row_stats(
-            positive.queries, scale, got["similarities"], got["mass"], mean_logit, variant.plain
-        )
+        stats = row_stats(positive, scale, got["similarities"], got["mass"], mean_logit, variant.plain)
     mass = got["mass"] if variant.plain else _negative_mass(got, mean_exponential, variant, floor)
     if variant.denominator == "decoupled":  # without a negative there is nothing to be told apart from
         count = count.masked_fill(mass == -torch.inf, 0)

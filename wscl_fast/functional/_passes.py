@@ -10,19 +10,21 @@ from torch import Tensor
 
 from wscl_fast.functional._requests import InBatchLogSumExp, Request
 from wscl_fast.functional._trips import Slices, Trip, inputs_of
+from wscl_fast.pairs import Pairs
 
 __all__ = ["Passes", "in_blocks"]
 
-MOST = 1 << 22  # numbers that keys may have to be taken at once: a copy in float32 has 16 MiB
+MOST = 1 << 20  # numbers that rows may have to be taken at once: a copy in float32 has 4 MiB
 
 
-def in_blocks(keys: Tensor) -> bool:
-    """Whether kernels of the CPU take these keys block by block, where a loss reads them more than once.
+def in_blocks(rows: Tensor) -> bool:
+    """Whether there are so many keys, or queries, that kernels of the CPU take keys block by block, where a
+    loss reads them more than once.
 
-    A request for itself needs memory of the size of all keys: their gradient, or a copy of them in another
-    dtype or order. A graph that is being traced takes all keys at once.
+    A request for itself needs memory of the size of all rows: their gradient, or a copy of them in another
+    dtype or order. A graph that is being traced takes all at once.
     """
-    return keys.numel() > MOST and keys.device.type == "cpu" and not torch.compiler.is_compiling()
+    return rows.numel() > MOST and rows.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 class Passes:
@@ -36,19 +38,35 @@ class Passes:
 
     def __call__(self, requests: Mapping[str, Request]) -> dict[str, Tensor]:
         """The value of each request."""
-        asked = list(requests.values())
-        queries, keys = asked[0].pairs[:2]
         # Within a batch half of the pairs will do, which blocks would meet twice.
-        halved = any(isinstance(request, InBatchLogSumExp) for request in asked)
-        if not self.fused or halved or not in_blocks(keys):
-            return {name: request.here(self.fused) for name, request in requests.items()}
-        known = keys
-        if self._passed_on is not None and self._passed_on[0] is keys:
-            known = self._passed_on[1]
-        route = Slices(self.fused)
-        *values, passed_on = Trip.apply(queries, known, route, asked, *inputs_of(asked))  # type: ignore[no-untyped-call]
-        self._passed_on = keys, passed_on
-        return dict(zip(requests, values, strict=True))
+        asked = {
+            name: request for name, request in requests.items() if not isinstance(request, InBatchLogSumExp)
+        }
+        pairs = next(iter(asked.values())).pairs if asked else None
+        if pairs is None or not self._in_trips(pairs):
+            asked = {}
+        got = {name: request.here(self.fused) for name, request in requests.items() if name not in asked}
+        if pairs is not None and asked:
+            known = pairs.keys
+            if self._passed_on is not None and self._passed_on[0] is known:
+                known = self._passed_on[1]
+            made = list(asked.values())
+            *values, passed_on = Trip.apply(  # type: ignore[no-untyped-call]
+                pairs.queries, known, pairs.scale.abs(), Slices(self.fused), made, *inputs_of(made)
+            )
+            self._passed_on = pairs.keys, passed_on
+            got |= dict(zip(asked, values, strict=True))
+        return got
+
+    def folded(self, pairs: Pairs) -> Pairs:
+        """The scale folded into the queries, where their gradients have to meet before one is taken of it.
+
+        A trip over blocks of keys reads the scale's gradient off the queries', and needs no copy of them.
+        """
+        return pairs if self._in_trips(pairs) else pairs.folded()
+
+    def _in_trips(self, pairs: Pairs) -> bool:
+        return self.fused and (in_blocks(pairs.keys) or in_blocks(pairs.queries))
 
     def largest(self, values: Tensor) -> Tensor:
         """The largest of each of some numbers ``[K]`` over all processes that share the loss."""

@@ -8,8 +8,8 @@ are not. A request of its own kernel takes that; one without runs in plain PyTor
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -40,12 +40,22 @@ class Request:
 
     joined: ClassVar[Literal["sum", "logsumexp", "largest"]] = "sum"  # over blocks of keys, value by value
     inputs: ClassVar[tuple[str, ...]] = ()  # fields that get a gradient, beside queries and keys
-    of_keys: ClassVar[tuple[str, ...]] = ()  # fields with a row for each key, beside its vector and id
+    of_queries: ClassVar[tuple[str, ...]] = ()  # fields with a row for each query, beside its vector and id
+    of_keys: ClassVar[tuple[str, ...]] = ()  # the same of keys
     differentiable: ClassVar[bool] = True
+    reads_vectors: ClassVar[bool] = True
 
     def here(self, fused: bool) -> Tensor:
         """The value over the keys of ``pairs``, ``[N]`` or ``[values, N]``."""
         raise NotImplementedError
+
+    def of_rows(self, rows: slice) -> Request:
+        """The same of some queries."""
+        queries, query_ids, own = self.pairs.queries, self.pairs.query_ids, self.pairs.own
+        own = None if own is None else own[rows]
+        pairs = self.pairs._replace(queries=queries[rows], query_ids=query_ids[rows], own=own)
+        fields: dict[str, Any] = {name: getattr(self, name)[rows] for name in self.of_queries}
+        return replace(self, pairs=pairs, **fields)
 
 
 @dataclass(frozen=True)
@@ -100,6 +110,7 @@ class Count(Request):
 
     meets: Literal["all", "same"] = "same"
     differentiable = False
+    reads_vectors = False
 
     def here(self, fused: bool) -> Tensor:
         return (allowed_count if self.meets == "all" else matching_count)(self.pairs)
@@ -120,6 +131,7 @@ class SoftplusSum(Request):
     meets: Meets
     offset: Tensor  # [N]
     inputs = ("offset",)
+    of_queries = ("offset",)
 
     def here(self, fused: bool) -> Tensor:
         softplus_sum = _ops.softplus_sum if fused else chunked.softplus_sum
@@ -133,6 +145,7 @@ class SigmoidLogSumExp(Request):
     offset: Tensor  # [N]
     joined = "logsumexp"
     inputs = ("offset",)
+    of_queries = ("offset",)
 
     def here(self, fused: bool) -> Tensor:
         return chunked.logsumexp_of_logsigmoid(self.pairs, self.offset)
@@ -145,6 +158,7 @@ class PairLosses(Request):
     lse: Tensor  # [N]
     floor: Tensor  # 0-dim
     inputs = ("lse", "floor")
+    of_queries = ("lse",)
 
     def here(self, fused: bool) -> Tensor:
         return chunked.pair_losses(self.pairs, self.lse, self.floor)
@@ -157,6 +171,7 @@ class LargestPairLoss(Request):
     lse: Tensor  # [N]
     joined = "largest"
     inputs = ("lse",)
+    of_queries = ("lse",)
 
     def here(self, fused: bool) -> Tensor:
         return chunked.largest_pair_loss(self.pairs, self.lse)
@@ -172,6 +187,7 @@ class AffinitySum(Request):
     query_auxiliary: Tensor
     key_auxiliary: Tensor
     some_missing: bool  # whether there are keys without an id, which have no tags and no features
+    of_queries = ("query_auxiliary",)
     of_keys = ("key_auxiliary",)
 
     def here(self, fused: bool) -> Tensor:
@@ -217,6 +233,7 @@ class AffinityLogSumExp(Request):
     query_auxiliary: Tensor
     key_auxiliary: Tensor
     joined = "logsumexp"
+    of_queries = ("query_auxiliary",)
     of_keys = ("key_auxiliary",)
 
     def here(self, fused: bool) -> Tensor:
@@ -234,6 +251,7 @@ class Similarities(Request):
 
     query_kinds: Tensor
     key_kinds: Tensor
+    of_queries = ("query_kinds",)
     of_keys = ("key_kinds",)
     differentiable = False
 

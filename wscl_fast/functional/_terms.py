@@ -12,6 +12,7 @@ kept; any other request is computed again where the block comes by in the backwa
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -25,6 +26,9 @@ from wscl_fast.functional._requests import LogitSum, LogSumExp, Request, Softmax
 from wscl_fast.matching import Matching, chunks
 
 __all__ = ["Needs", "Term", "term_of"]
+
+QUERIES = 1 << 19  # numbers of queries at a time: 2 MiB in float32
+LEAST_QUERIES = 256  # but so many rows, for the products to be worth it
 
 
 class Needs(NamedTuple):
@@ -47,7 +51,8 @@ class Term:
     def add(self, request: Request, needs: Needs, fused: bool) -> None:
         """The forward pass over a block, whose request this is."""
         with torch.no_grad():
-            part = request.here(fused)
+            parts = [request.of_rows(rows).here(fused) for rows in _rows(request)]
+        part = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
         self.dtype = part.dtype
         part = part.double() if part.is_floating_point() else part
         if self.joined is None:
@@ -69,17 +74,15 @@ class Term:
         # A copy: what is kept here does not hang on the graph that it is kept for.
         return self.joined.to(self.dtype, copy=True)
 
-    def turn(self, grad: Tensor, request: Request, queries: Tensor) -> None:
-        """Before a backward pass: the gradient from above, and what can be said without the keys."""
-        self.grad = grad
-        if self.again:
-            self.grad_queries = torch.zeros_like(queries)  # over the blocks of this backward pass so far
+    def turn(self, grad: Tensor, request: Request, queries: Tensor, total: Tensor) -> None:
+        """Before a backward pass: the gradient from above, and the queries' gradient ``total [N, d]``, which
+        a term adds its own to.
+        """
+        self.grad, self.total = grad, total
         self.grad_inputs = [None] * len(request.inputs)
 
     def add_queries(self, total: Tensor) -> None:
-        """After a backward pass: add the queries' gradient ``[N, d]``."""
-        if self.again:
-            total += self.grad_queries
+        """After a backward pass: add what was not added block by block."""
 
     def back(self, request: Request, needs: Needs, gathered: Tensor | None, fused: bool) -> Tensor | None:
         """The backward pass over a block; its keys' gradient on top of what was gathered of it, if any."""
@@ -87,29 +90,36 @@ class Term:
             return gathered
         pairs = request.pairs
         leaves = {name: getattr(request, name).detach().requires_grad_() for name in request.inputs}
-        queries, keys = (x.detach().requires_grad_() for x in (pairs.queries, pairs.keys))
-        with torch.enable_grad():
-            at_block = replace(request, pairs=pairs._replace(queries=queries, keys=keys), **leaves)
-            part = at_block.here(fused)
-        wanted = [queries, *leaves.values(), *([keys] if needs.keys else [])]
-        share = self._share(part.detach())
-        of_queries, *others = torch.autograd.grad(part, wanted, share, materialize_grads=True)
-        self.grad_queries.add_(of_queries)
-        for place in range(len(leaves)):
-            known = self.grad_inputs[place]
-            self.grad_inputs[place] = others[place] if known is None else known + others[place]
-        return _plus(gathered, others[-1]) if needs.keys else None
+        keys = pairs.keys.detach().requires_grad_()
+        for rows in _rows(request):
+            queries = pairs.queries[rows].detach().requires_grad_()
+            with torch.enable_grad():
+                of_rows = replace(request, **leaves).of_rows(rows)
+                of_rows = replace(of_rows, pairs=of_rows.pairs._replace(queries=queries, keys=keys))
+                part = of_rows.here(fused)
+            wanted = [queries, *leaves.values(), *([keys] if needs.keys else [])]
+            share = self._share(part.detach(), rows)
+            of_queries, *others = torch.autograd.grad(part, wanted, share, materialize_grads=True)
+            self.total[rows] += of_queries
+            for place in range(len(leaves)):
+                known = self.grad_inputs[place]
+                self.grad_inputs[place] = others[place] if known is None else known + others[place]
+            if needs.keys:
+                gathered = _plus(gathered, others[-1])
+        return gathered
 
-    def _share(self, part: Tensor) -> Tensor:
+    def _share(self, part: Tensor, rows: slice) -> Tensor:
         """What of the gradient from above is this block's."""
+        grad = self.grad[..., rows]
         if self.request.joined == "sum":
-            return self.grad
+            return grad
         assert self.joined is not None
+        joined = self.joined[..., rows]
         if self.request.joined == "largest":
             assert self.ties is not None
-            return torch.where(part == self.joined, self.grad / self.ties.to(part.dtype), 0.0)
-        finite = self.joined.masked_fill(self.joined == -torch.inf, 0)
-        share = torch.where(part == -torch.inf, 0.0, self.grad) * (part - finite).exp()
+            return torch.where(part == joined, grad / self.ties[..., rows].to(part.dtype), 0.0)
+        finite = joined.masked_fill(joined == -torch.inf, 0)
+        share = torch.where(part == -torch.inf, 0.0, grad) * (part - finite).exp()
         return share.to(part.dtype)
 
 
@@ -137,7 +147,7 @@ class _OfSoftmax(Term):
             lse = torch.stack([lse, mean.double()])
         return lse.to(self.queries.dtype)
 
-    def turn(self, grad: Tensor, request: Request, queries: Tensor) -> None:
+    def turn(self, grad: Tensor, request: Request, queries: Tensor, total: Tensor) -> None:
         assert self.block is not None
         assert isinstance(request, LogSumExp)
         grad = grad[0] if isinstance(request, Softmax) else grad
@@ -177,7 +187,7 @@ class _OfLogits(Term):
         total = torch.cat(products) if products else self.queries.new_zeros(0)
         return (self.request.pairs.scale * total).to(self.queries.dtype)
 
-    def turn(self, grad: Tensor, request: Request, queries: Tensor) -> None:
+    def turn(self, grad: Tensor, request: Request, queries: Tensor, total: Tensor) -> None:
         self.upstream, self.queries = request.pairs.scale * grad, queries
         self.per_id = self.matching.per_id(queries, self.upstream).to(queries.dtype)
 
@@ -213,7 +223,7 @@ class _OfSoftplus(Term):
         assert self.block is not None
         return self.block.total.to(self.dtype, copy=True)
 
-    def turn(self, grad: Tensor, request: Request, queries: Tensor) -> None:
+    def turn(self, grad: Tensor, request: Request, queries: Tensor, total: Tensor) -> None:
         assert self.block is not None
         self.grad = grad
         self.grad_inputs = [grad * self.block.slope.to(grad.dtype)]
@@ -229,6 +239,13 @@ class _OfSoftplus(Term):
         assert isinstance(request, SoftplusSum)
         grad = _ops.softplus_block_backward(self.grad, request.pairs, request.offset, request.meets)
         return _plus(gathered, grad)
+
+
+def _rows(request: Request) -> Iterator[slice]:
+    """The queries, so many at a time that what is made of their vectors stays small."""
+    n, width = request.pairs.queries.shape
+    step = max(QUERIES // max(width, 1), LEAST_QUERIES) if request.reads_vectors else max(n, 1)
+    return (slice(start, min(start + step, n)) for start in range(0, max(n, 1), step))
 
 
 def _plus(gathered: Tensor | None, grad: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from wscl_fast.functional._requests import Request
 from wscl_fast.functional._terms import Needs, Term, term_of
+from wscl_fast.matching import dot
 
 __all__ = ["Luggage", "Route", "Slices", "Trip", "Visit", "inputs_of"]
 
@@ -116,15 +117,23 @@ class Trip(torch.autograd.Function):
     """The requests' values, and after them the keys again, for a later trip over the same ones.
 
     The gradient that the later trip finds arrives in one piece here and is added to in place: two trips need
-    no two gradients of all keys. The pairs' scales have none: they are folded into the queries.
+    no two gradients of all keys. The scale's is read off the queries': with L a function of s q,
+    ``s ∂L/∂s = Σ_i ⟨q_i, ∂L/∂q_i⟩``.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, queries: Tensor, keys: Tensor, route: Route, requests: list[Request], *inputs: Tensor
+        ctx: Any,
+        queries: Tensor,
+        keys: Tensor,
+        scale: Tensor,
+        route: Route,
+        requests: list[Request],
+        *inputs: Tensor,
     ) -> tuple[Tensor, ...]:
-        requests = _with_inputs(requests, [x.detach() for x in inputs])
-        needs = Needs(*ctx.needs_input_grad[:2])
+        requests = _with_inputs([_detached(x) for x in requests], [x.detach() for x in inputs])
+        of_queries, of_keys, of_scale = ctx.needs_input_grad[:3]
+        needs = Needs(of_queries or of_scale, of_keys)
         terms = [term_of(request, route.fused) for request in requests]
 
         def visit(of_block: list[Request]) -> None:
@@ -139,9 +148,11 @@ class Trip(torch.autograd.Function):
         ]
         again = keys.detach()
         ctx.mark_non_differentiable(*without, *([] if needs.keys else [again]))
-        ctx.save_for_backward(queries, keys, *inputs)
+        ctx.save_for_backward(queries, keys, scale, *inputs)
         # Of the requests the backward pass reads all but the tensors that were saved.
         ctx.needs, ctx.route, ctx.terms, ctx.requests = needs, route, terms, requests
+        # Within a batch there is one gradient of both roles, where it is not sent away to be added up.
+        ctx.one = keys is queries and needs.queries and needs.keys and isinstance(route, Slices)
         ctx.shapes = [value.shape for value in values]
         return *values, again
 
@@ -153,10 +164,12 @@ class Trip(torch.autograd.Function):
             queries.new_zeros(shape) if grad is None else grad
             for grad, shape in zip(of_values, ctx.shapes, strict=True)
         ]
-        grad_queries, grad_keys, *of_inputs = _Return.apply(  # type: ignore[no-untyped-call]
+        grad_queries, grad_keys, grad_scale, *of_inputs = _Return.apply(  # type: ignore[no-untyped-call]
             ctx, known, len(of_values), *of_values, *ctx.saved_tensors
         )
-        return grad_queries, grad_keys, None, None, *of_inputs
+        if not ctx.needs_input_grad[0]:
+            grad_queries = None
+        return grad_queries, grad_keys, grad_scale, None, None, *of_inputs
 
 
 class _Return(torch.autograd.Function):
@@ -165,12 +178,13 @@ class _Return(torch.autograd.Function):
     @staticmethod
     def forward(own: Any, ctx: Any, known: Tensor | None, outputs: int, *tensors: Tensor) -> tuple[Any, ...]:
         own.no_second = ctx.route.no_second
-        grads, (queries, keys, *inputs) = tensors[:outputs], tensors[outputs:]
+        grads, (queries, keys, scale, *inputs) = tensors[:outputs], tensors[outputs:]
         terms: list[Term] = ctx.terms
         needs: Needs = ctx.needs
         requests = _with_inputs(ctx.requests, inputs)
+        grad_queries = torch.zeros_like(queries, memory_format=torch.contiguous_format)
         for term, request, grad in zip(terms, requests, grads, strict=True):
-            term.turn(grad, request, queries)
+            term.turn(grad, request, queries, grad_queries)
 
         def visit(of_block: list[Request]) -> Tensor | None:
             grad: Tensor | None = None
@@ -178,17 +192,22 @@ class _Return(torch.autograd.Function):
                 grad = term.back(request, needs, grad, ctx.route.fused)
             return grad
 
-        grad_keys = known
+        grad_keys = grad_queries if ctx.one else known
         if needs.keys or any(term.again for term in terms):
             with torch.autocast(queries.device.type, enabled=False):
-                grad_keys = ctx.route.trip(queries, keys, requests, visit, known)
-        grad_queries = torch.zeros_like(queries)
+                grad_keys = ctx.route.trip(queries, keys, requests, visit, grad_keys)
         for term in terms:
             term.add_queries(grad_queries)
+        grad_scale = None
+        if ctx.needs_input_grad[2]:  # of which keys have as much as queries
+            grad_scale = dot(queries, grad_queries).to(scale.dtype) / (2 * scale if ctx.one else scale)
+        if ctx.one:
+            grad_queries, grad_keys = grad_queries if known is None else grad_queries.add_(known), None
         grad_inputs = [grad for term in terms for grad in term.grad_inputs]
         return (
-            grad_queries if needs.queries else None,
+            grad_queries if needs.queries else None,  # of a scale's gradient too
             None if grad_keys is None else grad_keys.to(keys.dtype),
+            grad_scale,
             *grad_inputs,
         )
 
@@ -200,6 +219,11 @@ class _Return(torch.autograd.Function):
 def inputs_of(requests: list[Request]) -> list[Tensor]:
     """The tensors beside queries and keys that get a gradient, in the order in which a trip takes them."""
     return [getattr(request, name) for request in requests for name in request.inputs]
+
+
+def _detached(request: Request) -> Request:
+    """The request with a scale that has no history."""
+    return replace(request, pairs=request.pairs._replace(scale=request.pairs.scale.detach()))
 
 
 def _with_inputs(requests: list[Request], inputs: list[Tensor]) -> list[Request]:

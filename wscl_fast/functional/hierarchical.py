@@ -187,7 +187,7 @@ def hierarchical_rows(
                 inputs.pairs, of_level, inner=inner, by_pair=by_pair, largest=answers.largest
             )
         else:
-            everyone = inputs.pairs.folded()
+            everyone = answers.folded(inputs.pairs)
             folded = [everyone._replace(query_ids=p.query_ids, key_ids=p.key_ids) for p in of_level]
             lse = InBatchLogSumExp(inputs.pairs) if inputs.in_batch else LogSumExp(everyone)
             rows = _rows(lse, folded, inner, by_pair, answers)

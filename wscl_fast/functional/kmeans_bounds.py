@@ -170,9 +170,10 @@ def add_to_sums(
 def movement(centroids: Tensor, previous: Tensor, metric: Metric) -> Tensor:
     """How far each centroid went, float64 ``[K]``; between unit vectors when cosine."""
     if metric != "cosine":
-        return (centroids.double() - previous.double()).norm(dim=1)
+        apart: Tensor = (centroids.double() - previous.double()).norm(dim=1)
+        return apart
     here, there = unit(centroids), unit(previous)
-    moved = (here - there).norm(dim=1)
+    moved: Tensor = (here - there).norm(dim=1)
     # Without a direction, whatever the distances were, they are others now.
     undirected = (here == 0).all(dim=1) | (there == 0).all(dim=1)
     return moved.masked_fill(undirected & (moved > 0), 2)

@@ -154,7 +154,7 @@ def soft_rows(
         if impl == "reference":
             matrix = affinities.weights(known.affinity, known.of_queries, known.of_keys, pairs.queries.dtype)
             return reference.soft_infonce(pairs, matrix, inner=inner)
-        folded = pairs.folded()
+        folded = answers.folded(pairs)
         halved = inputs.in_batch and known.key_valid is None
         lse = InBatchLogSumExp(pairs) if halved else LogSumExp(folded)
         return _rows(lse, folded, known, inner, answers)

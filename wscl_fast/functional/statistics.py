@@ -17,6 +17,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from wscl_fast.matching import squared_lengths
+from wscl_fast.pairs import Pairs
+
 __all__ = ["InfoNCEStats"]
 
 
@@ -52,9 +55,9 @@ class RowStats(NamedTuple):
 
 @torch.no_grad()
 def row_stats(
-    queries: Tensor,  # times the scale
+    pairs: Pairs,  # whose queries may be scaled already
     scale: Tensor,  # 1 / temperature, 0-dim or [N]
-    similarities: Tensor,  # as `_requests.Similarities` has them, of these queries
+    similarities: Tensor,  # as `_requests.Similarities` has them, of these pairs
     lse: Tensor,
     mean_logit: Tensor,
     everyone: bool,  # whether the denominator has the positives too
@@ -64,7 +67,7 @@ def row_stats(
     wide = scale.double()
     positives, others = count.clamp(min=1), allowed - kind
     mean = pulled / wide / positives
-    own_square = (queries.double() / wide.expand(len(lse))[:, None]).square().sum(1)
+    own_square = squared_lengths(pairs.queries) * (pairs.scale.double() / wide).square()
     return RowStats(
         lse.detach(),
         (allowed if everyone else others).long(),

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from wscl_fast import reference
+from wscl_fast import _ops, reference
+from wscl_fast.functional import _block as blocks
 from wscl_fast.functional._arrays import takes_arrays
 from wscl_fast.functional._checks import check_choice, check_device, check_matrix, check_number, check_vector
 from wscl_fast.functional._inputs import Batch, Impl, Inputs, Reduction, no_autocast, prepare, reduce_rows
-from wscl_fast.functional._passes import Passes
+from wscl_fast.functional._passes import Passes, in_blocks
 from wscl_fast.functional._requests import SoftplusSum, two_way_logsumexp
 from wscl_fast.functional._variant import Positives
-from wscl_fast.matching import matching_count, matching_logits
-from wscl_fast.pairs import Pairs
+from wscl_fast.matching import add_gradients, dot, matching_count, matching_logits, products
+from wscl_fast.pairs import Meets, Pairs
 
 __all__ = ["clip_loss", "siglip_loss"]
 
@@ -95,15 +97,71 @@ def _clip_rows(pairs: Pairs, inner: bool, impl: Impl) -> list[tuple[Tensor, Tens
         both = (pairs, pairs.swapped())
         return [reference.clustered_infonce(side, side, inner=inner) for side in both]
     fused = impl == "fused"
-    pairs = pairs.folded()
+    large = any(in_blocks(side) for side in pairs[:2]) and all(side.requires_grad for side in pairs[:2])
+    if fused and large and torch.is_grad_enabled():
+        sums = _Sums.apply(pairs.queries, pairs.keys, pairs.scale, pairs, inner)  # type: ignore[no-untyped-call]
+    else:
+        sums = _sums(pairs.folded(), inner, fused)
+    counts = matching_count(pairs), matching_count(pairs.swapped())
+    return [
+        (clip_rows(lse, own_kind, count, inner), count)
+        for lse, own_kind, count in zip(sums[:2], sums[2:], counts, strict=True)
+    ]
+
+
+def _sums(pairs: Pairs, inner: bool, fused: bool) -> tuple[Tensor, ...]:
+    """The log-sum-exps of both sides, and the sums over their own kind, as :func:`clip_rows` has them."""
     everyone = two_way_logsumexp(pairs, "all", fused=fused)
-    own_kind = two_way_logsumexp(pairs, "same", fused=fused) if inner else None
-    rows = []
-    for direction, side in enumerate((pairs, pairs.swapped())):
-        count = matching_count(side)
-        own = matching_logits(side) if own_kind is None else own_kind[direction]
-        rows.append((clip_rows(everyone[direction], own, count, inner), count))
-    return rows
+    if inner:
+        return *everyone, *two_way_logsumexp(pairs, "same", fused=fused)
+    return *everyone, matching_logits(pairs), matching_logits(pairs.swapped())
+
+
+class _Sums(torch.autograd.Function):
+    """:func:`_sums` by the kernels, with all gradients of a side in one tensor."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, y: Tensor, scale: Tensor, pairs: Pairs, inner: bool
+    ) -> tuple[Tensor, ...]:
+        pairs = pairs._replace(queries=x, keys=y, scale=scale.detach())
+        kinds: tuple[Meets, ...] = ("all", "same") if inner else ("all",)
+        stats = [_ops.two_way_block(pairs, kind) for kind in kinds]
+        values = [_ops.Block(side, side).lse().to(x.dtype) for sides in stats for side in sides]
+        if not inner:
+            values += [scale * products(side) for side in (pairs, pairs.swapped())]
+        ctx.save_for_backward(x, y, scale, *(side for sides in stats for side in sides))
+        ctx.pairs, ctx.kinds = pairs._replace(queries=x.new_empty(0), keys=x.new_empty(0)), kinds
+        return tuple(values)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, y, scale, *stats = ctx.saved_tensors
+        pairs, inner = ctx.pairs._replace(queries=x, keys=y, scale=scale), len(ctx.kinds) == 2
+        if torch.is_grad_enabled():  # a graph of the gradients is asked for
+            values = _sums(pairs.folded(), inner, fused=True)
+            wanted = [
+                side for side, needed in zip((x, y, scale), ctx.needs_input_grad, strict=False) if needed
+            ]
+            made = iter(torch.autograd.grad(values, wanted, grads, create_graph=True))
+            return *(next(made) if needed else None for needed in ctx.needs_input_grad[:3]), None, None
+        found = []
+        for number, kind in enumerate(ctx.kinds):
+            place = slice(2 * number, 2 * number + 2)
+            rows, columns = (
+                (side, torch.where(side[1] == 0, 0.0, grad))
+                for side, grad in zip(stats[place], grads[place], strict=True)
+            )
+            found.append(blocks.two_way_backward(pairs, kind, rows, columns, fused=True))
+        (of_x, of_y), *more = found
+        for to_x, to_y in more:
+            of_x.add_(to_x)
+            of_y.add_(to_y)
+        if not inner:
+            add_gradients(pairs, scale * grads[2], of_x, of_y)
+            add_gradients(pairs.swapped(), scale * grads[3], of_y, of_x)
+        of_scale = dot(x, of_x).to(scale.dtype) / scale if ctx.needs_input_grad[2] else None
+        return of_x, of_y, of_scale, None, None
 
 
 def clip_rows(lse: Tensor, own_kind: Tensor, count: Tensor, inner: bool) -> Tensor:
@@ -176,7 +234,7 @@ def siglip_rows(
     inputs, impl, answers = prepare(batch, impl, passes)
     offset = _bias(bias, inputs)
     with no_autocast(batch.queries):
-        pairs = inputs.pairs.folded()
+        pairs = answers.folded(inputs.pairs)
         turned = pairs._replace(scale=-pairs.scale)
         if impl == "reference":
             loss = reference.softplus_sum(pairs, "other", offset)

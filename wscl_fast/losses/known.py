@@ -73,7 +73,7 @@ class _OfViews(LossModule):
                 temperature=temperature_of_views(temperature, batch, count),
                 exclude_self=exclude_self,
             )
-            return loss.unflatten(0, (batch, count)) if self.reduction == "none" else loss
+            return loss.view(batch, count, *loss.shape[1:]) if self.reduction == "none" else loss
         check_across(views, keys, exclude_self)
         of_others = of_views(of_samples, count - 1)
         each = [
