@@ -13,7 +13,7 @@ import torch
 from loss_cases import FUSED, LOSSES, ROWWISE, problem, values
 from torch import Tensor
 
-from wscl_fast.functional import _passes, _terms, _trips, clustered_infonce, soft_infonce
+from wscl_fast.functional import _passes, _requests, _terms, _trips, clustered_infonce, soft_infonce
 
 pytestmark = pytest.mark.skipif(not FUSED, reason="the extension is not built")
 
@@ -32,7 +32,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(_trips, "LEAST_ROWS", 7)
     monkeypatch.setattr(_trips, "BLOCK", 1)
     monkeypatch.setattr(_trips.Luggage, "unpacked", counted)
-    monkeypatch.setattr(_terms, "QUERIES", 1)
+    monkeypatch.setattr(_requests.Request, "most", 1)
     monkeypatch.setattr(_terms, "LEAST_QUERIES", 5)
     return lengths
 

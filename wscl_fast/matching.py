@@ -157,11 +157,10 @@ class Matching:
             sums.masked_fill_((self.touched[rows] > 0)[:, None], torch.nan)
         return sums.masked_fill_((self.query_ids[rows] == self.ignore_index)[:, None], 0)
 
-    def sum_of(self, block: Placed, values: Tensor) -> Tensor:
-        """The sum of this block of keys alone, whatever was added before."""
+    def take(self, block: Placed, values: Tensor) -> None:
+        """Add a block of keys to nothing, whatever was added before."""
         self.sums = self.own_sum = self.touched = None
         self.add(block, values)
-        return self.sum()
 
     def per_id(self, values: Tensor, weights: Tensor | None = None) -> Tensor:
         """``[ids + 1, width]``: for every id the sum of its queries' rows of ``values [N, width]``, by their
@@ -267,7 +266,8 @@ class _Sum(torch.autograd.Function):
         pairs = Pairs(values, values, query_ids, key_ids, own, values.new_ones(()), ignore_index)
         matching = Matching(query_ids, ignore_index)
         if not back:
-            return matching.sum_of(matching.placed(pairs), values).to(dtype)
+            matching.add(matching.placed(pairs), values)
+            return matching.sum().to(dtype)
         sums = values.new_zeros(len(key_ids), values.shape[1], dtype=dtype)
         matching.spread(sums, matching.placed(pairs), values, matching.per_id(values))
         return sums
@@ -329,7 +329,10 @@ def products(pairs: Pairs) -> Tensor:
     matching = Matching(pairs.query_ids, pairs.ignore_index)
     block = matching.placed(pairs)
     for columns in _columns(queries):
-        total += (queries[:, columns] * matching.sum_of(block, keys[:, columns])).sum(1)
+        part = queries[:, columns]
+        matching.take(block, keys[:, columns])
+        for rows in chunks(part):
+            total[rows] += (part[rows] * matching.sum(rows)).sum(1)
     return total.to(queries.dtype)
 
 
@@ -337,14 +340,16 @@ def products(pairs: Pairs) -> Tensor:
 def add_gradients(pairs: Pairs, upstream: Tensor, of_queries: Tensor | None, of_keys: Tensor | None) -> None:
     """Add the gradients of :func:`products` for ``upstream [N]`` to what there is of the queries and keys."""
     matching = Matching(pairs.query_ids, pairs.ignore_index)
-    block, upstream = matching.placed(pairs), upstream[:, None]
+    block = matching.placed(pairs)
     for columns in _columns(pairs.queries):
+        part = pairs.queries[:, columns]
         if of_queries is not None:
-            sums = matching.sum_of(block, pairs.keys[:, columns])
-            of_queries[:, columns] += upstream * sums.to(of_queries.dtype)
+            matching.take(block, pairs.keys[:, columns])
+            for rows in chunks(part):
+                of_queries[rows, columns] += upstream[rows, None] * matching.sum(rows).to(of_queries.dtype)
         if of_keys is not None:
-            values = upstream * pairs.queries[:, columns]
-            matching.spread(of_keys[:, columns], block, values, matching.per_id(values))
+            per_id = matching.per_id(part, upstream)
+            matching.spread(of_keys[:, columns], block, part, per_id, upstream)
 
 
 def dot(rows: Tensor, grads: Tensor) -> Tensor:

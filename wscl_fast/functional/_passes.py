@@ -14,7 +14,7 @@ from wscl_fast.pairs import Pairs
 
 __all__ = ["Passes", "in_blocks"]
 
-MOST = 1 << 20  # numbers that rows may have to be taken at once: a copy in float32 has 4 MiB
+MOST = 3 << 19  # numbers that rows may have to be taken at once: a copy in float32 has 6 MiB
 
 
 def in_blocks(rows: Tensor) -> bool:

@@ -43,7 +43,7 @@ class Request:
     of_queries: ClassVar[tuple[str, ...]] = ()  # fields with a row for each query, beside its vector and id
     of_keys: ClassVar[tuple[str, ...]] = ()  # the same of keys
     differentiable: ClassVar[bool] = True
-    reads_vectors: ClassVar[bool] = True
+    most: ClassVar[int | None] = 1 << 19  # numbers of queries at a time, where memory matters; None: all
 
     def here(self, fused: bool) -> Tensor:
         """The value over the keys of ``pairs``, ``[N]`` or ``[values, N]``."""
@@ -110,7 +110,7 @@ class Count(Request):
 
     meets: Literal["all", "same"] = "same"
     differentiable = False
-    reads_vectors = False
+    most = None
 
     def here(self, fused: bool) -> Tensor:
         return (allowed_count if self.meets == "all" else matching_count)(self.pairs)

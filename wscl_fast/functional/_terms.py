@@ -27,8 +27,7 @@ from wscl_fast.matching import Matching, chunks
 
 __all__ = ["Needs", "Term", "term_of"]
 
-QUERIES = 1 << 19  # numbers of queries at a time: 2 MiB in float32
-LEAST_QUERIES = 256  # but so many rows, for the products to be worth it
+LEAST_QUERIES = 256  # rows at a time, for the products to be worth it
 
 
 class Needs(NamedTuple):
@@ -244,7 +243,8 @@ class _OfSoftplus(Term):
 def _rows(request: Request) -> Iterator[slice]:
     """The queries, so many at a time that what is made of their vectors stays small."""
     n, width = request.pairs.queries.shape
-    step = max(QUERIES // max(width, 1), LEAST_QUERIES) if request.reads_vectors else max(n, 1)
+    most = max(n, 1) * max(width, 1) if request.most is None else request.most
+    step = max(most // max(width, 1), LEAST_QUERIES)
     return (slice(start, min(start + step, n)) for start in range(0, max(n, 1), step))
 
 
