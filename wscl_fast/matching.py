@@ -70,8 +70,8 @@ def matching_logits(pairs: Pairs) -> Tensor:
     # Within a batch both sides are one tensor, with the same ids: see above.
     keys, key_ids = pairs.keys.view_as(pairs.keys), pairs.key_ids.view_as(pairs.key_ids)
     known = (pairs.query_ids, key_ids, pairs.own, pairs.ignore_index)
-    products: Tensor = _Products.apply(pairs.queries, keys, *known)  # type: ignore[no-untyped-call]
-    return pairs.scale * products
+    found: Tensor = _Products.apply(pairs.queries, keys, *known)  # type: ignore[no-untyped-call]
+    return pairs.scale * found
 
 
 @torch.no_grad()

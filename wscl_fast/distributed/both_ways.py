@@ -18,7 +18,7 @@ from wscl_fast.distributed.collectives import Group, agree, rows_of_ranks
 from wscl_fast.distributed.ring import NO_SECOND, round_trip, wanted_by_any
 from wscl_fast.functional import _block as blocks
 from wscl_fast.functional._inputs import no_autocast
-from wscl_fast.matching import matching_count, matching_logits, matching_sum
+from wscl_fast.matching import add_gradients, matching_count, matching_logits
 from wscl_fast.pairs import Meets, Pairs
 
 __all__ = ["Direction", "both_ways"]
@@ -150,13 +150,8 @@ class _BothBack(torch.autograd.Function):
                 to_x, to_block = blocks.two_way_backward(pairs, kind, sides[0], sides[1], asked.fused)
                 grad_x.add_(to_x)
                 grad_block.add_(to_block)
-            of_rows, of_columns = grad_of_x[kinds][:, None], from_above[:, kinds, None]
-            for direction, to, mine, theirs in (
-                (pairs, grad_x, of_rows, of_columns),
-                (pairs.swapped(), grad_block, of_columns, of_rows),
-            ):
-                to += mine * matching_sum(direction, direction.keys).to(to.dtype)
-                to += matching_sum(direction, theirs * direction.keys).to(to.dtype)
+            add_gradients(pairs, grad_of_x[kinds], grad_x, grad_block)
+            add_gradients(pairs.swapped(), from_above[:, kinds], grad_block, grad_x)
             return grad_block
 
         with no_autocast(x):

@@ -40,17 +40,17 @@ class Passes:
         """The value of each request."""
         # Within a batch half of the pairs will do, which blocks would meet twice.
         asked = {
-            name: request for name, request in requests.items() if not isinstance(request, InBatchLogSumExp)
+            name: request
+            for name, request in requests.items()
+            if self._in_trips(request.pairs) and not isinstance(request, InBatchLogSumExp)
         }
-        pairs = next(iter(asked.values())).pairs if asked else None
-        if pairs is None or not self._in_trips(pairs):
-            asked = {}
         got = {name: request.here(self.fused) for name, request in requests.items() if name not in asked}
-        if pairs is not None and asked:
+        if asked:
+            made = list(asked.values())
+            pairs = made[0].pairs
             known = pairs.keys
             if self._passed_on is not None and self._passed_on[0] is known:
                 known = self._passed_on[1]
-            made = list(asked.values())
             *values, passed_on = Trip.apply(  # type: ignore[no-untyped-call]
                 pairs.queries, known, pairs.scale.abs(), Slices(self.fused), made, *inputs_of(made)
             )
