@@ -13,6 +13,7 @@ import torch
 from loss_cases import FUSED, LOSSES, ROWWISE, problem, values
 from torch import Tensor
 
+from wscl_fast.affinity import Affinity
 from wscl_fast.functional import _passes, _requests, _terms, _trips, clustered_infonce, soft_infonce
 
 pytestmark = pytest.mark.skipif(not FUSED, reason="the extension is not built")
@@ -175,6 +176,44 @@ def test_two_large_sides(positives: str, small_blocks: list[int]) -> None:
                 sum(g.square().sum() for g in graph).backward()
     for got, want in zip(*results, strict=True):
         torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("affinity", ["count", "cosine", "kernel", "jaccard"])
+@pytest.mark.parametrize("bad", [0.0, torch.nan])
+def test_soft_positives_whose_keys_are_not_all_there(
+    affinity: Affinity, bad: float, small_blocks: list[int]
+) -> None:
+    """Keys without an id, own keys, and one of these that is not finite, in the first block and in others."""
+    q, k, _, _ = problem(13, 40, 5, seed=7)
+    known = torch.rand(53, 6, dtype=q.dtype), torch.randint(1, 1 << 40, (53,))
+    auxiliary = known[0] if affinity == "kernel" else known[1]
+    own = torch.arange(13) * 3
+    own[5] = -1
+    valid = torch.arange(40) % 7 != 2
+    k[own[4]] = bad
+    results = []
+    for impl in ("fused", "reference"):
+        leaves = [x.clone().requires_grad_() for x in (q, k, torch.tensor(0.4, dtype=q.dtype))]
+        rows = soft_infonce(
+            leaves[0],
+            leaves[1],
+            query_auxiliary=auxiliary[:13],
+            key_auxiliary=auxiliary[13:],
+            key_valid=valid,
+            affinity=affinity,
+            exclude_self=own,
+            temperature=leaves[2],
+            reduction="none",
+            impl=impl,
+        )
+        results.append([rows.detach(), *torch.autograd.grad(rows.sum(), leaves)])
+    got, want = results
+    if bad == 0:
+        torch.testing.assert_close(got, want)
+    else:  # the query whose own key it is has its loss, and no other
+        torch.testing.assert_close(got[0][4], want[0][4])
+        assert got[0].isfinite().sum() == 1
+    assert small_blocks
 
 
 def test_the_tags_of_an_empty_queue(small_blocks: list[int]) -> None:

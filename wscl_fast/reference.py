@@ -135,9 +135,14 @@ def hierarchical_infonce(
 
 
 def signed_logsumexp(logits: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """``log Σ_j w_ij e^{S_ij}`` of every row over the weights above 0, and of the others' absolute values."""
-    size = weights.abs().log().masked_fill(weights == 0, 0)
-    return masked_logsumexp(logits + size, weights > 0), masked_logsumexp(logits + size, weights < 0)
+    """``log Σ_j |w_ij| e^{S_ij}`` of every row over the weights above 0, and over those below."""
+    return weighted_logsumexp(logits, weights), weighted_logsumexp(logits, -weights)
+
+
+def weighted_logsumexp(logits: Tensor, weights: Tensor) -> Tensor:
+    """``log Σ_j w_ij e^{S_ij}`` of every row over the weights above 0; −inf where there are none."""
+    there = weights > 0
+    return masked_logsumexp(logits + weights.masked_fill(~there, 1).log(), there)
 
 
 def log_difference(a: Tensor, b: Tensor) -> Tensor:

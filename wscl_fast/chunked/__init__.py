@@ -12,10 +12,11 @@ from wscl_fast.chunked.infonce import (
     softplus_sum,
 )
 from wscl_fast.chunked.kmeans import kmeans_assign, kmeans_distances, kmeans_potentials, kmeans_update
-from wscl_fast.chunked.soft import factor_product, only, weighted_logsumexp, weighted_sum
+from wscl_fast.chunked.soft import factor_product, factor_sums, only, weighted_logsumexp, weighted_sum
 
 __all__ = [
     "factor_product",
+    "factor_sums",
     "kmeans_assign",
     "kmeans_distances",
     "kmeans_potentials",

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from wscl_fast import affinity as affinities
+from wscl_fast import reference
 from wscl_fast.affinity import Affinity
+from wscl_fast.affinity import factors as factors_of
 from wscl_fast.chunked.infonce import COLUMNS, ROWS, again, logits_of, row_blocks
 from wscl_fast.pairs import Pairs
-from wscl_fast.reference import masked_logsumexp, signed_logsumexp
 
-FACTOR_ROWS = 2048  # rows unpacked to factors at a time
+FACTOR_NUMBERS = 1 << 18  # of values in double precision at a time, beside the factors that weigh them
 
 
 def factor_product(
@@ -31,22 +32,44 @@ def factor_product(
     In double precision, like the sums over clusters. ``there`` [M, 2] bool says which keys' auxiliaries, and
     which of their values, have a part in it.
     """
-    wide = torch.float32 if values.device.type == "mps" else torch.float64
 
     def gather(auxiliary: Tensor, block: Tensor, there: Tensor | None = None) -> Tensor:
-        auxiliary, block = only(there, auxiliary, block)
-        vectors = affinities.factors(affinity, auxiliary, wide)
-        return torch.cat([vectors.T @ block.to(wide), vectors.sum(0)[:, None]], 1)
+        return _gathered(affinity, auxiliary, block, there)
 
     def spread(auxiliary: Tensor, sums: Tensor) -> Tensor:
-        return affinities.factors(affinity, auxiliary, wide) @ sums
+        return factors_of(affinity, auxiliary, sums.dtype) @ sums
 
+    step = _step(values)
     of_keys = (key_auxiliary, values) if there is None else (key_auxiliary, values, there)
-    sums = torch.stack([again(gather, *rows) for _, *rows in row_blocks(FACTOR_ROWS, *of_keys)]).sum(0)
+    sums = torch.stack([again(gather, *rows) for _, *rows in row_blocks(step, *of_keys)]).sum(0)
     result = torch.cat(
-        [again(spread, of_queries, sums) for _, of_queries in row_blocks(FACTOR_ROWS, query_auxiliary)]
+        [again(spread, of_queries, sums) for _, of_queries in row_blocks(step, query_auxiliary)]
     )
     return result[:, :-1].to(values.dtype), result[:, -1]
+
+
+def factor_sums(affinity: Affinity, auxiliary: Tensor, values: Tensor, there: Tensor | None = None) -> Tensor:
+    """``[r, width + 1]`` in double precision: for each factor the sum of the values that it weighs, and its
+    own; without a graph. Times the factors of other rows it is what :func:`factor_product` gives.
+    """
+    sums: Tensor | None = None
+    of_rows = (auxiliary, values) if there is None else (auxiliary, values, there)
+    for _, *rows in row_blocks(_step(values), *of_rows):
+        part = _gathered(affinity, *rows)
+        sums = part if sums is None else sums.add_(part)
+    assert sums is not None
+    return sums
+
+
+def _gathered(affinity: Affinity, auxiliary: Tensor, values: Tensor, there: Tensor | None = None) -> Tensor:
+    auxiliary, values = only(there, auxiliary, values)
+    wide = torch.float32 if values.device.type == "mps" else torch.float64
+    vectors = factors_of(affinity, auxiliary, wide)
+    return torch.cat([vectors.T @ values.to(wide), vectors.sum(0)[:, None]], 1)
+
+
+def _step(values: Tensor) -> int:
+    return max(FACTOR_NUMBERS // max(values.shape[1], 1), 256)
 
 
 def weighted_sum(
@@ -103,7 +126,11 @@ def weighted_logsumexp(
             ) -> Tensor:
                 weights = affinities.weights(affinity, of_q, of_k, q.dtype)
                 weights = weights.masked_fill(~pairs.tile("all", *place), 0)
-                return torch.stack(signed_logsumexp(scale * logits_of(pairs, q, k, *place), weights))
+                logits = scale * logits_of(pairs, q, k, *place)
+                if affinity == "kernel":  # of tags no weight is below 0
+                    return torch.stack(reference.signed_logsumexp(logits, weights))
+                above = reference.weighted_logsumexp(logits, weights)
+                return torch.stack([above, torch.full_like(above, -torch.inf)])
 
             tiles.append(again(tile, q, k, pairs.scale, of_q, of_k))
         results.append(torch.stack([_logsumexp(parts) for parts in torch.stack(tiles, -1)]))
@@ -111,4 +138,4 @@ def weighted_logsumexp(
 
 
 def _logsumexp(parts: Tensor) -> Tensor:
-    return masked_logsumexp(parts, parts != -torch.inf)
+    return reference.masked_logsumexp(parts, parts != -torch.inf)

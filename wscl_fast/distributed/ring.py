@@ -63,7 +63,7 @@ class Ring(Passes):
             queries = agree(queries) if wanted_by_any(self.group, queries, *inputs) else queries
         route = _Route(rows, self.fused, self.group)
         scale = asked[0].pairs.scale.abs()
-        *values, _ = Trip.apply(queries, keys, scale, route, asked, *inputs)  # type: ignore[no-untyped-call]
+        *values, _, _ = Trip.apply(queries, keys, scale, route, asked, *inputs)  # type: ignore[no-untyped-call]
         return dict(zip(requests, values, strict=True))
 
     def folded(self, pairs: Pairs) -> Pairs:

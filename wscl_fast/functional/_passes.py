@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import is_
 from typing import ClassVar
 
 import torch
@@ -34,7 +35,8 @@ class Passes:
 
     def __init__(self, fused: bool) -> None:
         self.fused = fused
-        self._passed_on: tuple[Tensor, Tensor] | None = None  # the keys, and as the last trip gave them back
+        # Queries and keys, and the same as the last trip gave them back.
+        self._passed_on: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 
     def __call__(self, requests: Mapping[str, Request]) -> dict[str, Tensor]:
         """The value of each request."""
@@ -48,13 +50,14 @@ class Passes:
         if asked:
             made = list(asked.values())
             pairs = made[0].pairs
-            known = pairs.keys
-            if self._passed_on is not None and self._passed_on[0] is known:
-                known = self._passed_on[1]
-            *values, passed_on = Trip.apply(  # type: ignore[no-untyped-call]
-                pairs.queries, known, pairs.scale.abs(), Slices(self.fused), made, *inputs_of(made)
+            given = queries, keys = pairs.queries, pairs.keys
+            if self._passed_on is not None and all(map(is_, self._passed_on[0], given)):
+                queries, keys = self._passed_on[1]
+            results = Trip.apply(  # type: ignore[no-untyped-call]
+                queries, keys, pairs.scale.abs(), Slices(self.fused), made, *inputs_of(made)
             )
-            self._passed_on = pairs.keys, passed_on
+            values, again = results[: len(made)], results[len(made) :]
+            self._passed_on = given, (again[0], again[-1])
             got |= dict(zip(asked, values, strict=True))
         return got
 

@@ -191,25 +191,36 @@ class AffinitySum(Request):
     of_keys = ("key_auxiliary",)
 
     def here(self, fused: bool) -> Tensor:
-        keys, of_keys, own = self.pairs.keys, self.key_auxiliary, self.pairs.own
-        there, touched = self._there()
+        keys = self.pairs.keys
+        there, touched = self.there()
         pulled, total = weighted_sum(
-            self.affinity, self.query_auxiliary, of_keys, keys, there=there, fused=fused
+            self.affinity, self.query_auxiliary, self.key_auxiliary, keys, there=there, fused=fused
         )
         taken = torch.zeros_like(total)
-        if own is not None and len(keys):
-            place = own.clamp(min=0, max=len(keys) - 1)
-            mine = None if there is None else there[place]
-            of_own, own_keys = chunked.only(mine, of_keys[place], keys.index_select(0, place))
-            weight = affinities.own_weights(self.affinity, self.query_auxiliary, of_own, total.dtype)
-            taken = torch.where(own == place, weight, 0.0)
+        if self.pairs.own is not None and len(keys):
+            _, taken, own_keys = self.own_share(there, total.dtype)
             pulled = pulled - taken[:, None].to(keys.dtype) * own_keys
         logits = self.pairs.scale * (self.pairs.queries * pulled).sum(1)
         if touched is not None:
             logits = torch.where(touched, torch.nan, logits)
         return torch.stack([logits.to(total.dtype), total - taken, taken])
 
-    def _there(self) -> tuple[Tensor | None, Tensor | None]:
+    def own_share(
+        self, there: Tensor | None, dtype: torch.dtype, rows: slice = slice(None)
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Of some queries' own keys their places, their weights, 0 where it is none of these keys, and their
+        vectors, 0 where they are not in the sums.
+        """
+        keys, own = self.pairs.keys, self.pairs.own
+        assert own is not None
+        own = own[rows]
+        place = own.clamp(min=0, max=len(keys) - 1)
+        mine = None if there is None else there[place]
+        of_own, own_keys = chunked.only(mine, self.key_auxiliary[place], keys.index_select(0, place))
+        weight = affinities.own_weights(self.affinity, self.query_auxiliary[rows], of_own, dtype)
+        return place, torch.where(own == place, weight, 0.0), own_keys
+
+    def there(self) -> tuple[Tensor | None, Tensor | None]:
         """``[M, 2]``: which keys' auxiliaries, and which of their vectors, are in the sums; ``[N]``: which
         queries may meet a key whose vector is not. (An own key that is not finite could not be taken off.)
         """

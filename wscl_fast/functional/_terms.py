@@ -19,11 +19,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from wscl_fast import _ops
+from wscl_fast import _ops, chunked
 from wscl_fast._ops import Block, merge_blocks
+from wscl_fast.affinity import factors, has_factors
 from wscl_fast.functional import _block as blocks
-from wscl_fast.functional._requests import LogitSum, LogSumExp, Request, Softmax, SoftplusSum
+from wscl_fast.functional._requests import AffinitySum, LogitSum, LogSumExp, Request, Softmax, SoftplusSum
 from wscl_fast.matching import Matching, chunks
+from wscl_fast.scatter import add_rows
 
 __all__ = ["Needs", "Term", "term_of"]
 
@@ -204,6 +206,96 @@ class _OfLogits(Term):
         return gathered
 
 
+class _OfFactors(Term):
+    """A sum weighed by products of two factors, W = A Bᵀ: one sum for each factor, in either direction.
+
+        Σ_j w_ij S_ij = s ⟨q_i, A_i BᵀK⟩      ∂/∂q_i = s g_i A_i BᵀK      ∂/∂K = B Aᵀ(s g ∘ Q)
+
+    What a query's own key adds is taken off where its block comes by.
+    """
+
+    def __init__(self, request: Request) -> None:
+        super().__init__(request)
+        self.again = request.pairs.own is not None
+        self.sums: Tensor | None = None
+
+    def add(self, request: Request, needs: Needs, fused: bool) -> None:
+        assert isinstance(request, AffinitySum)
+        self.queries = request.pairs.queries
+        there, touched = request.there()
+        sums = chunked.factor_sums(request.affinity, request.key_auxiliary, request.pairs.keys, there)
+        if self.sums is None:
+            self.sums = torch.zeros_like(sums)
+            # Of own keys: the sum of w S / s, and of w.
+            self.own = sums.new_zeros(2, len(self.queries))
+            self.touched = torch.zeros_like(self.own[0], dtype=torch.bool)
+        self.sums += sums
+        if touched is not None:
+            self.touched |= touched
+        for rows, _, weight, own_keys in self._own(request, there):
+            self.own[0, rows] += weight * (self.queries[rows].to(weight.dtype) * own_keys).sum(1)
+            self.own[1, rows] += weight
+
+    def value(self) -> Tensor:
+        assert self.sums is not None
+        logits, total = torch.empty_like(self.own)
+        for rows in chunks(self.queries):
+            pulled = self._factors(rows) @ self.sums
+            logits[rows] = (self.queries[rows] * pulled[:, :-1]).sum(1)
+            total[rows] = pulled[:, -1]
+        logits = self.request.pairs.scale * (logits - self.own[0])
+        return torch.stack([logits.masked_fill(self.touched, torch.nan), total - self.own[1], self.own[1]])
+
+    def turn(self, grad: Tensor, request: Request, queries: Tensor, total: Tensor) -> None:
+        assert isinstance(request, AffinitySum)
+        self.queries, self.total = queries, total
+        self.upstream = (request.pairs.scale * grad[0]).masked_fill(self.touched, 0)
+        assert self.sums is not None
+        self.per_factor = torch.zeros_like(self.sums[:, :-1])
+        for rows in chunks(queries):
+            self.per_factor += self._factors(rows).T @ (self.upstream[rows, None] * queries[rows])
+
+    def add_queries(self, total: Tensor) -> None:
+        assert self.sums is not None
+        for rows in chunks(total):
+            pulled = self._factors(rows) @ self.sums[:, :-1]
+            total[rows] += (self.upstream[rows, None] * pulled).to(total.dtype)
+
+    def back(self, request: Request, needs: Needs, gathered: Tensor | None, fused: bool) -> Tensor | None:
+        assert isinstance(request, AffinitySum)
+        there, _ = request.there()
+        keys, auxiliary = request.pairs.keys, request.key_auxiliary
+        if needs.keys:
+            gathered = torch.zeros_like(keys) if gathered is None else gathered
+            for rows in chunks(keys):
+                grad = factors(request.affinity, auxiliary[rows], self.per_factor.dtype) @ self.per_factor
+                if there is not None:
+                    grad.masked_fill_(~there[rows, 1:], 0)
+                gathered[rows] += grad.to(keys.dtype)
+        for rows, place, weight, own_keys in self._own(request, there):
+            share = -(self.upstream[rows] * weight)[:, None]
+            self.total[rows] += (share * own_keys).to(self.total.dtype)
+            if gathered is not None:
+                met = weight != 0 if there is None else (weight != 0) & there[place, 1]
+                mine = torch.where(met[:, None], share * self.queries[rows], 0.0)
+                add_rows(gathered, place, mine.to(keys.dtype))
+        return gathered
+
+    def _own(
+        self, request: AffinitySum, there: Tensor | None
+    ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+        """Some queries at a time, and their own keys as the request has them."""
+        assert self.sums is not None
+        if request.pairs.own is not None and len(request.pairs.keys):
+            for rows in chunks(self.queries):
+                yield rows, *request.own_share(there, self.sums.dtype, rows)
+
+    def _factors(self, rows: slice) -> Tensor:
+        """Of some queries."""
+        assert isinstance(self.request, AffinitySum)
+        return factors(self.request.affinity, self.request.query_auxiliary[rows], self.own.dtype)
+
+
 class _OfSoftplus(Term):
     """A sum of softplus by the kernels, with its slope and the sum of keys weighed by it."""
 
@@ -258,4 +350,6 @@ def term_of(request: Request, fused: bool) -> Term:
         return _OfSoftmax(request)
     if isinstance(request, LogitSum):
         return _OfLogits(request)
+    if isinstance(request, AffinitySum) and has_factors(request.affinity):
+        return _OfFactors(request)
     return _OfSoftplus(request) if fused and isinstance(request, SoftplusSum) else Term(request)

@@ -114,10 +114,11 @@ def _more(request: Request) -> list[Tensor]:
 
 
 class Trip(torch.autograd.Function):
-    """The requests' values, and after them the keys again, for a later trip over the same ones.
+    """The requests' values, and after them queries and keys again (once, where they are one tensor), for a
+    later trip over the same ones.
 
-    The gradient that the later trip finds arrives in one piece here and is added to in place: two trips need
-    no two gradients of all keys. The scale's is read off the queries': with L a function of s q,
+    The gradients that the later trip finds arrive in one piece here and are added to in place: two trips need
+    no two gradients of all rows. The scale's is read off the queries': with L a function of s q,
     ``s ∂L/∂s = Σ_i ⟨q_i, ∂L/∂q_i⟩``.
     """
 
@@ -146,26 +147,28 @@ class Trip(torch.autograd.Function):
         without = [
             value for value, request in zip(values, requests, strict=True) if not request.differentiable
         ]
-        again = keys.detach()
-        ctx.mark_non_differentiable(*without, *([] if needs.keys else [again]))
+        # Within a batch there is one gradient of both roles, where it is not sent away to be added up.
+        ctx.one = keys is queries and needs.queries and needs.keys and isinstance(route, Slices)
+        again = [keys.detach()] if ctx.one else [queries.detach(), keys.detach()]
+        unwanted = [x for x, wanted in zip(again, (of_queries, of_keys), strict=False) if not wanted]
+        ctx.mark_non_differentiable(*without, *unwanted)
         ctx.save_for_backward(queries, keys, scale, *inputs)
         # Of the requests the backward pass reads all but the tensors that were saved.
         ctx.needs, ctx.route, ctx.terms, ctx.requests = needs, route, terms, requests
-        # Within a batch there is one gradient of both roles, where it is not sent away to be added up.
-        ctx.one = keys is queries and needs.queries and needs.keys and isinstance(route, Slices)
         ctx.shapes = [value.shape for value in values]
-        return *values, again
+        return *values, *again
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         *of_values, known = grads
+        known_of_queries = known if ctx.one else of_values.pop()
         queries = ctx.saved_tensors[0]
         of_values = [
             queries.new_zeros(shape) if grad is None else grad
             for grad, shape in zip(of_values, ctx.shapes, strict=True)
         ]
         grad_queries, grad_keys, grad_scale, *of_inputs = _Return.apply(  # type: ignore[no-untyped-call]
-            ctx, known, len(of_values), *of_values, *ctx.saved_tensors
+            ctx, known_of_queries, known, len(of_values), *of_values, *ctx.saved_tensors
         )
         if not ctx.needs_input_grad[0]:
             grad_queries = None
@@ -176,13 +179,26 @@ class _Return(torch.autograd.Function):
     """The trip of the gradients. What it read has no gradient from here: that would take a third trip."""
 
     @staticmethod
-    def forward(own: Any, ctx: Any, known: Tensor | None, outputs: int, *tensors: Tensor) -> tuple[Any, ...]:
+    def forward(
+        own: Any,
+        ctx: Any,
+        known_of_queries: Tensor | None,
+        known: Tensor | None,
+        outputs: int,
+        *tensors: Tensor,
+    ) -> tuple[Any, ...]:
         own.no_second = ctx.route.no_second
         grads, (queries, keys, scale, *inputs) = tensors[:outputs], tensors[outputs:]
         terms: list[Term] = ctx.terms
         needs: Needs = ctx.needs
         requests = _with_inputs(ctx.requests, inputs)
-        grad_queries = torch.zeros_like(queries, memory_format=torch.contiguous_format)
+        known_of_scale: Tensor | float = 0.0
+        if known_of_queries is None:
+            grad_queries = torch.zeros_like(queries, memory_format=torch.contiguous_format)
+        else:
+            grad_queries = known_of_queries
+            if ctx.needs_input_grad[2]:
+                known_of_scale = dot(queries, grad_queries)
         for term, request, grad in zip(terms, requests, grads, strict=True):
             term.turn(grad, request, queries, grad_queries)
 
@@ -200,13 +216,12 @@ class _Return(torch.autograd.Function):
             term.add_queries(grad_queries)
         grad_scale = None
         if ctx.needs_input_grad[2]:  # of which keys have as much as queries
-            grad_scale = dot(queries, grad_queries).to(scale.dtype) / (2 * scale if ctx.one else scale)
-        if ctx.one:
-            grad_queries, grad_keys = grad_queries if known is None else grad_queries.add_(known), None
+            grad_scale = (dot(queries, grad_queries) - known_of_scale).to(scale.dtype)
+            grad_scale = grad_scale / (2 * scale if ctx.one else scale)
         grad_inputs = [grad for term in terms for grad in term.grad_inputs]
         return (
             grad_queries if needs.queries else None,  # of a scale's gradient too
-            None if grad_keys is None else grad_keys.to(keys.dtype),
+            None if grad_keys is None or ctx.one else grad_keys.to(keys.dtype),
             grad_scale,
             *grad_inputs,
         )
