@@ -2,7 +2,7 @@
 # make test       lint, C++ tests, Python tests
 # make bench      speed of the kernels, beside what a user would pick instead
 # make lint       ruff, mypy, clang-format
-# make reproduce  every method of the README's table, with more seeds
+# make reproduce  the README's tables: every method, every picture tested once
 # make sanitize   the C++ tests under AddressSanitizer and UBSan
 # make simulate   every CUDA kernel, dtype and shape in a simulator (ptxsim), to docs/simulated.md; no GPU needed
 # make gpu        tests, compute-sanitizer and benchmarks on this machine's GPU, to a report
@@ -74,7 +74,7 @@ train: setup
 	@$(BIN)/wscl-fast compare
 
 reproduce: setup
-	@$(BIN)/wscl-fast compare --recipe reproduce
+	@$(BIN)/python -m benchmarks.folds reproduce --recipe reproduce
 
 test: lint build/release/.built cuda
 	@build/release/test_infonce

@@ -108,6 +108,16 @@ def test_split_is_by_concept(dataset: ImageDataset) -> None:
     assert 0.75 < (dataset.split == "train").mean() < 0.85
 
 
+def test_every_picture_is_tested_in_one_fold(dataset: ImageDataset, cache_dir: Path) -> None:
+    folds = [load_openmoji(cache_dir, SIZE, fold) for fold in range(5)]
+    tested = np.stack([data.split == "test" for data in folds])
+    assert (tested.sum(0) == 1).all()
+    assert (tested.mean(1) > 0.15).all()
+    assert np.array_equal(folds[4].split, dataset.split)
+    with pytest.raises(ValueError, match="fold: expected 0 to 4, got 5"):
+        load_openmoji(cache_dir, SIZE, 5)
+
+
 def test_names_without_gender_do_not_straddle(dataset: ImageDataset) -> None:
     """The same claim without the code points: what is left of the name when gender and age go."""
     neutral = re.compile(

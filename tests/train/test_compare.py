@@ -209,7 +209,6 @@ def test_recipes_differ_in_their_budget_alone() -> None:
     short, long = (load_config(_recipe(name)) for name in _recipes())
     assert set(differences(short, long)) == {
         "name",
-        "model.stem",
         "train.epochs",
         "compare.methods",
         "compare.seeds",

@@ -33,6 +33,26 @@ def test_the_stem_follows_the_image_size(image_size: int, stem: str, positions: 
     assert encoder.stem(torch.zeros(1, 3, image_size, image_size)).shape[-1] == positions  # type: ignore[operator]
 
 
+@pytest.mark.parametrize(
+    ("image_size", "stem", "positions"), [(33, "3x3", 9), (32, "3x3/2", 4), (30, "3x3/4", 2)]
+)
+def test_features_of_parts_of_the_image(image_size: int, stem: str, positions: int) -> None:
+    """They are the averages over n × n parts, and there are no more parts than positions."""
+    widths = {"widths": (4, 4, 4), "depths": (1, 1, 1), "stem": stem}
+    whole, size = make_encoder(ModelConfig(**widths), image_size)  # type: ignore[arg-type]
+    parts, more = make_encoder(ModelConfig(**widths, pool=2), image_size)  # type: ignore[arg-type]
+    parts.load_state_dict(whole.state_dict())
+    images = torch.rand(3, 3, image_size, image_size)
+    features = parts(images)
+    assert (size, more) == (4, 16)
+    assert features.shape == (3, 16)
+    if positions % 2 == 0:  # parts of one size: their mean is that of the whole
+        torch.testing.assert_close(features.view(3, 4, 4).mean(2), whole(images))
+    make_encoder(ModelConfig(**widths, pool=positions), image_size)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=f"model.pool must be at most {positions}, .* got {positions + 1}"):
+        make_encoder(ModelConfig(**widths, pool=positions + 1), image_size)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("block", [BasicBlock, Bottleneck])
 @pytest.mark.parametrize(("inputs", "stride"), [(8, 1), (8, 2), (32, 1)])
 def test_a_fresh_block_is_its_shortcut(

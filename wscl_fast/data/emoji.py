@@ -9,7 +9,7 @@ from hashlib import blake2b
 
 from wscl_fast.data.extras import package_dir
 
-TRAIN_SHARE = 0.8
+FOLDS = 5
 
 _SKIN_TONES = frozenset(("1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF"))
 _FEMALE, _MALE, _RIGHTWARDS, _JOINER, _EMOJI_STYLE = "2640", "2642", "27A1", "200D", "FE0F"
@@ -84,10 +84,10 @@ class EmojiRecord:
     concept: str
 
     @property
-    def split(self) -> str:
-        """Either "train" or "test": a fixed function of the concept, whatever version the data is."""
-        draw = int.from_bytes(blake2b(self.concept.encode(), digest_size=8).digest(), "big") / 2**64
-        return "train" if draw < TRAIN_SHARE else "test"
+    def fold(self) -> int:
+        """From 0 to 4: a fixed function of the concept, whatever version the data is."""
+        draw = int.from_bytes(blake2b(self.concept.encode(), digest_size=8).digest(), "big")
+        return draw * FOLDS >> 64
 
 
 def load_records() -> dict[str, EmojiRecord]:

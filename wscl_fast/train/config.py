@@ -30,6 +30,9 @@ class DataConfig:
     folder: str | None = setting(None, "folder of images; unset: the OpenMoji pictures")
     table: str | None = setting(None, "CSV or Parquet, one row per image of the folder")
     image_size: int = setting(32, "side of the square images, in pixels", minimum=8, maximum=1024)
+    fold: int = setting(
+        4, "which fifth of the emoji is the test split (of the OpenMoji pictures)", minimum=0, maximum=4
+    )
     on_error: Literal["raise", "skip"] = setting(
         "raise", "what to do with a bad row: stop, or count and go on"
     )
@@ -114,6 +117,9 @@ class ModelConfig:
     depths: tuple[int, ...] | None = setting(None, "blocks in each stage of our ResNets; unset: the usual")
     stem: Literal["auto", "3x3", "3x3/2", "3x3/4", "7x7/4"] = setting(
         "auto", "kernel of the first convolutions / how much they shrink the image; auto: by image size"
+    )
+    pool: int = setting(
+        1, "n: features are the averages over n × n parts of the image, for our ResNets", minimum=1
     )
     head_hidden: int = setting(256, "hidden width of the projection head", minimum=1)
     head_layers: int = setting(2, "linear layers of the projection head; 0: none", minimum=0)

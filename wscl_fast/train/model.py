@@ -86,7 +86,7 @@ def _stem(kind: str, width: int) -> nn.Sequential:
 
 
 class ResNet(nn.Module):
-    """Images [B, 3, H, W] -> features [B, out_features]: stem, stages of blocks, average over positions.
+    """Images [B, 3, H, W] -> features [B, out_features]: stem, stages of blocks, averages over positions.
 
     Args:
         block: BasicBlock or Bottleneck.
@@ -94,6 +94,7 @@ class ResNet(nn.Module):
         widths: channels of each stage (times `block.expansion`).
         stem: "3x3" keeps the resolution, "3x3/2" halves it, "3x3/4" halves it twice with a thin first layer
             (cheap on a CPU), "7x7/4" is ImageNet's (a stride and a pooling).
+        pool: the averages are over n × n parts of the image, one after another; 1: over all of it.
     """
 
     def __init__(
@@ -102,8 +103,10 @@ class ResNet(nn.Module):
         depths: Sequence[int],
         widths: Sequence[int],
         stem: str,
+        pool: int = 1,
     ) -> None:
         super().__init__()
+        self.pool = pool
         self.stem = _stem(stem, widths[0])
         stages: list[nn.Module] = []
         channels = widths[0]
@@ -112,13 +115,13 @@ class ResNet(nn.Module):
                 stages.append(block(channels, width, 2 if position == 0 and stage > 0 else 1))
                 channels = width * block.expansion
         self.stages = nn.Sequential(*stages)
-        self.out_features = channels
+        self.out_features = channels * pool**2
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.stages(self.stem(images)).mean(dim=(2, 3))  # type: ignore[no-any-return]
+        return F.adaptive_avg_pool2d(self.stages(self.stem(images)), self.pool).flatten(1)
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,15 @@ def make_encoder(config: ModelConfig, image_size: int) -> tuple[nn.Module, int]:
     if min((*depths, *widths)) < 1:
         raise ValueError(f"model.depths and model.widths must be positive, got {depths} and {widths}")
     stem = _auto_stem(name, image_size) if config.stem == "auto" else config.stem
-    encoder = ResNet(variant.block, depths, widths, stem)
+    positions = image_size
+    for _ in range({"3x3": 0, "3x3/2": 1}.get(stem, 2) + len(depths) - 1):
+        positions = -(-positions // 2)
+    if config.pool > positions:
+        raise ValueError(
+            f"model.pool must be at most {positions}, the positions a side that '{name}' leaves of "
+            f"{image_size} pixels, got {config.pool}"
+        )
+    encoder = ResNet(variant.block, depths, widths, stem, config.pool)
     return encoder, encoder.out_features
 
 
@@ -175,8 +186,10 @@ def _auto_stem(name: str, image_size: int) -> str:
 def _foreign_encoder(library: str, name: str, config: ModelConfig) -> tuple[nn.Module, int]:
     if library not in ("torchvision", "timm"):
         raise ValueError(f"unknown library '{library}' in model.encoder: choose from torchvision, timm")
-    if config.depths or config.widths or config.stem != "auto":
-        raise ValueError(f"model.depths, widths and stem are for our own ResNets, not for '{config.encoder}'")
+    if config.depths or config.widths or config.stem != "auto" or config.pool != 1:
+        raise ValueError(
+            f"model.depths, widths, stem and pool are for our own ResNets, not for '{config.encoder}'"
+        )
     try:
         module = importlib.import_module("torchvision.models" if library == "torchvision" else library)
     except (ImportError, RuntimeError) as error:  # RuntimeError: built for another PyTorch

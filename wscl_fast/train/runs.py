@@ -114,7 +114,7 @@ def cache_folder(config: DataConfig) -> Path:
 
 
 def _openmoji(config: DataConfig) -> ImageDataset:
-    return load_openmoji(cache_folder(config), config.image_size)
+    return load_openmoji(cache_folder(config), config.image_size, config.fold)
 
 
 def _own_data(config: DataConfig) -> ImageDataset:
