@@ -1,6 +1,6 @@
 """The passes in plain PyTorch with memory linear in N + M, for any device, any dtype, any derivative.
 
-A pass is cut into tiles of at most ``ROWS × COLUMNS`` logits. Each tile is a checkpoint: the backward pass
+A pass is cut into tiles of logits (:func:`tile_shape`). Each tile is a checkpoint: the backward pass
 computes it again instead of keeping it, so peak memory does not grow with N × M, and second derivatives come
 by themselves. Where only pairs of one id meet, rows and columns are put in the order of their ids first, and
 a block of rows meets no more than the range of keys that its ids span.
@@ -20,8 +20,6 @@ from torch.utils.checkpoint import checkpoint
 from wscl_fast.pairs import Meets, Pairs, present
 from wscl_fast.reference import masked_logsumexp
 
-ROWS = 1024
-COLUMNS = 4096
 SORTED_ROWS = 128  # fewer rows span fewer ids, and so a narrower range of keys
 
 # From the logits of a tile, the mask of the pairs that meet and what is given for the rows: a value a row, or
@@ -108,6 +106,11 @@ def _join_sum(parts: Tensor) -> Tensor:
     return parts.sum(0)
 
 
+def tile_shape(like: Tensor) -> tuple[int, int]:
+    """Rows and columns of a tile at most: what stays in cache on a CPU, and occupies a GPU."""
+    return (256, 2048) if like.device.type == "cpu" else (1024, 4096)
+
+
 def blocks(start: int, stop: int, step: int) -> Iterator[slice]:
     """The slices of a range, at least one: an empty tile keeps the graph of gradients whole."""
     return (slice(i, min(i + step, stop)) for i in range(start, max(stop, start + 1), step))
@@ -119,8 +122,9 @@ def _reduce(
     """A value for every row: the function on each tile, joined over the tiles of a row."""
     if meets == "same" and not torch.compiler.is_compiling():  # the ranges depend on the ids' values
         return _reduce_by_id(pairs, function, join, *vectors)
-    tiles = [Tile(*tile) for tile in row_blocks(COLUMNS, pairs.keys)]
-    rows = row_blocks(ROWS, pairs.queries, *vectors)
+    most_rows, most_columns = tile_shape(pairs.queries)
+    tiles = [Tile(*tile) for tile in row_blocks(most_columns, pairs.keys)]
+    rows = row_blocks(most_rows, pairs.queries, *vectors)
     return torch.cat([_row_block(pairs, meets, function, join, tiles, *of_rows) for of_rows in rows], -1)
 
 
@@ -149,7 +153,8 @@ def _reduce_by_id(
         (low[rows.start], high[rows.stop - 1]) if low else (0, 0)
         for rows in blocks(0, len(query_ids), SORTED_ROWS)
     ]
-    cuts = sorted({0, *(cut for start, stop in ranges for cut in (*range(start, stop, COLUMNS), stop))})
+    step = tile_shape(pairs.queries)[1]
+    cuts = sorted({0, *(cut for start, stop in ranges for cut in (*range(start, stop, step), stop))})
     tiles = _cut(ordered.keys, cuts)
     none = Tile(slice(0, 0), tiles[0].keys[:0])
     vectors = tuple(vector.index_select(0, query_order) for vector in vectors)

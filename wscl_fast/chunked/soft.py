@@ -14,7 +14,7 @@ from wscl_fast import affinity as affinities
 from wscl_fast import reference
 from wscl_fast.affinity import Affinity
 from wscl_fast.affinity import factors as factors_of
-from wscl_fast.chunked.infonce import COLUMNS, ROWS, again, logits_of, row_blocks
+from wscl_fast.chunked.infonce import again, logits_of, row_blocks, tile_shape
 from wscl_fast.pairs import Pairs
 
 FACTOR_NUMBERS = 1 << 18  # of values in double precision at a time, beside the factors that weigh them
@@ -88,9 +88,10 @@ def weighted_sum(
         return torch.cat([weights @ values, weights.sum(1, keepdim=True)], 1)
 
     of_keys = (key_auxiliary, values) if there is None else (key_auxiliary, values, there)
-    columns = [block for _, *block in row_blocks(COLUMNS, *of_keys)]
+    most_rows, most_columns = tile_shape(values)
+    columns = [block for _, *block in row_blocks(most_columns, *of_keys)]
     parts = []
-    for _, tags in row_blocks(ROWS, query_auxiliary):
+    for _, tags in row_blocks(most_rows, query_auxiliary):
         tiles = [again(tile, tags, *block) for block in columns]
         parts.append(torch.stack(tiles).sum(0, dtype=torch.float64))
     result = torch.cat(parts)
@@ -114,9 +115,10 @@ def weighted_logsumexp(
     """``log Σ |w_ij| e^{S_ij}`` over the keys that query i may meet, of the weights above 0 and of those
     below, ``[2, N]``; −inf where there are none.
     """
-    blocks_of_keys = list(row_blocks(COLUMNS, pairs.keys, key_auxiliary))
+    most_rows, most_columns = tile_shape(pairs.queries)
+    blocks_of_keys = list(row_blocks(most_columns, pairs.keys, key_auxiliary))
     results = []
-    for rows, q, of_q in row_blocks(ROWS, pairs.queries, query_auxiliary):
+    for rows, q, of_q in row_blocks(most_rows, pairs.queries, query_auxiliary):
         tiles = []
         for columns, k, of_k in blocks_of_keys:
             place = (rows, columns)
