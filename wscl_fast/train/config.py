@@ -119,7 +119,7 @@ class ModelConfig:
         "auto", "kernel of the first convolutions / how much they shrink the image; auto: by image size"
     )
     pool: int = setting(
-        1, "n: features are the averages over n × n parts of the image, for our ResNets", minimum=1
+        1, "n: our ResNets' features are the averages over n × n parts of the image", minimum=1
     )
     head_hidden: int = setting(256, "hidden width of the projection head", minimum=1)
     head_layers: int = setting(2, "linear layers of the projection head; 0: none", minimum=0)

@@ -186,10 +186,8 @@ def _auto_stem(name: str, image_size: int) -> str:
 def _foreign_encoder(library: str, name: str, config: ModelConfig) -> tuple[nn.Module, int]:
     if library not in ("torchvision", "timm"):
         raise ValueError(f"unknown library '{library}' in model.encoder: choose from torchvision, timm")
-    if config.depths or config.widths or config.stem != "auto" or config.pool != 1:
-        raise ValueError(
-            f"model.depths, widths, stem and pool are for our own ResNets, not for '{config.encoder}'"
-        )
+    if config.depths or config.widths or config.stem != "auto":
+        raise ValueError(f"model.depths, widths and stem are for our own ResNets, not for '{config.encoder}'")
     try:
         module = importlib.import_module("torchvision.models" if library == "torchvision" else library)
     except (ImportError, RuntimeError) as error:  # RuntimeError: built for another PyTorch
