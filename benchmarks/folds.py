@@ -10,39 +10,22 @@ every split go to benchmarks/results/folds.csv, where rows of other names stay.
 from __future__ import annotations
 
 import csv
-import json
 import subprocess
 import sys
 from pathlib import Path
 from statistics import mean, stdev
 
-import numpy as np
-
 from wscl_fast.data.emoji import FOLDS
 from wscl_fast.files import replacing
-from wscl_fast.train.evaluation import Score
 from wscl_fast.train.report import Counting, aligned, table
-from wscl_fast.train.results import Result
+from wscl_fast.train.results import Result, read_evaluation
+from wscl_fast.train.runs import EVALUATION
 from wscl_fast.train.stages import TITLES
 
 RESULTS = Path(__file__).parent / "results" / "folds.csv"
 HEADER = ("recipe", "method", "split", "each counts once", "label", "tested", "linear %", "k-NN %")
 COUNTINGS: dict[str, Counting] = {"emoji": "groups", "picture": "images"}
 PAIRS = (("tags", "none"), ("labels", "tags"))  # whose differences are of interest
-
-
-def results_of(evaluation: Path) -> list[Result]:
-    """The scores of every method in one split."""
-    nothing = np.empty((0, 0), dtype=np.float32)
-    return [
-        Result(
-            entry["method"],
-            entry["seed"],
-            {k: Score.from_dict(v) for k, v in entry["scores"].items()},
-            nothing,
-        )
-        for entry in json.loads(evaluation.read_text(encoding="utf-8"))["results"]
-    ]
 
 
 def rows_of(name: str, fold: int, results: list[Result]) -> list[tuple[str, ...]]:
@@ -95,7 +78,7 @@ def main(arguments: list[str]) -> None:
         run = f"{name}-fold{fold}"
         command = [sys.executable, "-m", "wscl_fast", "compare", *settings, "--name", run]
         subprocess.run([*command, "--data.fold", str(fold)], check=True)
-        by_fold.append(results_of(Path("runs") / run / "evaluation.json"))
+        by_fold.append(read_evaluation(Path("runs") / run / EVALUATION))
         rows += rows_of(name, fold, by_fold[-1])
     RESULTS.parent.mkdir(exist_ok=True)
     with replacing(RESULTS) as beside, beside.open("w", newline="", encoding="utf-8") as file:

@@ -13,7 +13,6 @@ from torch import Tensor
 from wscl_fast import affinity as affinities
 from wscl_fast import reference
 from wscl_fast.affinity import Affinity
-from wscl_fast.affinity import factors as factors_of
 from wscl_fast.chunked.infonce import again, logits_of, row_blocks, tile_shape
 from wscl_fast.pairs import Pairs
 
@@ -37,7 +36,7 @@ def factor_product(
         return _gathered(affinity, auxiliary, block, there)
 
     def spread(auxiliary: Tensor, sums: Tensor) -> Tensor:
-        return factors_of(affinity, auxiliary, sums.dtype) @ sums
+        return affinities.factors(affinity, auxiliary, sums.dtype) @ sums
 
     step = _step(values)
     of_keys = (key_auxiliary, values) if there is None else (key_auxiliary, values, there)
@@ -64,7 +63,7 @@ def factor_sums(affinity: Affinity, auxiliary: Tensor, values: Tensor, there: Te
 def _gathered(affinity: Affinity, auxiliary: Tensor, values: Tensor, there: Tensor | None = None) -> Tensor:
     auxiliary, values = only(there, auxiliary, values)
     wide = torch.float32 if values.device.type == "mps" else torch.float64
-    vectors = factors_of(affinity, auxiliary, wide)
+    vectors = affinities.factors(affinity, auxiliary, wide)
     return torch.cat([vectors.T @ values.to(wide), vectors.sum(0)[:, None]], 1)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +63,19 @@ def save_result(folder: Path, result: Result, config: Config, dataset: ImageData
 
 def load_result(folder: Path) -> Result:
     """What `save_result` wrote, with the metrics where there are any."""
-    content = json.loads((folder / EVALUATION).read_text(encoding="utf-8"))
-    entry = content["results"][0]  # the run's own; baselines may follow
-    scores = {column: Score.from_dict(values) for column, values in entry["scores"].items()}
+    own = read_evaluation(folder / EVALUATION)[0]  # baselines may follow
     metrics = read_metrics(folder / METRICS) if (folder / METRICS).exists() else []
-    return Result(entry["method"], entry["seed"], scores, np.load(folder / FEATURES), metrics)
+    return replace(own, features=np.load(folder / FEATURES), metrics=metrics)
+
+
+def read_evaluation(file: Path) -> list[Result]:
+    """What `write_evaluation` wrote: results without features and metrics."""
+    nothing = np.empty((0, 0), dtype=np.float32)
+    made = []
+    for entry in json.loads(file.read_text(encoding="utf-8"))["results"]:
+        scores = {column: Score.from_dict(values) for column, values in entry["scores"].items()}
+        made.append(Result(entry["method"], entry["seed"], scores, nothing))
+    return made
 
 
 def write_evaluation(file: Path, results: list[Result], config: Config, dataset: ImageDataset) -> None:
