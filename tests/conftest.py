@@ -41,3 +41,12 @@ def extension():  # type: ignore[no-untyped-def]
     if _ops.extension is None:
         pytest.skip(f"the extension is not built: {_ops.load_error}")
     return _ops.extension
+
+
+@pytest.fixture
+def memory_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Child processes give freed memory back at once, so that their peak is what was held at one time.
+
+    glibc would keep up to 64 MiB of it or none, as the sizes that came before had it.
+    """
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", str(1 << 20))

@@ -172,6 +172,7 @@ def test_every_instruction_set_agrees(extension) -> None:  # type: ignore[no-unt
         extension.use_instruction_set(before)
 
 
+@pytest.mark.usefixtures("memory_given_back")
 def test_memory_stays_linear() -> None:
     """The logits of this problem would take 2 GiB; the process may grow by 64 MiB."""
     script = """
