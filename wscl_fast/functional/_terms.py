@@ -250,10 +250,7 @@ class _OfFactors(Term):
         assert isinstance(request, AffinitySum)
         self.queries, self.total = queries, total
         self.upstream = (request.pairs.scale * grad[0]).masked_fill(self.touched, 0)
-        assert self.sums is not None
-        self.per_factor = torch.zeros_like(self.sums[:, :-1])
-        for rows in chunks(queries):
-            self.per_factor += self._factors(rows).T @ (self.upstream[rows, None] * queries[rows])
+        self.per_factor: Tensor | None = None
 
     def add_queries(self, total: Tensor) -> None:
         assert self.sums is not None
@@ -267,8 +264,9 @@ class _OfFactors(Term):
         keys, auxiliary = request.pairs.keys, request.key_auxiliary
         if needs.keys:
             gathered = torch.zeros_like(keys) if gathered is None else gathered
+            per_factor = self._per_factor()
             for rows in chunks(keys):
-                grad = factors(request.affinity, auxiliary[rows], self.per_factor.dtype) @ self.per_factor
+                grad = factors(request.affinity, auxiliary[rows], per_factor.dtype) @ per_factor
                 if there is not None:
                     grad.masked_fill_(~there[rows, 1:], 0)
                 gathered[rows] += grad.to(keys.dtype)
@@ -280,6 +278,15 @@ class _OfFactors(Term):
                 mine = torch.where(met[:, None], share * self.queries[rows], 0.0)
                 add_rows(gathered, place, mine.to(keys.dtype))
         return gathered
+
+    def _per_factor(self) -> Tensor:
+        """Aᵀ(s g ∘ Q), made with the first block whose keys want a gradient."""
+        if self.per_factor is None:
+            assert self.sums is not None
+            self.per_factor = torch.zeros_like(self.sums[:, :-1])
+            for rows in chunks(self.queries):
+                self.per_factor += self._factors(rows).T @ (self.upstream[rows, None] * self.queries[rows])
+        return self.per_factor
 
     def _own(
         self, request: AffinitySum, there: Tensor | None
