@@ -90,6 +90,7 @@ lint: setup
 
 bench: setup $(PEERS)/.installed
 	@$(BIN)/python -m benchmarks.bench_infonce
+	@$(BIN)/python -m benchmarks.bench_memory
 	@$(PEERS)/bin/python -m benchmarks.peers_infonce
 	@$(PEERS)/bin/python -m benchmarks.bench_kmeans
 	@$(BIN)/python -m benchmarks.bench_ring

@@ -10,6 +10,8 @@ Tasks, each with a table of its own in results/, whose other rows stay:
     scalable   k-means|| and bisecting for a large K: time, and memory above the input
     memory     of an iteration and of a fit, above the input
     scaling    an iteration at twice and four times the samples and the clusters
+    largest    100M samples in a file, and a million clusters: memory above the input (half an hour, 13 GB of
+               disk where temporary files go; by --only alone)
 
 Every peer runs in a process of its own with the settings it is fastest with (peers_kmeans.py); turns
 alternate.
@@ -22,8 +24,12 @@ import csv
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import numpy as np
 import torch
+from numpy.lib.format import open_memmap
 from torch import Tensor
 
 from benchmarks.elsewhere import Elsewhere
@@ -156,7 +162,7 @@ def scalable(threads: int) -> list[Row]:
     n, d, k = 200_000, 64, 100_000
     rows: list[Row] = []
     for name, what in _MANY.items():
-        mib = peak_memory(SCALABLE.format(n=n, d=d, k=k, threads=threads, name=name, what=what))
+        mib = peak_memory(SCALABLE.format(n=n, d=d, k=k, threads=threads, name=name, what=what), timed=True)
         rows.append(
             {
                 "case": name,
@@ -169,6 +175,50 @@ def scalable(threads: int) -> list[Row]:
             }
         )
     return rows
+
+
+ROWS, WIDTH, PART = 100_000_000, 64, 1 << 20  # halves: 12 GiB
+FILE = """
+import time, torch
+from wscl_fast import KMeans
+from wscl_fast.clustering import FeatureFiles
+torch.set_num_threads({threads})
+def fit(samples):
+    return KMeans(100, init="random", n_init=1, random_state=0, max_iter=2, tol=0).fit(samples)
+fit(torch.randn(3000, {d}).half())
+def measured():
+    begin = time.perf_counter()
+    model = fit(FeatureFiles({path!r}))
+    assert len(model.labels_) == {n} == int(model.counts_.sum())
+    print(f"two iterations: {{time.perf_counter() - begin:.0f}} s, inertia {{model.inertia_history_}}")
+"""
+
+
+def write_samples(path: Path) -> None:
+    """Noise around 1000 middles, in halves."""
+    generator = torch.Generator().manual_seed(0)
+    middles = torch.randn(1000, WIDTH, generator=generator)
+    out = open_memmap(path, mode="w+", dtype=np.float16, shape=(ROWS, WIDTH))
+    for start in range(0, ROWS, PART):
+        n = min(PART, ROWS - start)
+        near = middles[torch.randint(0, 1000, (n,), generator=generator)]
+        out[start : start + n] = near.add_(torch.randn(n, WIDTH, generator=generator)).half().numpy()
+
+
+def largest(threads: int) -> list[Row]:
+    """100M samples of which the blocks at hand are in memory; a million clusters of two million samples."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "samples.npy"
+        write_samples(path)
+        of_file = peak_memory(FILE.format(path=str(path), n=ROWS, d=WIDTH, threads=threads), timed=True)
+    n, k = 2_000_000, 1_000_000
+    fields = {"n": n, "d": WIDTH, "k": k, "threads": threads}
+    name = "BisectingKMeans"
+    split = peak_memory(SCALABLE.format(**fields, name=name, what=_MANY[name]), timed=True)
+    return [
+        {"case": "KMeans, a file", "N": ROWS, "d": WIDTH, "K": 100, "MiB above the input": f"{of_file:.0f}"},
+        {"case": name, "N": n, "d": WIDTH, "K": k, "MiB above the input": f"{split:.0f}"},
+    ]
 
 
 MEMORY = """
@@ -291,11 +341,14 @@ def draw() -> None:
 
 
 TASKS = ("iteration", "fit", "seeding", "scalable", "memory", "scaling")
+LONG = ("largest",)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="k-means beside its peers, on the CPU")
-    parser.add_argument("--only", nargs="+", choices=TASKS, default=list(TASKS), help="default: all tasks")
+    parser.add_argument(
+        "--only", nargs="+", choices=TASKS + LONG, default=list(TASKS), help="default: all but largest"
+    )
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES), help="default: all")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: all cores")
     parser.add_argument("--turns", type=int, help="how often each side is timed (default: 7; a fit: 1)")
@@ -318,6 +371,8 @@ def main() -> None:
             rows = scalable(options.threads)
         elif task == "scaling":
             rows = scaling(turns or 7)
+        elif task == "largest":
+            rows = largest(options.threads)
         if rows:
             show(rows)
             print(flush=True)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 RESULTS = Path(__file__).parent / "results"
 SHORT = 0.02  # seconds
 IDLE = 0.005  # until torch's threads no longer spin
+_PEAK = "peak of"  # how a child marks its lines
 
 
 class Seconds(float):
@@ -114,26 +115,45 @@ def step(
     return run
 
 
-def peak_memory(script: str) -> float:
-    """MiB by which a child process grows at most while it runs ``measured()`` of a script (Linux).
+def peak_memories(script: str, *, timed: bool = False) -> dict[str, float]:
+    """MiB by which a child process grows at most while it runs each of ``measured`` of a script (Linux).
 
-    What the script prints goes to the terminal.
+    Freed memory is given back at once, so that what was held at one time counts: glibc would keep up to
+    64 MiB of it or none, as the sizes that came before had it. That takes time: what is ``timed`` too runs
+    without. What the script prints goes to the terminal.
     """
     wrapped = f"""
 {script}
+import ctypes, gc
 def resident(name):
     lines = open("/proc/self/status").read().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(name))
-open("/proc/self/clear_refs", "w").write("5")  # the peak starts again from here
-before = resident("VmRSS")
-measured()
-print((resident("VmHWM") - before) / 1024)
+for name, side in measured.items():
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    open("/proc/self/clear_refs", "w").write("5")  # the peak starts again from here
+    before = resident("VmRSS")
+    side()
+    print("{_PEAK}", name, (resident("VmHWM") - before) / 1024, sep="|", flush=True)
 """
-    done = subprocess.run([sys.executable, "-c", wrapped], stdout=subprocess.PIPE, text=True, check=True)
-    *said, mib = done.stdout.splitlines()
-    for line in said:
-        print(line, flush=True)
-    return float(mib)
+    environment = {**os.environ, **({} if timed else {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)})}
+    command = [sys.executable, "-c", wrapped]
+    peaks: dict[str, float] = {}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as child:
+        for line in child.stdout or ():
+            mark, *fields = line.rstrip().split("|")
+            if mark == _PEAK:
+                peaks[fields[0]] = float(fields[1])
+            else:
+                print(line, end="", flush=True)
+    if child.returncode:
+        raise subprocess.CalledProcessError(child.returncode, command)
+    return peaks
+
+
+def peak_memory(script: str, *, timed: bool = False) -> float:
+    """The same of the one function ``measured``."""
+    return peak_memories(f"{script}\nmeasured = {{'': measured}}", timed=timed)[""]
 
 
 def machine() -> str:
