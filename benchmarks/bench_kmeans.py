@@ -10,7 +10,7 @@ Tasks, each with a table of its own in results/, whose other rows stay:
     scalable   k-means|| and bisecting for a large K: time, and memory above the input
     memory     of an iteration and of a fit, above the input
     scaling    an iteration at twice and four times the samples and the clusters
-    largest    100M samples in a file, and a million clusters: memory above the input (half an hour, 13 GB of
+    largest    100M samples in a file, and a million clusters: memory above the input (15 minutes, 13 GB of
                disk where temporary files go; by --only alone)
 
 Every peer runs in a process of its own with the settings it is fastest with (peers_kmeans.py); turns
