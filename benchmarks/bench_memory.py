@@ -124,6 +124,9 @@ def main() -> None:
     parser.add_argument("--only", default="", help="losses that have this in their name; other rows stay")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: all cores")
     options = parser.parse_args()
+    every = list(losses(Shape(1, 1, 1)))
+    if not any(options.only in name for name in every):
+        parser.error(f"--only: expected a part of one of {every}, got {options.only!r}")
     print(machine(), flush=True)
     rows: dict[str, dict[str, object]] = {}
     for shape in SHAPES:
@@ -134,11 +137,8 @@ def main() -> None:
             rows.setdefault(name, {"case": name, **{other.name: "" for other in SHAPES}})
             rows[name][shape.name] = f"{mib - gradients:.0f}"
     show(list(rows.values()))
-    every = losses(Shape(1, 1, 1))
-    write_csv(
-        "losses_memory",
-        keep("losses_memory", [{**row, "machine": machine()} for row in rows.values()], list(every)),
-    )
+    named = [{**row, "machine": machine()} for row in rows.values()]
+    write_csv("losses_memory", keep("losses_memory", named, every))
 
 
 if __name__ == "__main__":

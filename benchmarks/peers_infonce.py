@@ -165,9 +165,6 @@ arguments = inputs(case)
 measured = step(loss, arguments, ("queries", "keys"))
 if {name!r} == "compiled naive":
     measured()
-    import ctypes, gc
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
 """
 
 

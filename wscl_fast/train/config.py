@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from wscl_fast.data import AugmentConfig
+from wscl_fast.data.emoji import FOLDS
 
 T = TypeVar("T")
 
@@ -31,7 +32,10 @@ class DataConfig:
     table: str | None = setting(None, "CSV or Parquet, one row per image of the folder")
     image_size: int = setting(32, "side of the square images, in pixels", minimum=8, maximum=1024)
     fold: int = setting(
-        4, "which fifth of the emoji is the test split (of the OpenMoji pictures)", minimum=0, maximum=4
+        FOLDS - 1,
+        "which fifth of the emoji is the test split (of the OpenMoji pictures)",
+        minimum=0,
+        maximum=FOLDS - 1,
     )
     on_error: Literal["raise", "skip"] = setting(
         "raise", "what to do with a bad row: stop, or count and go on"
