@@ -56,8 +56,10 @@ class Pass:
 PASSES = [
     Pass("forward", (), 1, 1),
     Pass("forward + backward, keys detached", ("queries",), 2, 2),
-    Pass("forward + backward", ("queries", "keys"), 4, 4),
 ]
+# Weights are kept for the keys' gradient; those of halves are not, and all of them are made twice.
+BOTH = Pass("forward + backward", ("queries", "keys"), 3, 3)
+BOTH_OF_HALVES = Pass("forward + backward", ("queries", "keys"), 4, 3)
 # Half of the symmetric matrix forward; half of it again backward, and what it weighs for rows and columns.
 IN_BATCH = [Pass("forward", (), 0.5, 0.5), Pass("forward + backward", ("queries",), 2, 2)]
 TWO_WAY = [Pass("forward", (), 1, 1), Pass("forward + backward", ("queries", "keys"), 4, 4)]
@@ -80,7 +82,8 @@ class Case:
 
     @property
     def passes(self) -> list[Pass]:
-        by_kind = {"keys": PASSES, "queue": PASSES[:2], "in-batch": IN_BATCH, "two-way": TWO_WAY}
+        both = BOTH if self.dtype == torch.float32 else BOTH_OF_HALVES
+        by_kind = {"keys": [*PASSES, both], "queue": PASSES, "in-batch": IN_BATCH, "two-way": TWO_WAY}
         return by_kind[self.kind]
 
     def loss(self, **arguments: Any) -> Tensor:

@@ -23,7 +23,7 @@ ALLOWED = {
     "values": set(),
     "matching": {"pairs", "scatter", "values"},
     "chunked": {"pairs", "affinity", "reference", "scatter"},
-    "_ops": {"pairs"},
+    "_ops": {"pairs", "values"},
     "_build": {"_ops"},
     "functional": {
         "_ops",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from typing import Any
 
 import pytest
 import torch
@@ -46,6 +47,13 @@ def test_opcheck(dtype: torch.dtype, in_batch: bool, inner: bool) -> None:
     for needs in ((True, True, True), (True, False, False), (False, True, False), (False, False, True)):
         backward = (torch.randn(13, dtype=dtype), *plain[:-1], count, stats, direction, *needs)
         torch.library.opcheck(torch.ops.wscl_fast.infonce_backward.default, backward)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_opcheck_of_both(dtype: torch.dtype) -> None:
+    for gradient in (False, True):
+        *arguments, _ = forward_arguments(dtype, in_batch=False, inner=False, gradient=gradient)
+        torch.library.opcheck(torch.ops.wscl_fast.infonce_forward_both.default, tuple(arguments))
 
 
 @pytest.mark.parametrize("in_batch", [False, True])
@@ -209,6 +217,66 @@ def test_many_queries_have_the_same_gradient_with_and_without_their_graph(dtype:
     assert (last[0][qc == -1] == 0).all()
     with pytest.raises(RuntimeError, match="backward through the graph a second time"):
         torch.autograd.grad(loss, q)
+
+
+@pytest.mark.parametrize("upstream", ["mean", "sum", "times", "rows", "nothing", "infinite"])
+@pytest.mark.parametrize(("n", "m", "d"), [(40, 300, 33), (150, 70_000, 32), (9, 1, 4)])
+def test_keys_gradient_made_along_with_the_loss(upstream: str, n: int, m: int, d: int) -> None:
+    """It supposes that rows count alike; whatever upstream says, gradients are the definition's."""
+    q, k = torch.randn(n, d, dtype=torch.float64) / 4, torch.randn(m, d, dtype=torch.float64) / 4
+    qc, kc, own = torch.randint(-1, 6, (n,)), torch.randint(-1, 6, (m,)), torch.randint(-1, m, (n,))
+    of_rows = torch.linspace(-1, 2, n, dtype=torch.float64)
+    if upstream == "infinite":
+        of_rows = torch.full((n,), torch.inf, dtype=torch.float64)
+
+    def gradients(dtype: torch.dtype, both: bool) -> tuple[Tensor, ...]:
+        leaves = [x.to(dtype).requires_grad_() for x in (q, k, torch.tensor(3.0))]
+        options = {"exclude_self": False, "inner": False, "ignore_index": -1, "alike": both}
+        loss, count = _ops.clustered_infonce(leaves[0], leaves[1], qc, kc, own, leaves[2], **options)
+        assert ("infonce_forward_both" in loss.grad_fn.name()) == both
+        results = {
+            "mean": lambda: loss.sum() / (count > 0).sum().clamp(min=1),
+            "sum": lambda: loss.sum(),
+            "times": lambda: 3.25 * loss.mean(),
+        }
+        result = results.get(upstream, lambda: (of_rows.to(dtype) * loss).sum())()
+        if upstream == "nothing":
+            result = result * 0
+        kept = torch.autograd.grad(result, leaves, retain_graph=True)
+        last = torch.autograd.grad(result, leaves)
+        for a, b in zip(kept, last, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+        return last
+
+    want = gradients(torch.float64, False)
+    for dtype in (torch.float32, torch.float64):
+        if upstream == "infinite":  # what is infinite and what NaN hangs on rounding
+            want = gradients(dtype, False)
+        for got, exact in zip(gradients(dtype, True), want, strict=True):
+            torch.testing.assert_close(got.double(), exact.double(), rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
+def test_rows_that_count_alike_take_one_pass_for_both_gradients() -> None:
+    q, k = torch.randn(12, 8, requires_grad=True), torch.randn(40, 8, requires_grad=True)
+    qc, kc = torch.arange(12) % 4, torch.arange(40) % 4
+
+    def made_along(**options: Any) -> bool:
+        loss = clustered_infonce(q, k, query_clusters=qc, key_clusters=kc, impl="fused", **options)
+        seen, names = [loss.grad_fn], ""
+        while seen:
+            node = seen.pop()
+            names += f" {node.name()}"
+            seen += [before for before, _ in node.next_functions if before is not None]
+        assert "infonce_forward" in names
+        return "infonce_forward_both" in names
+
+    assert made_along()
+    assert made_along(reduction="sum", temperature=torch.tensor(0.2))
+    assert not made_along(reduction="none")
+    assert not made_along(weights=torch.ones(12))
+    assert not made_along(positives="in")
+    k.requires_grad_(False)
+    assert not made_along()
 
 
 def test_wrong_direct_calls_are_refused() -> None:

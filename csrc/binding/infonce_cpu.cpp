@@ -6,6 +6,7 @@
 
 #include <optional>
 #include <tuple>
+#include <type_traits>
 
 #include "../core/infonce.h"
 #include "pages.h"
@@ -100,6 +101,35 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> infonce_forward(
   return {loss, count, stats, direction};
 }
 
+// The keys' gradient comes with it, for the mean over the queries that have a positive.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> infonce_forward_both(
+    const Tensor& queries, const Tensor& keys, const Tensor& query_clusters, const Tensor& key_clusters,
+    const std::optional<Tensor>& own, const Tensor& scale, bool exclude_self, bool inner,
+    int64_t ignore_index) {
+  STD_TORCH_CHECK(!exclude_self && !inner, "exclude_self, inner: expected False");
+  const ScalarType dtype = queries.scalar_type();
+  STD_TORCH_CHECK(dtype == compute_dtype(dtype), "queries: expected float32 or float64");
+  const Arguments arguments(queries, keys, query_clusters, key_clusters, own, scale, false, false,
+                            ignore_index);
+  const int64_t n = queries.size(0), d = queries.size(1);
+  Tensor loss = torch::stable::new_empty(queries, {n}, dtype);
+  Tensor count = torch::stable::new_empty(queries, {n}, ScalarType::Long);
+  Tensor stats = torch::stable::new_empty(queries, {wscl::infonce_stats(false), n}, ScalarType::Double);
+  Tensor direction = torch::stable::new_empty(queries, {n, d}, dtype);
+  Tensor key_direction = torch::stable::new_empty(queries, {keys.size(0), d}, dtype);
+  ask_for_large_pages(key_direction);
+  dispatch_rows(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    if constexpr (std::is_same_v<T, wscl::Compute<T>>) {
+      auto problem = arguments.problem<T>();
+      mark_empty_keys(problem, arguments);
+      wscl::infonce_forward_both<T>(problem, data<T>(loss), data<int64_t>(count), data<double>(stats),
+                                    data<T>(direction), data<T>(key_direction), torch_threads());
+    }
+  });
+  return {loss, count, stats, direction, key_direction};
+}
+
 std::tuple<Tensor, Tensor, Tensor> infonce_backward(
     const Tensor& grad_loss, const Tensor& queries, const std::optional<Tensor>& keys,
     const Tensor& query_clusters, const std::optional<Tensor>& key_clusters, const std::optional<Tensor>& own,
@@ -149,5 +179,6 @@ std::tuple<Tensor, Tensor, Tensor> infonce_backward(
 
 STABLE_TORCH_LIBRARY_IMPL(wscl_fast, CPU, m) {
   m.impl("infonce_forward", TORCH_BOX(&infonce_forward));
+  m.impl("infonce_forward_both", TORCH_BOX(&infonce_forward_both));
   m.impl("infonce_backward", TORCH_BOX(&infonce_backward));
 }

@@ -10,6 +10,11 @@ STABLE_TORCH_LIBRARY(wscl_fast, m) {
       " bool allow_tf32=False)"
       " -> (Tensor loss, Tensor count, Tensor stats, Tensor direction)");
   m.def(
+      "infonce_forward_both(Tensor queries, Tensor keys, Tensor query_clusters, Tensor key_clusters, Tensor? "
+      "own,"
+      " Tensor scale, bool exclude_self, bool inner, int ignore_index)"
+      " -> (Tensor loss, Tensor count, Tensor stats, Tensor direction, Tensor key_direction)");
+  m.def(
       "infonce_backward(Tensor grad_loss, Tensor queries, Tensor? keys, Tensor query_clusters,"
       " Tensor? key_clusters, Tensor? own, Tensor scale, bool exclude_self, bool inner, int ignore_index,"
       " Tensor count, Tensor stats, Tensor direction, bool need_queries, bool need_keys, bool need_scale,"

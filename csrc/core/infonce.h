@@ -49,6 +49,13 @@ void infonce_forward(const InfoNCEProblem<In>& problem, Compute<In>* loss /* [n]
                      double* stats /* [2 or 4][n] */, Compute<In>* direction /* [n, d] or null */,
                      const Threads& threads);
 
+// The same for "out" with keys, and their gradient under the supposition that the mean over the queries with a
+// positive is taken, key_direction = ∂(mean loss) / ∂keys: three GEMMs for the gradients of both sides, where
+// infonce_backward takes two after the forward pass's two. Float and double.
+template <class T>
+void infonce_forward_both(const InfoNCEProblem<T>& problem, T* loss, int64_t* count, double* stats,
+                          T* direction, T* key_direction /* [m, d] */, const Threads& threads);
+
 // grad_loss [n] is any upstream gradient. With keys, `direction` is the forward pass's; grad_queries and
 // grad_scale come from it in O(n d), grad_keys from one pass of two GEMMs. Where the queries are the keys,
 // `direction` and grad_keys are null and everything comes from one half of the symmetric matrix: the forward

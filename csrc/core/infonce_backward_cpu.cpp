@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "infonce.h"
-#include "infonce_problem.h"
+#include "infonce_positives.h"
 #include "softmax_weights.h"
 
 namespace wscl {
@@ -75,35 +75,6 @@ void symmetric_pass(SimilarityParams<In> pass, const Prepared<In>& prepared, Mee
     const In* x = p.queries + order[q] * p.query_stride;
     T* to = pass.output + order[q] * pass.output_stride;
     for (int64_t c = 0; c < p.d; ++c) to[c] += weight * to_compute(x[c]);
-  }
-}
-
-// Σ_{i of the segment} share_i q_i, with share_i = g_i / |P(i)|: what the positives of "out" pull towards.
-template <class In>
-std::vector<Compute<In>> pull_sums(const Prepared<In>& prepared, const std::vector<double>& grad,
-                                   const int64_t* count, std::vector<Compute<In>>& share,
-                                   const Threads& threads) {
-  using T = Compute<In>;
-  const InfoNCEProblem<In>& p = prepared.problem;
-  share.resize(p.n);
-  for (int64_t i = 0; i < p.n; ++i) share[i] = count[i] > 0 ? static_cast<T>(grad[i] / count[i]) : T(0);
-  std::vector<T> sums(prepared.segments.count * p.d);
-  segment_sums<In>({p.queries, p.query_stride, nullptr, p.n}, p.d, prepared.segments.of_query.data(),
-                   share.data(), prepared.segments.count, sums.data(), threads);
-  return sums;
-}
-
-// A query does not pull its own key, which the sum over its cluster counted.
-template <class In, class Out>
-void give_back_own(const Prepared<In>& prepared, const int64_t* count, const std::vector<Compute<In>>& share,
-                   Out* grad_keys) {
-  const InfoNCEProblem<In>& p = prepared.problem;
-  for (int64_t i = 0; i < p.n; ++i) {
-    if (count[i] == 0 || !prepared.excludes_positive(i)) continue;
-    const Compute<In> factor = static_cast<Compute<In>>(p.scale) * share[i];
-    const In* query = p.queries + i * p.query_stride;
-    Out* to = grad_keys + prepared.own.of(i) * p.d;
-    for (int64_t c = 0; c < p.d; ++c) from_compute(to_compute(to[c]) + factor * to_compute(query[c]), to + c);
   }
 }
 

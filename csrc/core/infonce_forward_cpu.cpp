@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "infonce.h"
-#include "infonce_problem.h"
+#include "infonce_positives.h"
 #include "softmax_weights.h"
 
 namespace wscl {
@@ -58,29 +58,6 @@ void symmetric_softmax_pass(SimilarityParams<In> pass, const Prepared<In>& prepa
   }
 }
 
-template <class In>
-bool finite(const In* row, int64_t d) {
-  return std::all_of(row, row + d, [](In x) { return std::isfinite(to_compute(x)); });
-}
-
-// The mean of i's positives, one by one: where its own key is not finite it cannot be taken off a sum.
-template <class In>
-void mean_of_positives(const Prepared<In>& prepared, int64_t i, Compute<In> share, Compute<In>* mean) {
-  const std::vector<int64_t>& of_key = prepared.segments.keys();
-  const int64_t d = prepared.problem.d, own = prepared.own.of(i);
-  std::vector<double> sum(d, 0.0);
-  for (int64_t j = 0; j < prepared.problem.m; ++j) {
-    if (of_key[j] != prepared.segments.of_query[i] || j == own) continue;
-    const In* key = prepared.key_rows().row(j);
-    for (int64_t c = 0; c < d; ++c) sum[c] += to_compute(key[c]);
-  }
-  for (int64_t c = 0; c < d; ++c) mean[c] = static_cast<Compute<In>>(sum[c]) * share;
-}
-
-double natural_lse(const double* stats, int64_t n, int64_t i) {
-  return (stats[i] + std::log2(stats[n + i])) / kLog2E;
-}
-
 }  // namespace
 
 template <class In>
@@ -121,21 +98,7 @@ void infonce_forward(const InfoNCEProblem<In>& p, Compute<In>* loss, int64_t* co
   if (prepared.self)  // only half of each row was read
     segment_sums<In>(prepared.key_rows(), d, prepared.segments.keys().data(), nullptr, prepared.segments.count,
                      sums.data(), threads);
-  threads.ranges(n, kRowGrain, [&](int64_t begin, int64_t end) {
-    std::vector<T> mean(d);
-    for (int64_t i = begin; i < end; ++i) {
-      if (count[i] == 0) continue;
-      const T* sum = &sums[prepared.segments.of_query[i] * d];
-      const T share = T(1) / static_cast<T>(count[i]);
-      const In* less = prepared.excludes_positive(i) ? prepared.key_rows().row(prepared.own.of(i)) : nullptr;
-      for (int64_t c = 0; c < d; ++c) mean[c] = (less ? sum[c] - to_compute(less[c]) : sum[c]) * share;
-      if (less && !finite(less, d)) mean_of_positives(prepared, i, share, mean.data());
-      const double mean_logit = p.scale * dot(p.queries + i * p.query_stride, mean.data(), d);
-      loss[i] = static_cast<T>(natural_lse(stats, n, i) - mean_logit);
-      if (direction)
-        for (int64_t c = 0; c < d; ++c) direction[i * d + c] -= mean[c];
-    }
-  });
+  pull_to_positives(prepared, sums, count, stats, loss, direction, threads);
 }
 
 #define WSCL_INSTANTIATE(In)                                                                                  \

@@ -8,10 +8,13 @@
 #include <vector>
 
 #include "cpu.h"
+#include "pages.h"
 
 namespace wscl {
 namespace {
 
+constexpr int64_t kKeptBytes = 28 << 20;   // of weights that are kept at a time
+constexpr int64_t kPanelRows = 48;         // at most
 constexpr int64_t kLeastRows = 96;         // fewer rows do not pay for reading a block of columns
 constexpr int64_t kRowGrain = 16;          // a vector's lanes, at most
 constexpr int64_t kLeastColumns = 1024;    // fewer columns do not pay for a merge
@@ -142,7 +145,35 @@ class Parts {
       }
   }
 
+  // A room for each part's weights in `memory`, which has `kept_size` numbers for each.
+  void keep(T* memory) {
+    for (SimilarityPart<T>& part : parts) {
+      const int64_t rows = ceil_div(part.row1 - part.row0, kRowGrain) * kRowGrain;
+      part.kept.weights = memory;
+      part.kept.shifts = memory + rows * (part.column1 - part.column0 + kBlock);
+      memory += kept_size(rows, part.column1 - part.column0);
+    }
+  }
+
+  static int64_t kept_size(int64_t rows, int64_t columns) {
+    return rows * (columns + kBlock + columns / kLeastBlock + 1);
+  }
+
   void run(int64_t splits, const Threads& threads) {
+    run_all(splits, threads);
+    parts.clear();
+  }
+
+  // The same, and what the columns gather of the weights that were kept.
+  void run_both(const SimilarityParams<In>& columns, int64_t splits, const Threads& threads) {
+    run_all(splits, threads);
+    threads.each(static_cast<int64_t>(parts.size()),
+                 [&](int64_t i) { kernels<In>().run_part(columns, parts[i]); });
+    parts.clear();
+  }
+
+ private:
+  void run_all(int64_t splits, const Threads& threads) {
     if (splits > 1) make_room();
     threads.each(static_cast<int64_t>(parts.size()), [&](int64_t i) {
       if (parts[i].segment_sums) std::fill_n(parts[i].segment_sums, p.segments * p.d, 0.0);
@@ -152,10 +183,8 @@ class Parts {
       for (size_t first = 0; first < parts.size(); first += splits)
         threads.ranges(parts[first].row1 - parts[first].row0, kMergeGrain,
                        [&](int64_t begin, int64_t end) { merge(p, &parts[first], splits, begin, end); });
-    parts.clear();
   }
 
- private:
   void make_room() {
     int64_t rows = 0;
     for (const SimilarityPart<T>& part : parts) rows += part.row1 - part.row0;
@@ -228,14 +257,40 @@ void run_to_columns(const SimilarityParams<In>& p, int64_t most_rows, const Thre
   }
 }
 
+// Runs the parts, by `run`, with the columns' sums by segment: `summing` chunks of the rows take them along
+// where there is room for it.
+template <class In, class Run>
+void with_segment_sums(const SimilarityParams<In>& p, Parts<In>& parts, int64_t summing, int64_t splits,
+                       const Threads& threads, const Run& run) {
+  const int64_t size = p.segment_sums ? p.segments * p.d : 0;
+  if (size == 0) return run();
+  if (most_slices(p.y.count, p.segments, p.d) >= summing * splits) {
+    // Kept by the thread, at most kMostSums: fresh pages would cost more than the sums.
+    static thread_local std::vector<double> sums;
+    sums.resize(summing * splits * size);
+    parts.sum_along(summing, splits, sums.data());
+    run();
+    add_slices(sums, size, p.segment_sums, threads);
+  } else {
+    run();
+    segment_sums<In>(p.y, p.d, p.column_segment, nullptr, p.segments, p.segment_sums, threads);
+  }
+}
+
+// How many rows, packed, and their output stay in L2.
+template <class In>
+int64_t rows_of_chunk(int64_t d) {
+  return std::max<int64_t>(kLeastRows,
+                           kChunkBytes / std::max<int64_t>(1, d * static_cast<int64_t>(sizeof(Compute<In>))));
+}
+
 }  // namespace
 
 template <class In>
 void run_similarity(const SimilarityParams<In>& p, const Threads& threads) {
   const int64_t n = p.x.count, m = p.y.count;
   if (n == 0) return;
-  const int64_t most_rows = std::max<int64_t>(
-      kLeastRows, kChunkBytes / std::max<int64_t>(1, p.d * static_cast<int64_t>(sizeof(Compute<In>))));
+  const int64_t most_rows = rows_of_chunk<In>(p.d);
   if (p.to_columns()) return run_to_columns(p, most_rows, threads);
   // Many columns are read once, by threads that have columns of their own, where all rows fit into half a
   // chunk.
@@ -250,19 +305,32 @@ void run_similarity(const SimilarityParams<In>& p, const Threads& threads) {
   Parts<In> parts(p);
   for (int64_t row0 = 0; row0 < n; row0 += rows)
     parts.add(row0, std::min(n, row0 + rows), equal_cuts(0, m, splits));
-  const int64_t size = p.segment_sums ? p.segments * p.d : 0,
-                summing = std::min<int64_t>(chunks, threads.count);
-  if (size == 0) return parts.run(splits, threads);
-  if (most_slices(m, p.segments, p.d) >= summing * splits) {
-    // Kept by the thread, at most kMostSums: fresh pages would cost more than the sums.
-    static thread_local std::vector<double> sums;
-    sums.resize(summing * splits * size);
-    parts.sum_along(summing, splits, sums.data());
-    parts.run(splits, threads);
-    add_slices(sums, size, p.segment_sums, threads);
-  } else {
-    parts.run(splits, threads);
-    segment_sums<In>(p.y, p.d, p.column_segment, nullptr, p.segments, p.segment_sums, threads);
+  with_segment_sums(p, parts, std::min<int64_t>(chunks, threads.count), splits, threads,
+                    [&] { parts.run(splits, threads); });
+}
+
+template <class In>
+void run_softmax_both(const SimilarityParams<In>& p, SimilarityParams<In> columns, const Threads& threads) {
+  using T = Compute<In>;
+  const int64_t n = p.x.count, m = p.y.count;
+  // Whole panels: of as many rows as are packed at a time, or as have room for their weights.
+  const int64_t room = kKeptBytes / ((m + kBlock) * static_cast<int64_t>(sizeof(T)));
+  const int64_t most = std::max<int64_t>(1, std::min(rows_of_chunk<In>(p.d), room) / kPanelRows) * kPanelRows;
+  const int64_t rows = ceil_div(ceil_div(n, ceil_div(n, most)), kPanelRows) * kPanelRows;
+  const int64_t splits = std::clamp<int64_t>(m / kLeastOwnColumns, 1, threads.count);
+  const std::vector<int64_t> cut = equal_cuts(0, m, splits);
+  Parts<In> parts(p);
+  const LargeArray<T> kept(splits * Parts<In>::kept_size(rows, ceil_div(m, splits)));
+  for (int64_t row0 = 0; row0 < n; row0 += rows) {
+    parts.add(row0, std::min(n, row0 + rows), cut);
+    parts.keep(kept.data());
+    const auto run = [&] { parts.run_both(columns, splits, threads); };
+    if (row0 == 0)
+      with_segment_sums(p, parts, 1, splits, threads, run);
+    else
+      run();
+    columns.accumulate = true;
+    columns.offset = nullptr;  // once
   }
 }
 
@@ -294,6 +362,10 @@ void segment_sums(const Rows<In>& rows, int64_t d, const int64_t* segment, const
         sums[s * d + c] = static_cast<Compute<In>>(part[s * (c1 - c0) + c - c0]);
   });
 }
+
+template void run_softmax_both<float>(const SimilarityParams<float>&, SimilarityParams<float>, const Threads&);
+template void run_softmax_both<double>(const SimilarityParams<double>&, SimilarityParams<double>,
+                                       const Threads&);
 
 #define WSCL_INSTANTIATE(In)                                                                            \
   template void run_similarity<In>(const SimilarityParams<In>&, const Threads&);                        \

@@ -12,6 +12,7 @@
 //   kSoftplus:   row_sum_i = Σ_j softplus(t_ij),  row_max_i = Σ_j σ(t_ij),  output_i = Σ_j σ(t_ij) y_j
 //                with t_ij = ln 2 · (logits_ij + row_shift_i)
 //   kSigmoid:    output_i  = Σ_j column_weight_j · σ(ln 2 · (logits_ij + column_shift_j)) y_j
+//   kKept:       column_output_j = Σ_i row_weight_i · softmax_ij x_i, from the weights that kSoftmax kept
 //
 // kSymmetric and kShared may send their weights both ways: to the rows as above, and to the columns as
 //   column_output_j = Σ_i weight_ij x_i
@@ -51,7 +52,10 @@ struct Pair {
   int64_t row, column;  // positions
 };
 
-enum class Epilogue { kSoftmax, kColumns, kSymmetric, kShared, kTwoWay, kSoftplus, kSigmoid };
+enum class Epilogue { kSoftmax, kColumns, kSymmetric, kShared, kTwoWay, kSoftplus, kSigmoid, kKept };
+
+constexpr int64_t kBlock = 128,
+                  kLeastBlock = 32;  // columns that a kernel takes at a time, at most and at least
 
 template <class In>
 struct SimilarityParams {
@@ -93,7 +97,8 @@ struct SimilarityParams {
   const int64_t* offset_row = nullptr;  // [x's origins]
 
   // With o = y.origin(j), what column j gathers is added to column_output + o · column_output_stride, times
-  // alpha. It may be the rows' output, if that accumulates.
+  // alpha. It may be the rows' output, if that accumulates. kKept takes offset, offset_row (of y's origins) and
+  // accumulate for the columns.
   T* column_output = nullptr;
   int64_t column_output_stride = 0;
 
@@ -111,6 +116,14 @@ struct SimilarityParams {
   }
 };
 
+// What kSoftmax leaves of a part for kKept: the weights, and the rows' shifts under which they were made. A
+// block's room is that of `block` columns, whatever it holds.
+template <class T>
+struct KeptWeights {
+  T* weights = nullptr;  // [block of columns][panel of rows][column][lane]
+  T* shifts = nullptr;   // [block of columns][row]
+};
+
 // A part of a pass: rows [row0, row1) against columns [column0, column1). Results of a pass that is split
 // over columns lie in the part's own arrays, indexed by position − row0.
 template <class T>
@@ -123,6 +136,8 @@ struct SimilarityPart {
 
   double* segment_sums = nullptr;        // [segments, d] to which the part adds columns
   int64_t sums_begin = 0, sums_end = 0;  // [sums_begin, sums_end)
+
+  KeptWeights<T> kept;
 };
 
 // Runs a pass on all threads: rows are cut into chunks, and where there are too few rows to keep the
@@ -131,6 +146,12 @@ struct SimilarityPart {
 // threads only through that cut, never on timing.
 template <class In>
 void run_similarity(const SimilarityParams<In>& params, const Threads& threads);
+
+// A kSoftmax pass over all pairs with the rows' output, and with it the kKept pass of the same pairs: three
+// products, since the weights of some rows at a time are kept until the sums of these rows are whole. They take
+// 28 MiB at most, or what those of a panel of rows take. Float and double alone.
+template <class In>
+void run_softmax_both(const SimilarityParams<In>& rows, SimilarityParams<In> columns, const Threads& threads);
 
 // sums[s][c] = Σ_{r: segment_o = s} weight_o · rows[r][c] with o = rows.origin(r), accumulated in double. Rows
 // of a segment below 0 are left out; weights may be null.

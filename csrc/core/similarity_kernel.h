@@ -12,11 +12,14 @@
 //       O[panel][d]      += second product, kGatherRows × 2 vectors in registers, `block` deep
 //       C[block][d]      += third product, W times the panel's rows of x, where columns gather too
 //
+// Where weights are kept, each panel of each block has a place of its own for them.
+//
 // Memory traffic: x, y and the output once a chunk; S never leaves L1. The cost beside the products is the
 // epilogue, about 10 vector operations for kWidth pairs against d multiply-adds.
 #pragma once
 
 #include "similarity_epilogues.h"
+#include "similarity_kept.h"
 
 namespace wscl {
 namespace WSCL_ISA {
@@ -56,6 +59,10 @@ struct Pass : Epilogues<In, kEpilogue, kGather, kBoth> {
   using Math = WSCL_ISA::Math<In>;
   using typename Base::Panel;
   using typename Base::T;
+  static constexpr bool kKeeps =  // where asked to
+      kEpilogue == Epilogue::kSoftmax && kGather && Is<In, T>::value;
+
+  const char* next_weights = nullptr;
 
   void run() {
     prepare_rows();
@@ -72,15 +79,9 @@ struct Pass : Epilogues<In, kEpilogue, kGather, kBoth> {
     finish();
   }
 
-  // Whole vectors but for the last panel: 3, but 4 as 2 and 2, since one alone would wait for its sums.
-  int64_t rows_of_panel(int64_t row) const {
-    const int64_t left = rows - row;
-    return left > 3 * kWidth && left <= 4 * kWidth ? 2 * kWidth : smaller(left, kPanel<T>);
-  }
-
   void prepare_rows() {
     for (int64_t r = 0, live; r < rows; r += live) {
-      live = rows_of_panel(r);
+      live = panel_rows<T>(rows, r);
       const int vectors = static_cast<int>((live + kWidth - 1) / kWidth);
       pack_panel(params.x, part.row0 + r, live, vectors, params.d, this->scratch,
                  this->x_packed + r * this->depth, this->norms + r);
@@ -123,11 +124,11 @@ struct Pass : Epilogues<In, kEpilogue, kGather, kBoth> {
   void fetch_ahead(int64_t c0, int64_t count) {
     for (int64_t k = 0; k < count; ++k)
       this->next_rows[k] = reinterpret_cast<const char*>(params.y.row(c0 + k));
-    this->ahead = {this->next_rows, count, params.d * int64_t(sizeof(In))};
-    const int64_t lines = count * (this->ahead.bytes / Ahead::kLine + 1);
+    this->ahead.read = {this->next_rows, count, params.d * int64_t(sizeof(In))};
+    const int64_t lines = count * (this->ahead.read.bytes / Ahead::kLine + 1);
     const int64_t stretches =
         (rows + kPanel<T> - 1) / kPanel<T> * (this->block / kKeys) * ((this->depth + kStretch - 1) / kStretch);
-    this->ahead.lines = (lines + stretches - 1) / larger(1, stretches);
+    this->ahead.read.lines = (lines + stretches - 1) / larger(1, stretches);
   }
 
   void stream_block(int64_t c0, int64_t count) {
@@ -158,7 +159,7 @@ struct Pass : Epilogues<In, kEpilogue, kGather, kBoth> {
 
     int64_t excluded = this->first_excluded;
     for (int64_t r = 0, live; r < rows; r += live) {
-      live = rows_of_panel(r);
+      live = panel_rows<T>(rows, r);
       const int64_t excluded_before = excluded;
       while (excluded < params.excluded_count && params.excluded[excluded].row < part.row0 + r + live)
         ++excluded;
@@ -191,18 +192,23 @@ struct Pass : Epilogues<In, kEpilogue, kGather, kBoth> {
   template <int kVectors>
   void meet(const Panel& p) {
     constexpr int64_t kLanes = kVectors * kWidth;
+    if constexpr (kKeeps)
+      if (part.kept.weights) keep_here(p, kLanes);
     logits_panel<Math, kVectors>(p.y, p.count, this->x_packed + p.row * this->depth, this->depth, logits,
                                  this->ahead);
     this->mask(p, kLanes);
     this->template weigh<kVectors>(p);
+    if constexpr (kKeeps)
+      if (part.kept.weights) std::memcpy(kept_shifts(p), shifts + p.row, kLanes * sizeof(T));
     T* const to_rows = output + p.row * d_padded;
     T* const to_columns = this->column_output + (p.y - y_rows) * d_padded;
+    Aheads nothing;
     if constexpr (kPairs<In>) {
       if constexpr (kBoth) {
         pair_lanes(logits, p.count, kLanes, this->weight_pairs);
         scatter_panel<Math, kVectors>(this->weight_pairs,
                                       RowMatrix<Packed>{this->x_pairs + p.row / 2 * d_padded, d_padded},
-                                      p.count, (p.live + 1) / 2, d_padded, to_columns);
+                                      p.count, (p.live + 1) / 2, d_padded, to_columns, nothing);
       }
       if constexpr (kGather) {
         pair_weights(logits, p.count, kLanes);
@@ -213,10 +219,24 @@ struct Pass : Epilogues<In, kEpilogue, kGather, kBoth> {
     } else {
       if constexpr (kBoth)
         scatter_panel<Math, kVectors>(logits, RowList<Packed>{x_rows + p.row}, p.count, p.live, d_padded,
-                                      to_columns);
+                                      to_columns, nothing);
       if constexpr (kGather)
         gather_panel<Math, kVectors>(logits, RowList<Packed>{p.y}, p.count, d_padded, to_rows);
     }
+  }
+
+  // The weights of a panel come to lie where they are kept; the next one's place is on its way.
+  void keep_here(const Panel& p, int64_t lanes) {
+    const int64_t before = (p.c0 - part.column0) * round_up(rows, kWidth);
+    logits = part.kept.weights + before + p.row * this->block;
+    next_weights = reinterpret_cast<const char*>(logits + lanes * this->block);
+    this->ahead.write = {&next_weights, 1, lanes * this->block * int64_t(sizeof(T))};
+    const int64_t stretches = this->block / kKeys * ((this->depth + kStretch - 1) / kStretch);
+    this->ahead.write.lines = this->ahead.write.bytes / Ahead::kLine / larger(1, stretches) + 1;
+  }
+
+  T* kept_shifts(const Panel& p) const {
+    return part.kept.shifts + (p.c0 - part.column0) / this->block * round_up(rows, kWidth) + p.row;
   }
 
   void finish() {
@@ -279,6 +299,9 @@ void run(const SimilarityParams<In>& params, const SimilarityPart<Compute<In>>& 
                      : run_pass<Epilogue::kSoftplus, false>(params, part);
     case Epilogue::kSigmoid:
       return run_pass<Epilogue::kSigmoid, true>(params, part);
+    case Epilogue::kKept:
+      if constexpr (Is<In, Compute<In>>::value) KeptPass<In>(params, part).run();
+      return;
   }
 }
 

@@ -59,17 +59,18 @@ struct RowMatrix {
   }
 };
 
-// What will be read next is on its way from memory while the tiles at hand are computed.
+// Rows that come next are on their way from memory while the tiles at hand are computed.
 struct Ahead {
   static constexpr int64_t kLine = 64;
   const char* const* rows = nullptr;  // the next ones
   int64_t count = 0, bytes = 0;       // of them, of each of them
   int64_t row = 0, byte = 0;          // where it stands
-  int64_t lines = 0;                  // for each stretch of a tile
+  int64_t lines = 0;                  // at a time
 
+  template <bool kWrite>
   WSCL_INLINE void fetch() {
     for (int64_t left = lines; left > 0 && row < count; --left) {
-      __builtin_prefetch(rows[row] + byte, 0, 2);
+      __builtin_prefetch(rows[row] + byte, kWrite, 2);
       byte += kLine;
       if (byte < bytes) continue;
       byte = 0;
@@ -78,10 +79,20 @@ struct Ahead {
   }
 };
 
+// What will be read, and what will be written.
+struct Aheads {
+  Ahead read, write;
+
+  WSCL_INLINE void fetch() {
+    read.fetch<false>();
+    write.fetch<true>();
+  }
+};
+
 // out[kKeys][vectors · kWidth] = the first product of kKeys rows of y with a panel.
 template <class Math, int kVectorsX, class T = typename Math::T>
 WSCL_INLINE void logits_tile(const typename Math::Element* const* y, const typename Math::Step* __restrict x,
-                             int64_t steps, T* __restrict out, Ahead& ahead) {
+                             int64_t steps, T* __restrict out, Aheads& ahead) {
   constexpr int kWidth = Simd<T>::kWidth;
   const typename Math::Element* row[kKeys];
   Vector<T> sum[kKeys][kVectorsX];
@@ -115,7 +126,8 @@ WSCL_INLINE void logits_tile(const typename Math::Element* const* y, const typen
 // Similarities of `count` rows of y to a panel. Whole tiles: y has pointers, and `out` has room, for them.
 template <class Math, int kVectorsX, class T = typename Math::T>
 __attribute__((noinline)) void logits_panel(const typename Math::Element* const* y, int64_t count,
-                                            const typename Math::Step* x, int64_t steps, T* out, Ahead& ahead) {
+                                            const typename Math::Step* x, int64_t steps, T* out,
+                                            Aheads& ahead) {
   for (int64_t k = 0; k < count; k += kKeys)
     logits_tile<Math, kVectorsX>(y + k, x, steps, out + k * kVectorsX * Simd<T>::kWidth, ahead);
 }
@@ -179,15 +191,17 @@ WSCL_INLINE int64_t scatter_vectors(int64_t left) {
   return left == 4 ? 2 : smaller(left, 3);
 }
 
-// out[count][d] += weights x over `steps` of a panel's rows, d a multiple of kWidth.
+// out[count][d] += weights x over `steps` of a panel's rows, d a multiple of kWidth. Between tiles `ahead` asks
+// for what will be read next.
 template <class Math, int kVectorsX, class RowsX, class T = typename Math::T>
 __attribute__((noinline)) void scatter_panel(const typename Math::Step* weights, RowsX x, int64_t count,
-                                             int64_t steps, int64_t d, T* out) {
+                                             int64_t steps, int64_t d, T* out, Aheads& ahead) {
   constexpr int kWidth = Simd<T>::kWidth, kStride = kVectorsX * kWidth / Math::kNumbers;
   const auto rows = [&](auto tile, int64_t k, int64_t c, int64_t vectors) {
     constexpr int kTile = decltype(tile)::kValue;
     const typename Math::Step* from = weights + k * kStride;
     T* to = out + k * d + c;
+    ahead.fetch();
     if (vectors == 3)
       weighted_tile<Math, kTile, 3, kStride, 1>(from, x, c, steps, to, d);
     else if (vectors == 2)

@@ -95,9 +95,22 @@ using Element = typename Math<In>::Element;  // of y's rows, as the first produc
 template <class In>
 using Packed = typename Math<In>::Step;  // of packed rows of x
 
-constexpr int64_t kBlock = 128;  // rows of y in a block, at most: S takes 24 KiB
-constexpr int64_t kLeastBlock = 32;
-constexpr int64_t kBlockBytes = 192 * 1024;
+constexpr int64_t kBlockBytes = 192 * 1024;  // of a block; and the weights of 128 columns take 24 KiB
+
+// Rows of y in a block.
+template <class T>
+int64_t block_rows(int64_t d) {
+  return smaller(kBlock, larger(kLeastBlock, kBlockBytes / larger(1, d * int64_t(sizeof(T))) / kKeys * kKeys));
+}
+
+// Rows of the panel that begins at one of `rows`. Whole vectors but for the last panel: 3, but 4 as 2 and 2,
+// since one alone would wait for its sums.
+template <class T>
+int64_t panel_rows(int64_t rows, int64_t row) {
+  constexpr int kWidth = Simd<T>::kWidth;
+  const int64_t left = rows - row;
+  return left > 3 * kWidth && left <= 4 * kWidth ? 2 * kWidth : smaller(left, kPanel<T>);
+}
 
 // A panel of x meets some rows of y.
 template <class In>
@@ -151,15 +164,14 @@ struct PartState {
   uint32_t* weight_pairs;                 // [block][lanes / 2]
   const Element* y_rows[kBlock + kKeys];  // of the block
   const char* next_rows[kBlock];          // of the next block, as they stand
-  Ahead ahead;                            // over these
+  Aheads ahead;                           // over these
 
   PartState(const SimilarityParams<In>& p, const SimilarityPart<T>& part)
       : params(p),
         part(part),
         rows(part.row1 - part.row0),
         d_padded(round_up(p.d, kWidth)),
-        block(smaller(kBlock,
-                      larger(kLeastBlock, kBlockBytes / larger(1, p.d * int64_t(sizeof(T))) / kKeys * kKeys))),
+        block(block_rows<T>(p.d)),
         depth(kPairs<In> ? (p.d + 1) / 2 : p.d),
         in_place(kPairs<In> ? p.d % 2 == 0 : sizeof(In) == sizeof(T) && (!kGather || d_padded == p.d)),
         x_in_place(kPairs<In> || (sizeof(In) == sizeof(T) && d_padded == p.d)) {

@@ -4,6 +4,7 @@
 #include <limits>
 #include <random>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "checks.h"
@@ -86,6 +87,29 @@ void compare(const char* what, const char* type, const std::string& isa, const C
     }
 }
 
+// Loss and both gradients in one go, for the mean over the queries that have a positive.
+template <class T>
+void check_both(const wscl::InfoNCEProblem<T>& p, const Case& c, const std::string& isa,
+                const std::vector<double>& q, const std::vector<double>& k, const std::vector<int64_t>& kc,
+                const std::vector<int64_t>& own, const wscl::Threads& threads) {
+  using P = Precision<T>;
+  std::vector<T> loss(c.n), direction(c.n * c.d), key_direction(c.m * c.d, 7);
+  std::vector<int64_t> count(c.n);
+  std::vector<double> stats(2 * c.n);
+  wscl::infonce_forward_both<T>(p, loss.data(), count.data(), stats.data(), direction.data(),
+                                key_direction.data(), threads);
+  double anchors = 0;
+  for (int64_t n : count) anchors += n > 0;
+  const std::vector<double> upstream(c.n, anchors > 0 ? 1 / anchors : 0);
+  const std::vector<int64_t> qc(p.query_clusters, p.query_clusters + c.n);
+  const Gradients want = definition(c, q, k, qc, kc, own, upstream);
+  for (size_t at = 0; at < direction.size(); ++at)
+    direction[at] *= count[at / c.d] > 0 ? T(p.scale * upstream[0]) : T(0);
+  compare<T>("loss of both", P::name, isa, c, loss, want.loss, P::tolerance);
+  compare<T>("grad_queries of both", P::name, isa, c, direction, want.queries, 5 * P::tolerance);
+  compare<T>("grad_keys of both", P::name, isa, c, key_direction, want.keys, 5 * P::tolerance);
+}
+
 template <class In>
 void check(const Case& c, const std::string& isa, int thread_count) {
   using T = wscl::Compute<In>;
@@ -142,6 +166,9 @@ void check(const Case& c, const std::string& isa, int thread_count) {
   compare<double>("grad_scale", P::name, isa, c, {grad_scale}, {want.scale},
                   gradient * std::sqrt(double(c.n)) * (1 + largest(up64)));
 
+  if constexpr (std::is_same_v<In, T>)
+    if (!c.self && !c.inner) check_both<T>(p, c, isa, q64, k64, kc, own, threads);
+
   // The same bits from the same call.
   std::vector<T> again(c.n);
   wscl::infonce_forward<In>(p, again.data(), count.data(), stats.data(), nullptr, threads);
@@ -180,7 +207,10 @@ int main() {
     }
     cases.push_back({3, 5000, 20, false, inner, false, 9, 0.1, 1});  // few rows: split over columns
     cases.push_back({300, 400, 20, false, inner, true, 3, 0.1, 1});  // a chunk of rows for each thread
-    if (!inner) cases.push_back({400, 100, 1100, false, inner, false, 2, 0.1, 1});  // more chunks than threads
+    if (!inner) {
+      cases.push_back({400, 100, 1100, false, inner, false, 2, 0.1, 1});  // more chunks than threads
+      cases.push_back({150, 50000, 2, false, inner, true, 9, 0.1, 1});    // room for the weights of 144 rows
+    }
     cases.push_back({700, 3, 20, false, inner, true, 2, 0.1, 1});
     cases.push_back({64, 1, 20, false, inner, false, 1, 0.1, 1});
     cases.push_back({300, 300, 24, true, inner, false, 1, 0.1, 1});       // one cluster

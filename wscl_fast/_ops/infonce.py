@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 import torch
@@ -9,8 +10,10 @@ from torch import Tensor
 
 from wscl_fast._ops.extension import allow_tf32, compute_dtype, require
 from wscl_fast._ops.registration import register, register_backward
+from wscl_fast.values import may_look
 
 LARGE = 1 << 21  # numbers of a gradient that is worth the care: 8 MiB in float32
+MOST_KEYS = 1 << 18  # for whose weights there is room: 48 MiB in float32
 
 
 def clustered_infonce(
@@ -24,15 +27,23 @@ def clustered_infonce(
     exclude_self: bool,
     inner: bool,
     ignore_index: int,
+    alike: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Loss ``[N]`` and positives' count ``[N]`` of every row, by the fused kernels.
 
     Rows are float32, float64, bfloat16 or float16. Halves are computed with in float32, in which the loss is
-    returned; their gradients have their own dtype.
+    returned; their gradients have their own dtype. ``alike`` says that the rows will count alike in what is
+    differentiated: then the keys' gradient may be made along with the loss, for three products instead of
+    four. Where they do not, it is made again.
     """
     require(queries.device, queries.dtype)
     # The softmax-weighted mean key is carried along only where a gradient will be read off it.
     need_direction = torch.is_grad_enabled() and (queries.requires_grad or scale.requires_grad)
+    if alike and need_direction and not inner and keys is not None and _has_room(keys):
+        loss, count, _, _, _ = torch.ops.wscl_fast.infonce_forward_both(
+            queries, keys, query_clusters, key_clusters, own, scale, exclude_self, inner, ignore_index
+        )
+        return cast(Tensor, loss), cast(Tensor, count)
     loss, count, _, _ = torch.ops.wscl_fast.infonce_forward(
         queries,
         keys,
@@ -47,6 +58,20 @@ def clustered_infonce(
         allow_tf32(queries),
     )
     return cast(Tensor, loss), cast(Tensor, count)
+
+
+def _has_room(keys: Tensor) -> bool:
+    """Whether the keys' gradient is to be made along with the loss.
+
+    A traced graph would keep it beside the gradient that it becomes.
+    """
+    return (
+        keys.requires_grad
+        and keys.device.type == "cpu"
+        and keys.dtype in (torch.float32, torch.float64)
+        and len(keys) * keys.element_size() <= MOST_KEYS * 4
+        and not torch.compiler.is_compiling()
+    )
 
 
 def _fake_forward(
@@ -70,6 +95,22 @@ def _fake_forward(
         queries.new_empty(4 if inner else 2, n, dtype=torch.float64),
         queries.new_empty(n if need_direction and keys is not None else 0, d, dtype=dtype),
     )
+
+
+def _fake_forward_both(
+    queries: Tensor,
+    keys: Tensor,
+    query_clusters: Tensor,
+    key_clusters: Tensor,
+    own: Tensor | None,
+    scale: Tensor,
+    exclude_self: bool,
+    inner: bool,
+    ignore_index: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    ids = (query_clusters, key_clusters, own)
+    results = _fake_forward(queries, keys, *ids, scale, exclude_self, inner, ignore_index, True)
+    return *results, torch.empty_like(keys, memory_format=torch.contiguous_format)
 
 
 def _fake_backward(
@@ -107,10 +148,29 @@ def _fake_backward(
 def _backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad_loss is None:
         return (None,) * 11
-    *inputs, count, stats, direction = ctx.saved_tensors
+    return *_gradients(ctx, grad_loss, *ctx.saved_tensors[6:]), None, None
+
+
+def _backward_both(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad_loss is None:
+        return (None,) * 9
+    return _gradients(ctx, grad_loss, *ctx.saved_tensors[6:])
+
+
+def _gradients(
+    ctx: Any,
+    grad_loss: Tensor,
+    count: Tensor,
+    stats: Tensor,
+    direction: Tensor,
+    key_direction: Tensor | None = None,
+) -> tuple[Tensor | None, ...]:
+    """The gradients of the forward pass's first inputs, up to ``ignore_index``."""
+    inputs = ctx.saved_tensors[:6]
     queries, scale = inputs[0], inputs[5]
     need_queries, need_keys, need_scale = (ctx.needs_input_grad[i] for i in (0, 1, 5))
     in_place = need_queries and _is_last_use(direction)
+    factor = None if key_direction is None else _common_factor(grad_loss, count)
     grad_queries, grad_keys, grad_scale = torch.ops.wscl_fast.infonce_backward(
         grad_loss,
         *inputs,
@@ -119,24 +179,46 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Te
         stats,
         direction,
         need_queries and not in_place,
-        need_keys,
+        need_keys and factor is None,
         need_scale,
         allow_tf32(queries),
     )
     if in_place:  # what the kernel does, to the bit
-        factor = torch.where(count > 0, grad_loss.double() * scale.double(), 0.0)
-        grad_queries = direction.mul_(factor.to(direction.dtype)[:, None])
+        rows = torch.where(count > 0, grad_loss.double() * scale.double(), 0.0)
+        grad_queries = direction.mul_(rows.to(direction.dtype)[:, None])
+    if need_keys and key_direction is not None and factor is not None:
+        if not _is_last_use(key_direction):
+            grad_keys = key_direction * factor
+        else:
+            grad_keys = key_direction if factor == 1 else key_direction.mul_(factor)
     return (
         grad_queries.to(queries.dtype) if need_queries else None,
         grad_keys if need_keys else None,
         *(None,) * 3,
         grad_scale if need_scale else None,
-        *(None,) * 5,
+        *(None,) * 3,
     )
 
 
+def _common_factor(grad_loss: Tensor, count: Tensor) -> float | None:
+    """What the gradient of the mean loss is to be multiplied by; None where no number will do, or where a
+    second derivative may be asked for, which the operator refuses.
+    """
+    if torch.is_grad_enabled() or type(grad_loss) is not Tensor or not may_look(grad_loss):
+        return None
+    anchors = count > 0
+    given = grad_loss[anchors]
+    if not len(given):
+        return 1.0
+    first = given[0]
+    if grad_loss.stride(0) != 0 and not bool((given == first).all()):
+        return None
+    factor = float(first) / float(torch.ones_like(first) / len(given))
+    return factor if math.isfinite(factor) else None
+
+
 def _is_last_use(direction: Tensor) -> bool:
-    """Whether the mean keys may become the gradient that they are but for a factor for each row.
+    """Whether what was kept may become the gradient that it is but for factors.
 
     There are large ones, and this is the last backward pass to read them: their graph is not kept.
     """
@@ -156,4 +238,5 @@ def _keeps_graph() -> bool:
 
 
 register("infonce_forward", _fake_forward, _backward, tensors=6, options=3)
+register("infonce_forward_both", _fake_forward_both, _backward_both, tensors=6, options=3)
 register_backward("infonce_backward", _fake_backward)

@@ -277,10 +277,11 @@ class Similarities(Request):
         return torch.stack([*(count.double() for count in counts), pulled, pushed, squares])
 
 
-def fused_infonce(pairs: Pairs, inner: bool, *, in_batch: bool) -> tuple[Tensor, Tensor]:
+def fused_infonce(pairs: Pairs, inner: bool, *, in_batch: bool, alike: bool = False) -> tuple[Tensor, Tensor]:
     """The plain loss of every row and its count of positives, by a kernel of its own.
 
-    ``in_batch`` says that queries are keys in every respect, where half of the pairs will do.
+    ``in_batch`` says that queries are keys in every respect, where half of the pairs will do; ``alike`` that
+    the rows will count alike in what is differentiated.
     """
     own = pairs.own
     return _ops.clustered_infonce(
@@ -293,6 +294,7 @@ def fused_infonce(pairs: Pairs, inner: bool, *, in_batch: bool) -> tuple[Tensor,
         exclude_self=in_batch and own is not None,
         inner=inner,
         ignore_index=pairs.ignore_index,
+        alike=alike,
     )
 
 

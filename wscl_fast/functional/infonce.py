@@ -154,6 +154,7 @@ def clustered_infonce(
         key_samples,
         impl=impl,
         need_stats=return_stats,
+        alike=weights is None and reduction != "none",
     )
     loss = reduce_rows(rows.loss, rows.positives, weights, reduction)
     return loss if rows.stats is None else (loss, summarise(rows.stats, rows.positives, rows.scale))
@@ -176,9 +177,13 @@ def infonce_rows(
     *,
     impl: Impl = "auto",
     need_stats: bool = False,
+    alike: bool = False,
     passes: Callable[[bool], Passes] = Passes,
 ) -> Rows:
-    """:func:`clustered_infonce` of every row, neither weighted nor reduced."""
+    """:func:`clustered_infonce` of every row, neither weighted nor reduced.
+
+    ``alike`` says that the rows will count alike in what is differentiated, which a kernel may use.
+    """
     as_one = variant.plain and not need_stats  # there is a kernel for the whole loss
     inputs, impl, answers = prepare(batch, impl, passes, halves=as_one)
     as_one = as_one and inputs.pairs.queries.dtype == inputs.pairs.keys.dtype
@@ -203,7 +208,7 @@ def infonce_rows(
         elif as_one and answers.fused and answers.whole:
             # Where queries are keys in every respect there is a kernel that uses it.
             in_batch = inputs.in_batch and query_samples is None
-            loss, count = fused_infonce(positive, variant.inner, in_batch=in_batch)
+            loss, count = fused_infonce(positive, variant.inner, in_batch=in_batch, alike=alike)
             stats = None
         else:
             loss, count, stats = composed_infonce(
