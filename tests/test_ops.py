@@ -13,6 +13,7 @@ from problems import problems
 from torch import Tensor
 
 from wscl_fast import _ops, reference
+from wscl_fast._ops import room
 from wscl_fast.functional import clustered_infonce
 from wscl_fast.pairs import Pairs
 
@@ -54,6 +55,21 @@ def test_opcheck_of_both(dtype: torch.dtype) -> None:
     for gradient in (False, True):
         *arguments, _ = forward_arguments(dtype, in_batch=False, inner=False, gradient=gradient)
         torch.library.opcheck(torch.ops.wscl_fast.infonce_forward_both.default, tuple(arguments))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("inner", [False, True])
+def test_opcheck_in_batch(dtype: torch.dtype, inner: bool) -> None:
+    for gradient in (False, True):
+        x = torch.randn(13, 6, dtype=dtype, requires_grad=gradient)
+        scale = torch.tensor(2.0, dtype=dtype, requires_grad=gradient)
+        arguments = (x, torch.randint(-1, 3, (13,)), scale, True, inner, -1)
+        # Room for no logits: what stands in the rest of a larger one is nobody's business.
+        torch.library.opcheck(torch.ops.wscl_fast.infonce_forward_in_batch.default, (*arguments, 0))
+    plain = tuple(a.detach() if isinstance(a, Tensor) else a for a in arguments)
+    _, count, stats, logits = torch.ops.wscl_fast.infonce_forward_in_batch(*plain, 4000)
+    backward = (torch.randn(13, dtype=dtype), *plain, count, stats, logits)
+    torch.library.opcheck(torch.ops.wscl_fast.infonce_backward_in_batch.default, backward)
 
 
 @pytest.mark.parametrize("in_batch", [False, True])
@@ -186,6 +202,7 @@ def test_memory_stays_linear() -> None:
     script = """
 import resource, torch
 from wscl_fast import _ops, reference
+from wscl_fast._ops import room
 from wscl_fast.functional import clustered_infonce
 def loss(n, m):
     q, k = torch.randn(n, 4, requires_grad=True), torch.randn(m, 4, requires_grad=True)
@@ -254,6 +271,55 @@ def test_keys_gradient_made_along_with_the_loss(upstream: str, n: int, m: int, d
             want = gradients(dtype, False)
         for got, exact in zip(gradients(dtype, True), want, strict=True):
             torch.testing.assert_close(got.double(), exact.double(), rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("change", ["nothing", "threads", "instruction set"])
+def test_kept_logits_are_those_that_would_be_made_again(
+    extension: Any, dtype: torch.dtype, change: str
+) -> None:
+    x = torch.nn.functional.normalize(torch.randn(700, 40), dim=1).to(dtype).requires_grad_()
+    ids, weights = torch.randint(-1, 30, (700,)), torch.rand(700)
+    scale = torch.tensor(9.0, dtype=torch.promote_types(dtype, torch.float32), requires_grad=True)
+    options: dict[str, Any] = {"exclude_self": True, "inner": False, "ignore_index": -1}
+
+    def gradients(**more: bool) -> tuple[Tensor, ...]:
+        loss, _ = _ops.clustered_infonce(x, None, ids, None, None, scale, **options, **more)
+        kept = "in_batch" in loss.grad_fn.name()
+        assert kept != more.get("sparing", False)
+        if kept and change == "threads":
+            torch.set_num_threads(3)
+        if kept and change == "instruction set":
+            extension.use_instruction_set("portable")
+        first = torch.autograd.grad((weights * loss).sum(), (x, scale), retain_graph=True)
+        second = torch.autograd.grad((weights * loss).sum(), (x, scale))
+        for a, b in zip(first, second, strict=True):
+            assert a.equal(b)
+        return second
+
+    threads, instructions = torch.get_num_threads(), extension.instruction_set()
+    try:
+        got = gradients()
+    finally:
+        torch.set_num_threads(threads)
+        extension.use_instruction_set(instructions)
+    for a, b in zip(got, gradients(sparing=True), strict=True):
+        if change == "nothing":
+            assert a.equal(b)
+        else:
+            tolerance = 1e-2 if dtype == torch.bfloat16 else 1e-5
+            torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * float(b.abs().max()))
+
+
+def test_logits_are_kept_where_half_of_them_have_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = (torch.randn(64, 8, requires_grad=True) for _ in range(2))
+    assert room.room_for_logits(x, x) >= 64 * 64
+    assert room.room_for_logits(x, None) >= 64 * 64 // 2
+    monkeypatch.setattr(room, "BYTES", 64 * 64 * 4 // 3)
+    assert room.room_for_logits(x, y) == 0
+    assert room.room_for_logits(x, None) == 64 * 64 // 3
+    with torch.no_grad():
+        assert room.room_for_logits(x, None) == 0
 
 
 def test_rows_that_count_alike_take_one_pass_for_both_gradients() -> None:

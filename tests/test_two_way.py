@@ -10,6 +10,7 @@ from pair_cases import MEETS, SHAPES, case, met, with_gradients
 from torch import Tensor
 
 from wscl_fast import _ops
+from wscl_fast._ops import room
 from wscl_fast.pairs import Pairs
 
 pytestmark = pytest.mark.usefixtures("extension")
@@ -153,6 +154,40 @@ def test_opcheck(meets: int) -> None:
             torch.ops.wscl_fast.two_way_logsumexp_backward.default,
             (torch.randn(13), torch.randn(17), *a.values(), meets, -1, rows, columns, *needs),
         )
+
+
+def test_opcheck_with_room() -> None:
+    a = case(13, 17, 6, dtype=torch.float32)
+    for arguments in (a, with_gradients(a)[0]):
+        # Room for no logits: what stands in the rest of a larger one is nobody's business.
+        given = (*arguments.values(), 0, -1, 0)
+        torch.library.opcheck(torch.ops.wscl_fast.two_way_logsumexp_with_room.default, given)
+    found = torch.ops.wscl_fast.two_way_logsumexp_with_room(*a.values(), 0, -1, 9000)
+    torch.library.opcheck(
+        torch.ops.wscl_fast.two_way_logsumexp_with_room_backward.default,
+        (torch.randn(13), torch.randn(17), *a.values(), 0, -1, *found[2:]),
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(("n", "m"), [(500, 900), (900, 500)])
+@pytest.mark.parametrize("share", [1.0, 0.6])
+def test_kept_logits_give_the_same_bits(
+    dtype: torch.dtype, n: int, m: int, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queries, keys = torch.randn(n, 24).to(dtype) / 5, torch.randn(m, 24).to(dtype) / 5
+    above = [torch.randn(n).to(torch.promote_types(dtype, torch.float32)), None]
+    above[1] = torch.randn(m).to(above[0].dtype)
+    scale = torch.tensor(6.0, dtype=above[0].dtype)
+    leaves = [x.requires_grad_() for x in (queries, keys, scale)]
+    results = []
+    for kept in (True, False):
+        monkeypatch.setattr(room, "BYTES", int(share * n * m * above[0].element_size()) if kept else 0)
+        lses = _ops.two_way_logsumexp(Pairs(queries, keys, None, None, None, scale))
+        assert ("with_room" in lses[0].grad_fn.name()) == kept
+        results.append((*lses, *torch.autograd.grad(lses, leaves, above)))
+    for a, b in zip(*results, strict=True):
+        assert a.equal(b)
 
 
 def test_compiles_without_a_graph_break() -> None:

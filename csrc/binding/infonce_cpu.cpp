@@ -9,7 +9,7 @@
 #include <type_traits>
 
 #include "../core/infonce.h"
-#include "pages.h"
+#include "room.h"
 #include "tensors.h"
 
 namespace {
@@ -64,6 +64,22 @@ struct Arguments {
     p.ignore_index = ignore_index;
     p.scale = scale;
     return p;
+  }
+};
+
+// What the forward pass left for the backward pass, checked.
+struct Saved {
+  ScalarType dtype;
+  Tensor upstream, count, stats;
+
+  Saved(const Tensor& grad_loss, const Tensor& count_, const Tensor& stats_, const Tensor& queries, bool inner)
+      : dtype(compute_dtype(queries.scalar_type())),
+        upstream(check_vector("grad_loss", grad_loss, queries.size(0), dtype)),
+        count(check_vector("count", count_, queries.size(0), ScalarType::Long)),
+        stats(torch::stable::contiguous(stats_)) {
+    STD_TORCH_CHECK(stats.dim() == 2 && stats.size(0) == wscl::infonce_stats(inner) &&
+                        stats.size(1) == queries.size(0) && stats.scalar_type() == ScalarType::Double,
+                    "stats: expected the forward pass's");
   }
 };
 
@@ -139,13 +155,8 @@ std::tuple<Tensor, Tensor, Tensor> infonce_backward(
   const Arguments arguments(queries, keys, query_clusters, key_clusters, own, scale, exclude_self, inner,
                             ignore_index);
   const int64_t n = queries.size(0), d = queries.size(1), m = keys ? keys->size(0) : 0;
-  const ScalarType dtype = compute_dtype(queries.scalar_type());
-  const Tensor upstream = check_vector("grad_loss", grad_loss, n, dtype);
-  const Tensor counts = check_vector("count", count, n, ScalarType::Long);
-  const Tensor softmax = torch::stable::contiguous(stats);
-  STD_TORCH_CHECK(softmax.dim() == 2 && softmax.size(0) == wscl::infonce_stats(inner) && softmax.size(1) == n &&
-                      softmax.scalar_type() == ScalarType::Double,
-                  "stats: expected the forward pass's");
+  const Saved saved(grad_loss, count, stats, queries, inner);
+  const ScalarType dtype = saved.dtype;
   const Tensor directions = torch::stable::contiguous(direction);
   STD_TORCH_CHECK(
       !keys || !(need_queries || need_scale) || (directions.size(0) == n && directions.scalar_type() == dtype),
@@ -164,10 +175,10 @@ std::tuple<Tensor, Tensor, Tensor> infonce_backward(
     mark_empty_keys(problem, arguments);
     double to_scale = 0;
     if (n > 0 && (queries_too || keys_too || need_scale))
-      wscl::infonce_backward<In>(problem, data<T>(upstream), data<int64_t>(counts), data<double>(softmax),
-                                 data<T>(directions), queries_too ? data<T>(grad_queries) : nullptr,
-                                 keys_too ? data<In>(grad_keys) : nullptr, need_scale ? &to_scale : nullptr,
-                                 torch_threads());
+      wscl::infonce_backward<In>(
+          problem, data<T>(saved.upstream), data<int64_t>(saved.count), data<double>(saved.stats),
+          data<T>(directions), queries_too ? data<T>(grad_queries) : nullptr,
+          keys_too ? data<In>(grad_keys) : nullptr, need_scale ? &to_scale : nullptr, torch_threads());
     else if (keys_too)
       torch::stable::zero_(grad_keys);
     *data<T>(grad_scale) = static_cast<T>(to_scale);
@@ -175,10 +186,58 @@ std::tuple<Tensor, Tensor, Tensor> infonce_backward(
   return {grad_queries, grad_keys, grad_scale};
 }
 
+// The queries are the keys. The logits stay, as far as `room` numbers go, for the backward pass.
+std::tuple<Tensor, Tensor, Tensor, Tensor> infonce_forward_in_batch(const Tensor& queries,
+                                                                    const Tensor& clusters, const Tensor& scale,
+                                                                    bool exclude_self, bool inner,
+                                                                    int64_t ignore_index, int64_t room) {
+  const Arguments arguments(queries, std::nullopt, clusters, std::nullopt, std::nullopt, scale, exclude_self,
+                            inner, ignore_index);
+  const int64_t n = queries.size(0);
+  const ScalarType dtype = compute_dtype(queries.scalar_type());
+  Tensor loss = torch::stable::new_empty(queries, {n}, dtype);
+  Tensor count = torch::stable::new_empty(queries, {n}, ScalarType::Long);
+  Tensor stats = torch::stable::new_empty(queries, {wscl::infonce_stats(inner), n}, ScalarType::Double);
+  Tensor logits = new_room(queries, room);
+  dispatch_rows(queries.scalar_type(), [&](auto zero) {
+    using In = decltype(zero);
+    using T = wscl::Compute<In>;
+    wscl::infonce_forward<In>(arguments.problem<In>(), data<T>(loss), data<int64_t>(count), data<double>(stats),
+                              nullptr, torch_threads(), kept<T>(logits));
+  });
+  return {loss, count, stats, logits};
+}
+
+std::tuple<Tensor, Tensor> infonce_backward_in_batch(const Tensor& grad_loss, const Tensor& queries,
+                                                     const Tensor& clusters, const Tensor& scale,
+                                                     bool exclude_self, bool inner, int64_t ignore_index,
+                                                     const Tensor& count, const Tensor& stats,
+                                                     const Tensor& logits) {
+  const Arguments arguments(queries, std::nullopt, clusters, std::nullopt, std::nullopt, scale, exclude_self,
+                            inner, ignore_index);
+  const Saved saved(grad_loss, count, stats, queries, inner);
+  check_room(logits, queries);
+  Tensor grad_queries = torch::stable::new_empty(queries, {queries.size(0), queries.size(1)}, saved.dtype);
+  Tensor grad_scale = torch::stable::new_zeros(scale, {});
+  dispatch_rows(queries.scalar_type(), [&](auto zero) {
+    using In = decltype(zero);
+    using T = wscl::Compute<In>;
+    double to_scale = 0;
+    if (queries.size(0) > 0)
+      wscl::infonce_backward<In>(arguments.problem<In>(), data<T>(saved.upstream), data<int64_t>(saved.count),
+                                 data<double>(saved.stats), nullptr, data<T>(grad_queries), nullptr, &to_scale,
+                                 torch_threads(), kept<T>(logits));
+    *data<T>(grad_scale) = static_cast<T>(to_scale);
+  });
+  return {grad_queries, grad_scale};
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(wscl_fast, CPU, m) {
   m.impl("infonce_forward", TORCH_BOX(&infonce_forward));
   m.impl("infonce_forward_both", TORCH_BOX(&infonce_forward_both));
+  m.impl("infonce_forward_in_batch", TORCH_BOX(&infonce_forward_in_batch));
+  m.impl("infonce_backward_in_batch", TORCH_BOX(&infonce_backward_in_batch));
   m.impl("infonce_backward", TORCH_BOX(&infonce_backward));
 }

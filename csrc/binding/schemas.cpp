@@ -21,6 +21,13 @@ STABLE_TORCH_LIBRARY(wscl_fast, m) {
       " bool allow_tf32=False)"
       " -> (Tensor grad_queries, Tensor grad_keys, Tensor grad_scale)");
   m.def(
+      "infonce_forward_in_batch(Tensor queries, Tensor clusters, Tensor scale, bool exclude_self, bool inner,"
+      " int ignore_index, int room) -> (Tensor loss, Tensor count, Tensor stats, Tensor logits)");
+  m.def(
+      "infonce_backward_in_batch(Tensor grad_loss, Tensor queries, Tensor clusters, Tensor scale,"
+      " bool exclude_self, bool inner, int ignore_index, Tensor count, Tensor stats, Tensor logits)"
+      " -> (Tensor grad_queries, Tensor grad_scale)");
+  m.def(
       "logsumexp(Tensor queries, Tensor keys, Tensor? query_ids, Tensor? key_ids, Tensor? own, Tensor scale,"
       " int meets, int ignore_index, bool need_mean, bool allow_tf32=False) -> (Tensor lse, Tensor stats, "
       "Tensor mean)");
@@ -37,6 +44,15 @@ STABLE_TORCH_LIBRARY(wscl_fast, m) {
       " Tensor? query_ids, Tensor? key_ids, Tensor? own, Tensor scale, int meets, int ignore_index,"
       " Tensor row_stats, Tensor column_stats, bool need_queries, bool need_keys, bool allow_tf32=False)"
       " -> (Tensor grad_queries, Tensor grad_keys)");
+  m.def(
+      "two_way_logsumexp_with_room(Tensor queries, Tensor keys, Tensor? query_ids, Tensor? key_ids, Tensor? "
+      "own,"
+      " Tensor scale, int meets, int ignore_index, int room)"
+      " -> (Tensor row_lse, Tensor column_lse, Tensor row_stats, Tensor column_stats, Tensor logits)");
+  m.def(
+      "two_way_logsumexp_with_room_backward(Tensor grad_rows, Tensor grad_columns, Tensor queries, Tensor keys,"
+      " Tensor? query_ids, Tensor? key_ids, Tensor? own, Tensor scale, int meets, int ignore_index,"
+      " Tensor row_stats, Tensor column_stats, Tensor logits) -> (Tensor grad_queries, Tensor grad_keys)");
   m.def(
       "softplus_sum(Tensor queries, Tensor keys, Tensor? query_ids, Tensor? key_ids, Tensor? own, Tensor scale,"
       " Tensor offset, int meets, int ignore_index, bool need_direction, bool allow_tf32=False)"

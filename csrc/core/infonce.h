@@ -12,8 +12,7 @@
 
 #include <cstdint>
 
-#include "dtypes.h"
-#include "threads.h"
+#include "similarity.h"
 
 namespace wscl {
 
@@ -47,7 +46,7 @@ constexpr int64_t infonce_stats(bool inner) {
 template <class In>
 void infonce_forward(const InfoNCEProblem<In>& problem, Compute<In>* loss /* [n] */, int64_t* count /* [n] */,
                      double* stats /* [2 or 4][n] */, Compute<In>* direction /* [n, d] or null */,
-                     const Threads& threads);
+                     const Threads& threads, KeptLogits<Compute<In>> room = {});
 
 // The same for "out" with keys, and their gradient under the supposition that the mean over the queries with a
 // positive is taken, key_direction = ∂(mean loss) / ∂keys: three GEMMs for the gradients of both sides, where
@@ -59,11 +58,13 @@ void infonce_forward_both(const InfoNCEProblem<T>& problem, T* loss, int64_t* co
 // grad_loss [n] is any upstream gradient. With keys, `direction` is the forward pass's; grad_queries and
 // grad_scale come from it in O(n d), grad_keys from one pass of two GEMMs. Where the queries are the keys,
 // `direction` and grad_keys are null and everything comes from one half of the symmetric matrix: the forward
-// pass costs half a GEMM, the backward pass one and a half.
+// pass costs half a GEMM, the backward pass one and a half, or one where the forward pass had room for its
+// logits.
 // Null outputs are not computed; there, grad_queries is always wanted.
 template <class In>
 void infonce_backward(const InfoNCEProblem<In>& problem, const Compute<In>* grad_loss, const int64_t* count,
                       const double* stats, const Compute<In>* direction, Compute<In>* grad_queries /* [n, d] */,
-                      In* grad_keys /* [m, d] */, double* grad_scale, const Threads& threads);
+                      In* grad_keys /* [m, d] */, double* grad_scale, const Threads& threads,
+                      KeptLogits<Compute<In>> room = {});
 
 }  // namespace wscl

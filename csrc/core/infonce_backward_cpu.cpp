@@ -140,7 +140,8 @@ void key_backward_in_blocks(const InfoNCEProblem<In>& p, const std::vector<doubl
 
 template <class In>
 void self_backward(const InfoNCEProblem<In>& p, const std::vector<double>& grad, const int64_t* count,
-                   const double* stats, Compute<In>* grad_queries, double* grad_scale, const Threads& threads) {
+                   const double* stats, Compute<In>* grad_queries, double* grad_scale, const Threads& threads,
+                   KeptLogits<Compute<In>> room) {
   using T = Compute<In>;
   Prepared<In> prepared(p, threads);
   const int64_t n = p.n, d = p.d;
@@ -150,10 +151,13 @@ void self_backward(const InfoNCEProblem<In>& p, const std::vector<double>& grad,
   pass.alpha = static_cast<T>(p.scale);
   const Meeting all = prepared.meeting(Meets::kAll, count, false);
   std::fill(grad_queries, grad_queries + n * d, T(0));
+  pass.logits = room;
+  pass.logits_known = true;
   symmetric_pass(pass, prepared, all, grad, stats, threads);
 
   if (p.inner) {
     pass.alpha = -pass.alpha;
+    pass.logits = {};
     symmetric_pass(pass, prepared, prepared.meeting(Meets::kSame, count, false), grad, stats + 2 * n, threads);
   } else {
     std::vector<T> share;
@@ -187,10 +191,10 @@ void self_backward(const InfoNCEProblem<In>& p, const std::vector<double>& grad,
 template <class In>
 void infonce_backward(const InfoNCEProblem<In>& p, const Compute<In>* grad_loss, const int64_t* count,
                       const double* stats, const Compute<In>* direction, Compute<In>* grad_queries,
-                      In* grad_keys, double* grad_scale, const Threads& threads) {
+                      In* grad_keys, double* grad_scale, const Threads& threads, KeptLogits<Compute<In>> room) {
   using T = Compute<In>;
   const std::vector<double> grad = upstream(grad_loss, count, p.n);
-  if (!p.keys) return self_backward(p, grad, count, stats, grad_queries, grad_scale, threads);
+  if (!p.keys) return self_backward(p, grad, count, stats, grad_queries, grad_scale, threads, room);
   if (grad_queries)
     threads.ranges(p.n, kRowGrain, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
@@ -214,7 +218,7 @@ void infonce_backward(const InfoNCEProblem<In>& p, const Compute<In>* grad_loss,
 #define WSCL_INSTANTIATE(In)                                                                        \
   template void infonce_backward<In>(const InfoNCEProblem<In>&, const Compute<In>*, const int64_t*, \
                                      const double*, const Compute<In>*, Compute<In>*, In*, double*, \
-                                     const Threads&);
+                                     const Threads&, KeptLogits<Compute<In>>);
 WSCL_INSTANTIATE(float)
 WSCL_INSTANTIATE(double)
 WSCL_INSTANTIATE(BFloat16)

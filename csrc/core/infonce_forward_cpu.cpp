@@ -62,7 +62,7 @@ void symmetric_softmax_pass(SimilarityParams<In> pass, const Prepared<In>& prepa
 
 template <class In>
 void infonce_forward(const InfoNCEProblem<In>& p, Compute<In>* loss, int64_t* count, double* stats,
-                     Compute<In>* direction, const Threads& threads) {
+                     Compute<In>* direction, const Threads& threads, KeptLogits<Compute<In>> room) {
   using T = Compute<In>;
   Prepared<In> prepared(p, threads);
   prepared.count_positives(count);
@@ -82,11 +82,13 @@ void infonce_forward(const InfoNCEProblem<In>& p, Compute<In>* loss, int64_t* co
     pass.segments = prepared.segments.count;
   }
   const auto run = prepared.self ? symmetric_softmax_pass<In> : softmax_pass<In>;
+  pass.logits = room;
   run(pass, prepared, prepared.meeting(Meets::kAll, count, false), stats, threads);
 
   if (p.inner) {
     pass.alpha = -1;
     pass.accumulate = true;
+    pass.logits = {};
     run(pass, prepared, prepared.meeting(Meets::kSame, count, false), stats + 2 * n, threads);
     for (int64_t i = 0; i < n; ++i)
       if (count[i] > 0)
@@ -103,7 +105,7 @@ void infonce_forward(const InfoNCEProblem<In>& p, Compute<In>* loss, int64_t* co
 
 #define WSCL_INSTANTIATE(In)                                                                                  \
   template void infonce_forward<In>(const InfoNCEProblem<In>&, Compute<In>*, int64_t*, double*, Compute<In>*, \
-                                    const Threads&);
+                                    const Threads&, KeptLogits<Compute<In>>);
 WSCL_INSTANTIATE(float)
 WSCL_INSTANTIATE(double)
 WSCL_INSTANTIATE(BFloat16)

@@ -52,6 +52,15 @@ struct Pair {
   int64_t row, column;  // positions
 };
 
+// Room in which kTwoWay leaves the logits of as many parts as it lasts for. kSymmetric and kShared with outputs
+// for both sides find them there, over the same meeting; the others they make again, and all of them where they
+// run on another number of threads or another instruction set.
+template <class T>
+struct KeptLogits {
+  T* data = nullptr;
+  int64_t size = 0;  // numbers
+};
+
 enum class Epilogue { kSoftmax, kColumns, kSymmetric, kShared, kTwoWay, kSoftplus, kSigmoid, kKept };
 
 constexpr int64_t kBlock = 128,
@@ -102,6 +111,9 @@ struct SimilarityParams {
   T* column_output = nullptr;
   int64_t column_output_stride = 0;
 
+  KeptLogits<T> logits;
+  bool logits_known = false;
+
   // Sums of the columns' clusters, taken along since the pass reads the columns anyway:
   //   segment_sums[s][c] = Σ_{j: column_segment_o = s} y_j[c] with o = y.origin(j)
   T* segment_sums = nullptr;                // [segments, d] or null
@@ -138,6 +150,7 @@ struct SimilarityPart {
   int64_t sums_begin = 0, sums_end = 0;  // [sums_begin, sums_end)
 
   KeptWeights<T> kept;
+  T* logits = nullptr;  // [block of columns][panel of rows][column][lane], as they come from the product
 };
 
 // Runs a pass on all threads: rows are cut into chunks, and where there are too few rows to keep the

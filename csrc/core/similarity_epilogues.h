@@ -180,17 +180,18 @@ struct Epilogues : PartState<In, kEpilogue, kGather, kBoth> {
       const Vector<T> column_weight = broadcast(params.column_weight[p.c0 + k]);
       Vector<T> column_shift = {};
       if (kEpilogue != Epilogue::kShared) column_shift = broadcast(params.column_shift[p.c0 + k]);
+      const T* from = this->known + k * kVectors * kWidth;
       T* at = logits + k * kVectors * kWidth;
       if constexpr (kEpilogue == Epilogue::kSigmoid) {
         for (int v = 0; v < kVectors; ++v)
           store(at + v * kWidth,
-                column_weight * softplus<T>(load(at + v * kWidth) * scale + column_shift).slope);
+                column_weight * softplus<T>(load(from + v * kWidth) * scale + column_shift).slope);
         continue;
       }
       constexpr bool kOfColumn = kEpilogue == Epilogue::kColumns;
       Vector<T> power[kVectors], of_column[kVectors];
       for (int v = 0; v < kVectors; ++v) {
-        const Vector<T> logit = load(at + v * kWidth) * scale;
+        const Vector<T> logit = load(from + v * kWidth) * scale;
         power[v] = logit - (kOfColumn ? column_shift : row_shift[v]);
         of_column[v] = logit - column_shift;
       }

@@ -59,10 +59,12 @@ struct Pass : Epilogues<In, kEpilogue, kGather, kBoth> {
   using Math = WSCL_ISA::Math<In>;
   using typename Base::Panel;
   using typename Base::T;
-  static constexpr bool kKeeps =  // where asked to
-      kEpilogue == Epilogue::kSoftmax && kGather && Is<In, T>::value;
+  // Where asked to: weights for kKept, logits for the backward pass, which finds them.
+  static constexpr bool kKeepsWeights = kEpilogue == Epilogue::kSoftmax && kGather && Is<In, T>::value;
+  static constexpr bool kKeepsLogits = kEpilogue == Epilogue::kTwoWay, kFindsLogits = kBoth;
 
-  const char* next_weights = nullptr;
+  const char* next_place = nullptr;
+  int64_t first_column = 0;
 
   void run() {
     prepare_rows();
@@ -71,6 +73,7 @@ struct Pass : Epilogues<In, kEpilogue, kGather, kBoth> {
       column0 = larger(column0, params.begin[part.row0]);
       column1 = smaller(column1, params.end[part.row1 - 1]);
     }
+    first_column = column0;
     for (int64_t c = column0; c < column1; c += this->block) {
       const int64_t next = c + this->block;
       if (next < column1) fetch_ahead(next, smaller(this->block, column1 - next));
@@ -126,9 +129,8 @@ struct Pass : Epilogues<In, kEpilogue, kGather, kBoth> {
       this->next_rows[k] = reinterpret_cast<const char*>(params.y.row(c0 + k));
     this->ahead.read = {this->next_rows, count, params.d * int64_t(sizeof(In))};
     const int64_t lines = count * (this->ahead.read.bytes / Ahead::kLine + 1);
-    const int64_t stretches =
-        (rows + kPanel<T> - 1) / kPanel<T> * (this->block / kKeys) * ((this->depth + kStretch - 1) / kStretch);
-    this->ahead.read.lines = (lines + stretches - 1) / larger(1, stretches);
+    const int64_t times = (rows + kPanel<T> - 1) / kPanel<T> * (this->block / kKeys) * stretches();
+    this->ahead.read.lines = (lines + times - 1) / larger(1, times);
   }
 
   void stream_block(int64_t c0, int64_t count) {
@@ -173,7 +175,9 @@ struct Pass : Epilogues<In, kEpilogue, kGather, kBoth> {
         k1 = 0;
       }
       if (k0 >= k1) continue;
-      if (kPairs<In>) k0 -= k0 % 2;  // whole pairs; what a row does not meet is masked
+      // Whole pairs, and whole tiles where logits are kept; what a row does not meet is masked.
+      if (kPairs<In>) k0 -= k0 % 2;
+      if (part.logits) k0 -= k0 % kKeys;
       const Panel panel = {r, live, c0 + k0, k1 - k0, y_rows + k0, excluded_before, excluded};
       if (live > 2 * kWidth)
         meet<3>(panel);
@@ -192,23 +196,30 @@ struct Pass : Epilogues<In, kEpilogue, kGather, kBoth> {
   template <int kVectors>
   void meet(const Panel& p) {
     constexpr int64_t kLanes = kVectors * kWidth;
-    if constexpr (kKeeps)
-      if (part.kept.weights) keep_here(p, kLanes);
-    logits_panel<Math, kVectors>(p.y, p.count, this->x_packed + p.row * this->depth, this->depth, logits,
-                                 this->ahead);
-    this->mask(p, kLanes);
+    if (kFindsLogits && part.logits) {
+      this->known = place(part.logits, p, kLanes);
+      ask_for_next<kLanes>(this->ahead.read, this->known, kBoth ? scatter_tiles() : 1);
+    } else {
+      if (kKeepsWeights && part.kept.weights) logits = place(part.kept.weights, p, kLanes);
+      if (kKeepsLogits && part.logits) logits = place(part.logits, p, kLanes);
+      if (part.kept.weights || part.logits)
+        ask_for_next<kLanes>(this->ahead.write, logits, this->block / kKeys * stretches());
+      logits_panel<Math, kVectors>(p.y, p.count, this->x_packed + p.row * this->depth, this->depth, logits,
+                                   this->ahead);
+      this->mask(p, kLanes);
+      this->known = logits;
+    }
     this->template weigh<kVectors>(p);
-    if constexpr (kKeeps)
-      if (part.kept.weights) std::memcpy(kept_shifts(p), shifts + p.row, kLanes * sizeof(T));
+    if (kKeepsWeights && part.kept.weights) std::memcpy(kept_shifts(p), shifts + p.row, kLanes * sizeof(T));
     T* const to_rows = output + p.row * d_padded;
     T* const to_columns = this->column_output + (p.y - y_rows) * d_padded;
-    Aheads nothing;
+    Aheads& ahead = kFindsLogits && part.logits ? this->ahead : this->nothing;
     if constexpr (kPairs<In>) {
       if constexpr (kBoth) {
         pair_lanes(logits, p.count, kLanes, this->weight_pairs);
         scatter_panel<Math, kVectors>(this->weight_pairs,
                                       RowMatrix<Packed>{this->x_pairs + p.row / 2 * d_padded, d_padded},
-                                      p.count, (p.live + 1) / 2, d_padded, to_columns, nothing);
+                                      p.count, (p.live + 1) / 2, d_padded, to_columns, ahead);
       }
       if constexpr (kGather) {
         pair_weights(logits, p.count, kLanes);
@@ -219,24 +230,36 @@ struct Pass : Epilogues<In, kEpilogue, kGather, kBoth> {
     } else {
       if constexpr (kBoth)
         scatter_panel<Math, kVectors>(logits, RowList<Packed>{x_rows + p.row}, p.count, p.live, d_padded,
-                                      to_columns, nothing);
+                                      to_columns, ahead);
       if constexpr (kGather)
         gather_panel<Math, kVectors>(logits, RowList<Packed>{p.y}, p.count, d_padded, to_rows);
     }
   }
 
-  // The weights of a panel come to lie where they are kept; the next one's place is on its way.
-  void keep_here(const Panel& p, int64_t lanes) {
-    const int64_t before = (p.c0 - part.column0) * round_up(rows, kWidth);
-    logits = part.kept.weights + before + p.row * this->block;
-    next_weights = reinterpret_cast<const char*>(logits + lanes * this->block);
-    this->ahead.write = {&next_weights, 1, lanes * this->block * int64_t(sizeof(T))};
-    const int64_t stretches = this->block / kKeys * ((this->depth + kStretch - 1) / kStretch);
-    this->ahead.write.lines = this->ahead.write.bytes / Ahead::kLine / larger(1, stretches) + 1;
+  // Where a panel's weights or logits are kept, from the first column on that it can meet.
+  T* place(T* kept, const Panel& p, int64_t lanes) const {
+    const int64_t k0 = p.y - y_rows, before = p.c0 - k0 - first_column;
+    return kept + before * round_up(rows, kWidth) + p.row * this->block + k0 * lanes;
+  }
+
+  // The next panel's place is on its way, a part of it `times` times.
+  template <int64_t kLanes>
+  void ask_for_next(Ahead& ahead, const T* here, int64_t times) {
+    next_place = reinterpret_cast<const char*>(here + kLanes * this->block);
+    ahead = {&next_place, 1, kLanes * this->block * int64_t(sizeof(T))};
+    ahead.lines = ahead.bytes / Ahead::kLine / larger(1, times) + 1;
+  }
+
+  // Of a tile of the first product.
+  int64_t stretches() const {
+    return (this->depth + kStretch - 1) / kStretch;
+  }
+  int64_t scatter_tiles() const {
+    return this->block / kKeys * ((d_padded / kWidth + 2) / 3);
   }
 
   T* kept_shifts(const Panel& p) const {
-    return part.kept.shifts + (p.c0 - part.column0) / this->block * round_up(rows, kWidth) + p.row;
+    return part.kept.shifts + (p.c0 - first_column) / this->block * round_up(rows, kWidth) + p.row;
   }
 
   void finish() {

@@ -164,7 +164,9 @@ struct PartState {
   uint32_t* weight_pairs;                 // [block][lanes / 2]
   const Element* y_rows[kBlock + kKeys];  // of the block
   const char* next_rows[kBlock];          // of the next block, as they stand
-  Aheads ahead;                           // over these
+  Aheads ahead;                           // over these, and places of what is kept
+  Aheads nothing;
+  const T* known = nullptr;  // a panel's logits: `logits`, or where they are kept
 
   PartState(const SimilarityParams<In>& p, const SimilarityPart<T>& part)
       : params(p),

@@ -22,15 +22,17 @@ struct Direction {
 
 template <class In>
 void two_way_forward(const PairsProblem<In>& problem, const Direction<Compute<In>, double>& rows,
-                     const Direction<Compute<In>, double>& columns, const Threads& threads);
+                     const Direction<Compute<In>, double>& columns, const Threads& threads,
+                     KeptLogits<Compute<In>> room = {});
 
 // With upstream gradients g of the rows and h of the columns, and S the logits,
 //   grad_queries_i = scale Σ_j (g_i e^{S_ij − row_lse_i} + h_j e^{S_ij − column_lse_j}) k_j, grad_keys alike.
-// Either may be null; two products with one of them.
+// Either may be null; two products with one of them. Where both are wanted and the forward pass had room for
+// its logits, the first product is not made again.
 template <class In>
 void two_way_backward(const PairsProblem<In>& problem, const Direction<const Compute<In>, const double>& rows,
                       const Direction<const Compute<In>, const double>& columns,
                       Compute<In>* grad_queries /* [n, d] */, Compute<In>* grad_keys /* [m, d] */,
-                      const Threads& threads);
+                      const Threads& threads, KeptLogits<Compute<In>> room = {});
 
 }  // namespace wscl

@@ -45,7 +45,8 @@ std::vector<Softmax> softmaxes(const Rows<In>& rows, const Direction<const T, co
 
 template <class In>
 void two_way_forward(const PairsProblem<In>& p, const Direction<Compute<In>, double>& rows,
-                     const Direction<Compute<In>, double>& columns, const Threads& threads) {
+                     const Direction<Compute<In>, double>& columns, const Threads& threads,
+                     KeptLogits<Compute<In>> room) {
   clear(rows, p.n);
   clear(columns, p.m);
   const bool keys_are_rows = p.m < p.n;  // the threads share the columns, so those are the many
@@ -54,6 +55,7 @@ void two_way_forward(const PairsProblem<In>& p, const Direction<Compute<In>, dou
   std::vector<double> row_max(pass.x.count), row_sum(pass.x.count);
   std::vector<double> column_max(pass.y.count, -kInfinity), column_sum(pass.y.count, 0.0);
   pass.epilogue = Epilogue::kTwoWay;
+  pass.logits = room;
   pass.row_max = row_max.data();
   pass.row_sum = row_sum.data();
   pass.column_max = column_max.data();
@@ -66,7 +68,7 @@ void two_way_forward(const PairsProblem<In>& p, const Direction<Compute<In>, dou
 template <class In>
 void two_way_backward(const PairsProblem<In>& p, const Direction<const Compute<In>, const double>& rows,
                       const Direction<const Compute<In>, const double>& columns, Compute<In>* grad_queries,
-                      Compute<In>* grad_keys, const Threads& threads) {
+                      Compute<In>* grad_keys, const Threads& threads, KeptLogits<Compute<In>> room) {
   using T = Compute<In>;
   const bool keys_are_rows = grad_queries && grad_keys ? p.m < p.n : !grad_queries;
   if (grad_queries) std::fill(grad_queries, grad_queries + p.n * p.d, T(0));
@@ -80,6 +82,8 @@ void two_way_backward(const PairsProblem<In>& p, const Direction<const Compute<I
   const T* const shared = find_common_shift<T>({&of_x, &of_y}, &common) ? &common : nullptr;
   const SoftmaxWeights<T> row_weights(of_x, shared), column_weights(of_y, shared);
   set_softmaxes(pass, row_weights, column_weights, shared);
+  if (grad_queries && grad_keys) pass.logits = room;
+  pass.logits_known = true;
   pass.alpha = static_cast<T>(p.scale);
   pass.output = keys_are_rows ? grad_keys : grad_queries;
   pass.column_output = keys_are_rows ? grad_queries : grad_keys;
@@ -87,12 +91,14 @@ void two_way_backward(const PairsProblem<In>& p, const Direction<const Compute<I
   run_similarity(pass, threads);
 }
 
-#define WSCL_INSTANTIATE(In)                                                                        \
-  template void two_way_forward<In>(const PairsProblem<In>&, const Direction<Compute<In>, double>&, \
-                                    const Direction<Compute<In>, double>&, const Threads&);         \
-  template void two_way_backward<In>(                                                               \
-      const PairsProblem<In>&, const Direction<const Compute<In>, const double>&,                   \
-      const Direction<const Compute<In>, const double>&, Compute<In>*, Compute<In>*, const Threads&);
+#define WSCL_INSTANTIATE(In)                                                                          \
+  template void two_way_forward<In>(const PairsProblem<In>&, const Direction<Compute<In>, double>&,   \
+                                    const Direction<Compute<In>, double>&, const Threads&,            \
+                                    KeptLogits<Compute<In>>);                                         \
+  template void two_way_backward<In>(const PairsProblem<In>&,                                         \
+                                     const Direction<const Compute<In>, const double>&,               \
+                                     const Direction<const Compute<In>, const double>&, Compute<In>*, \
+                                     Compute<In>*, const Threads&, KeptLogits<Compute<In>>);
 WSCL_INSTANTIATE(float)
 WSCL_INSTANTIATE(double)
 WSCL_INSTANTIATE(BFloat16)

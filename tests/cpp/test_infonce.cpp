@@ -169,6 +169,21 @@ void check(const Case& c, const std::string& isa, int thread_count) {
   if constexpr (std::is_same_v<In, T>)
     if (!c.self && !c.inner) check_both<T>(p, c, isa, q64, k64, kc, own, threads);
 
+  if (c.self) {  // with room for all logits, and for some of them: the same bits
+    for (const int64_t size : {(c.n + 16) * (c.n + 128 * thread_count) + 16, c.n * c.n / 3 + 16}) {
+      std::vector<T> room(size), kept_loss(c.n), kept_queries(c.n * c.d);
+      std::vector<double> kept_stats(4 * c.n);
+      double kept_scale = 0;
+      wscl::infonce_forward<In>(p, kept_loss.data(), count.data(), kept_stats.data(), nullptr, threads,
+                                {room.data(), size});
+      wscl::infonce_backward<In>(p, upstream.data(), count.data(), kept_stats.data(), nullptr,
+                                 kept_queries.data(), nullptr, &kept_scale, threads, {room.data(), size});
+      CHECK(kept_loss == loss && kept_queries == grad_queries && kept_scale == grad_scale,
+            "%s (%s) n=%ld d=%ld tau=%g: kept logits gave other bits", isa.c_str(), P::name, long(c.n),
+            long(c.d), c.temperature);
+    }
+  }
+
   // The same bits from the same call.
   std::vector<T> again(c.n);
   wscl::infonce_forward<In>(p, again.data(), count.data(), stats.data(), nullptr, threads);

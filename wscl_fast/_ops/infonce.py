@@ -10,6 +10,7 @@ from torch import Tensor
 
 from wscl_fast._ops.extension import allow_tf32, compute_dtype, require
 from wscl_fast._ops.registration import register, register_backward
+from wscl_fast._ops.room import room_for_logits
 from wscl_fast.values import may_look
 
 LARGE = 1 << 21  # numbers of a gradient that is worth the care: 8 MiB in float32
@@ -28,13 +29,15 @@ def clustered_infonce(
     inner: bool,
     ignore_index: int,
     alike: bool = False,
+    sparing: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Loss ``[N]`` and positives' count ``[N]`` of every row, by the fused kernels.
 
     Rows are float32, float64, bfloat16 or float16. Halves are computed with in float32, in which the loss is
     returned; their gradients have their own dtype. ``alike`` says that the rows will count alike in what is
     differentiated: then the keys' gradient may be made along with the loss, for three products instead of
-    four. Where they do not, it is made again.
+    four. Where they do not, it is made again. ``sparing`` says that no logits are to be kept for the backward
+    pass, as they are within a small batch.
     """
     require(queries.device, queries.dtype)
     # The softmax-weighted mean key is carried along only where a gradient will be read off it.
@@ -42,6 +45,11 @@ def clustered_infonce(
     if alike and need_direction and not inner and keys is not None and _has_room(keys):
         loss, count, _, _, _ = torch.ops.wscl_fast.infonce_forward_both(
             queries, keys, query_clusters, key_clusters, own, scale, exclude_self, inner, ignore_index
+        )
+        return cast(Tensor, loss), cast(Tensor, count)
+    if need_direction and keys is None and not sparing and (room := room_for_logits(queries, None)):
+        loss, count, _, _ = torch.ops.wscl_fast.infonce_forward_in_batch(
+            queries, query_clusters, scale, exclude_self, inner, ignore_index, room
         )
         return cast(Tensor, loss), cast(Tensor, count)
     loss, count, _, _ = torch.ops.wscl_fast.infonce_forward(
@@ -145,6 +153,27 @@ def _fake_backward(
     )
 
 
+def _fake_forward_in_batch(
+    queries: Tensor,
+    clusters: Tensor,
+    scale: Tensor,
+    exclude_self: bool,
+    inner: bool,
+    ignore_index: int,
+    room: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    options = (scale, exclude_self, inner, ignore_index)
+    loss, count, stats, _ = _fake_forward(queries, None, clusters, None, None, *options, False)
+    return loss, count, stats, loss.new_empty(room)
+
+
+def _fake_backward_in_batch(
+    grad_loss: Tensor, queries: Tensor, clusters: Tensor, scale: Tensor, *_: Any
+) -> tuple[Tensor, Tensor]:
+    dtype = compute_dtype(queries.dtype)
+    return queries.new_empty(queries.shape, dtype=dtype), queries.new_empty((), dtype=dtype)
+
+
 def _backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad_loss is None:
         return (None,) * 11
@@ -155,6 +184,22 @@ def _backward_both(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tup
     if grad_loss is None:
         return (None,) * 9
     return _gradients(ctx, grad_loss, *ctx.saved_tensors[6:])
+
+
+def _backward_in_batch(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad_loss is None:
+        return (None,) * 7
+    queries, clusters, scale, count, stats, logits = ctx.saved_tensors
+    grad_queries, grad_scale = torch.ops.wscl_fast.infonce_backward_in_batch(
+        grad_loss, queries, clusters, scale, *ctx.options, count, stats, logits
+    )
+    need_queries, need_scale = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
+    return (
+        grad_queries.to(queries.dtype) if need_queries else None,
+        None,
+        grad_scale if need_scale else None,
+        *(None,) * 4,
+    )
 
 
 def _gradients(
@@ -240,3 +285,5 @@ def _keeps_graph() -> bool:
 register("infonce_forward", _fake_forward, _backward, tensors=6, options=3)
 register("infonce_forward_both", _fake_forward_both, _backward_both, tensors=6, options=3)
 register_backward("infonce_backward", _fake_backward)
+register("infonce_forward_in_batch", _fake_forward_in_batch, _backward_in_batch, tensors=3, options=3)
+register_backward("infonce_backward_in_batch", _fake_backward_in_batch)

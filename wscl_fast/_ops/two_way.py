@@ -10,6 +10,7 @@ from torch import Tensor
 from wscl_fast._ops.extension import allow_tf32, compute_dtype, require
 from wscl_fast._ops.logsumexp import arguments
 from wscl_fast._ops.registration import register, register_backward
+from wscl_fast._ops.room import room_for_logits
 from wscl_fast.pairs import Meets, Pairs
 
 
@@ -26,9 +27,16 @@ def two_way_logsumexp(pairs: Pairs, meets: Meets = "all") -> tuple[Tensor, Tenso
     no gradient on, whatever comes from above.
 
     One similarity matrix serves both directions: 1 GEMM forward; with the gradients of queries, keys and
-    scale 4 in all, with those of one side 3.
+    scale 4 in all, or 3 where there is room for the logits (:mod:`wscl_fast._ops.room`); with those of one
+    side 3.
     """
     require(pairs.queries.device, pairs.queries.dtype)
+    both = pairs.queries.requires_grad and pairs.keys.requires_grad
+    if both and (room := room_for_logits(pairs.queries, pairs.keys)):
+        rows, columns, _, _, _ = torch.ops.wscl_fast.two_way_logsumexp_with_room(
+            *arguments(pairs, meets), room
+        )
+        return cast(Tensor, rows), cast(Tensor, columns)
     rows, columns, _, _ = torch.ops.wscl_fast.two_way_logsumexp(
         *arguments(pairs, meets), allow_tf32(pairs.queries)
     )
@@ -81,6 +89,21 @@ def _fake_forward(queries: Tensor, keys: Tensor, *_: Any) -> tuple[Tensor, Tenso
     )
 
 
+def _fake_forward_with_room(
+    queries: Tensor,
+    keys: Tensor,
+    query_ids: Tensor | None,
+    key_ids: Tensor | None,
+    own: Tensor | None,
+    scale: Tensor,
+    meets: int,
+    ignore_index: int,
+    room: int,
+) -> tuple[Tensor, ...]:
+    logits = queries.new_empty(room, dtype=compute_dtype(queries.dtype))
+    return *_fake_forward(queries, keys), logits
+
+
 def _fake_backward(
     grad_rows: Tensor,
     grad_columns: Tensor,
@@ -105,12 +128,18 @@ def _fake_backward(
     )
 
 
+def _fake_backward_with_room(
+    grad_rows: Tensor, grad_columns: Tensor, queries: Tensor, keys: Tensor, *_: Any
+) -> tuple[Tensor, Tensor]:
+    dtype = compute_dtype(queries.dtype)
+    return queries.new_empty(queries.shape, dtype=dtype), queries.new_empty(keys.shape, dtype=dtype)
+
+
 def _backward(ctx: Any, grad_rows: Tensor, grad_columns: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    *inputs, row_stats, column_stats = ctx.saved_tensors
-    queries, keys, scale = inputs[0], inputs[1], inputs[5]
     need_queries, need_keys, need_scale = (ctx.needs_input_grad[i] for i in (0, 1, 5))
     # The scale's gradient is read off that of the queries, or of the keys where it stands alone.
     through_queries = need_queries or (need_scale and not need_keys)
+    *inputs, row_stats, column_stats = ctx.saved_tensors
     grad_queries, grad_keys = torch.ops.wscl_fast.two_way_logsumexp_backward(
         grad_rows,
         grad_columns,
@@ -120,8 +149,27 @@ def _backward(ctx: Any, grad_rows: Tensor, grad_columns: Tensor, *_: Tensor) -> 
         column_stats,
         through_queries,
         need_keys,
-        allow_tf32(queries),
+        allow_tf32(inputs[0]),
     )
+    return *_gradients(ctx, inputs, grad_queries, grad_keys, through_queries), None
+
+
+def _backward_with_room(
+    ctx: Any, grad_rows: Tensor, grad_columns: Tensor, *_: Tensor
+) -> tuple[Tensor | None, ...]:
+    *inputs, row_stats, column_stats, logits = ctx.saved_tensors
+    grad_queries, grad_keys = torch.ops.wscl_fast.two_way_logsumexp_with_room_backward(
+        grad_rows, grad_columns, *inputs, *ctx.options, row_stats, column_stats, logits
+    )
+    return *_gradients(ctx, inputs, grad_queries, grad_keys, True), None
+
+
+def _gradients(
+    ctx: Any, inputs: list[Tensor], grad_queries: Tensor, grad_keys: Tensor, through_queries: bool
+) -> tuple[Tensor | None, ...]:
+    """The gradients of the forward pass's inputs up to ``ignore_index``."""
+    queries, keys, scale = inputs[0], inputs[1], inputs[5]
+    need_queries, need_keys, need_scale = (ctx.needs_input_grad[i] for i in (0, 1, 5))
     grad_scale = None
     if need_scale:
         vectors, gradient = (queries, grad_queries) if through_queries else (keys, grad_keys)
@@ -131,9 +179,18 @@ def _backward(ctx: Any, grad_rows: Tensor, grad_columns: Tensor, *_: Tensor) -> 
         grad_keys.to(keys.dtype) if need_keys else None,
         *(None,) * 3,
         grad_scale,
-        *(None,) * 3,
+        *(None,) * 2,
     )
 
 
 register("two_way_logsumexp", _fake_forward, _backward, tensors=6, options=2, results=2)
 register_backward("two_way_logsumexp_backward", _fake_backward)
+register(
+    "two_way_logsumexp_with_room",
+    _fake_forward_with_room,
+    _backward_with_room,
+    tensors=6,
+    options=2,
+    results=2,
+)
+register_backward("two_way_logsumexp_with_room_backward", _fake_backward_with_room)

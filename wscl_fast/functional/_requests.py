@@ -89,7 +89,7 @@ class InBatchLogSumExp(LogSumExp):
         assert self.factor == 1
         if not fused:
             return super().here(fused)
-        loss, count = fused_infonce(self.pairs, False, in_batch=True)
+        loss, count = fused_infonce(self.pairs, False, in_batch=True, sparing=True)
         mean = matching_logits(self.pairs) / count.clamp(min=1).to(loss.dtype)
         return torch.where(count > 0, loss + mean, -torch.inf)
 
@@ -277,11 +277,14 @@ class Similarities(Request):
         return torch.stack([*(count.double() for count in counts), pulled, pushed, squares])
 
 
-def fused_infonce(pairs: Pairs, inner: bool, *, in_batch: bool, alike: bool = False) -> tuple[Tensor, Tensor]:
+def fused_infonce(
+    pairs: Pairs, inner: bool, *, in_batch: bool, alike: bool = False, sparing: bool = False
+) -> tuple[Tensor, Tensor]:
     """The plain loss of every row and its count of positives, by a kernel of its own.
 
     ``in_batch`` says that queries are keys in every respect, where half of the pairs will do; ``alike`` that
-    the rows will count alike in what is differentiated.
+    the rows will count alike in what is differentiated; ``sparing`` that other passes of the same loss need
+    memory too.
     """
     own = pairs.own
     return _ops.clustered_infonce(
@@ -295,6 +298,7 @@ def fused_infonce(pairs: Pairs, inner: bool, *, in_batch: bool, alike: bool = Fa
         inner=inner,
         ignore_index=pairs.ignore_index,
         alike=alike,
+        sparing=sparing,
     )
 
 
