@@ -9,6 +9,7 @@
 #include <type_traits>
 
 #include "../core/infonce.h"
+#include "pages.h"
 #include "room.h"
 #include "tensors.h"
 

@@ -5,6 +5,7 @@
 #include <optional>
 #include <tuple>
 
+#include "pages.h"
 #include "pairs.h"
 #include "room.h"
 

@@ -6,8 +6,6 @@
 #endif
 
 #include <cstdint>
-#include <cstdlib>
-#include <new>
 
 namespace wscl {
 
@@ -23,29 +21,5 @@ inline void ask_for_large_pages(const void* array, int64_t bytes) {
   (void)array, (void)bytes;
 #endif
 }
-
-// Room for `count` numbers, of any value, in whole cache lines.
-template <class T>
-class LargeArray {
- public:
-  explicit LargeArray(int64_t count) {
-    constexpr int64_t kLine = 64;
-    const int64_t bytes = (count * static_cast<int64_t>(sizeof(T)) + kLine - 1) / kLine * kLine;
-    data_ = static_cast<T*>(std::aligned_alloc(kLine, static_cast<size_t>(bytes)));
-    if (bytes > 0 && !data_) throw std::bad_alloc();
-    ask_for_large_pages(data_, bytes);
-  }
-  LargeArray(const LargeArray&) = delete;
-  LargeArray& operator=(const LargeArray&) = delete;
-  ~LargeArray() {
-    std::free(data_);
-  }
-  T* data() const {
-    return data_;
-  }
-
- private:
-  T* data_;
-};
 
 }  // namespace wscl

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "pages.h"
+#include "reserve.h"
 #include "similarity_parts.h"
 
 namespace wscl {
@@ -175,7 +175,7 @@ void run_softmax_both(const SimilarityParams<In>& p, SimilarityParams<In> column
   const int64_t splits = std::clamp<int64_t>(m / kLeastOwnColumns, 1, threads.count);
   const std::vector<int64_t> cut = equal_cuts(0, m, splits);
   Parts<In> parts(p);
-  const LargeArray<T> kept(splits * Parts<In>::kept_size(rows, ceil_div(m, splits)));
+  const Reserved<T> kept(splits * Parts<In>::kept_size(rows, ceil_div(m, splits)));
   for (int64_t row0 = 0; row0 < n; row0 += rows) {
     parts.add(row0, std::min(n, row0 + rows), cut);
     parts.keep(kept.data());

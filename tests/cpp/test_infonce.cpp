@@ -1,6 +1,8 @@
 // The CPU kernels against the definition in double, for every instruction set this processor has, with one
 // thread and with several.
 
+#include <cstdint>
+#include <cstring>
 #include <limits>
 #include <random>
 #include <string>
@@ -11,6 +13,7 @@
 #include "core/clusters.h"
 #include "core/cpu.h"
 #include "core/infonce.h"
+#include "core/reserve.h"
 
 namespace {
 
@@ -204,10 +207,36 @@ void check_segments() {
   CHECK((grouped.start == std::vector<int64_t>{0, 2, 3, 4}), "start");
 }
 
+void check_reserve() {
+  constexpr int64_t kMiB = 1 << 20;
+  void* const first = wscl::take_from_reserve(5 * kMiB);
+  void* const second = wscl::take_from_reserve(3 * kMiB + 1);
+  CHECK(reinterpret_cast<uintptr_t>(first) % 64 == 0, "a block that is not aligned");
+  std::memset(first, 1, 5 * kMiB);
+  std::memset(second, 2, 3 * kMiB + 1);
+  wscl::give_back_to_reserve(first);
+  wscl::give_back_to_reserve(second);
+  CHECK(wscl::take_from_reserve(2 * kMiB) == second, "the smallest block that is large enough");
+  CHECK(wscl::take_from_reserve(4 * kMiB) == first, "the other one");
+  wscl::give_back_to_reserve(first);
+  wscl::give_back_to_reserve(second);
+  // More than is kept: the oldest go, and this one itself.
+  wscl::give_back_to_reserve(wscl::take_from_reserve(33 * kMiB));
+  void* const third = wscl::take_from_reserve(1);
+  CHECK(third != first && third != second, "a block that had gone back to the system");
+  wscl::give_back_to_reserve(third);
+  test_threads(4).each(64, [&](int64_t i) {
+    const wscl::Reserved<char> room(1000 + 300 * i);
+    std::memset(room.data(), static_cast<int>(i), 1000 + 300 * i);
+    CHECK(room.data()[999] == char(i), "a block that two have");
+  });
+}
+
 }  // namespace
 
 int main() {
   check_segments();
+  check_reserve();
   std::vector<Case> cases;
   for (bool inner : {false, true}) {
     for (double temperature : {0.005, 0.07, 1.0, 10.0})

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from wscl_fast._ops.extension import compute_dtype
 
-BYTES = 31 << 20  # glibc keeps pages of up to 32 MiB for the next step; fresh ones cost what they save
+BYTES = 31 << 20  # of what the core keeps for the next step: fresh pages cost what is saved
 _BLOCK, _LANES = 128, 16  # of the kernels: what a part may leave empty
 
 
