@@ -133,12 +133,17 @@ def test_compiles_with_inductor() -> None:
     torch.testing.assert_close(gradient, torch.autograd.grad(want, x)[0])
 
 
-def test_no_second_derivative_is_an_error_not_a_wrong_number() -> None:
+@pytest.mark.parametrize("keys", [None, torch.linspace(-1, 1, 40).view(10, 4)])
+def test_no_second_derivative_is_an_error_not_a_wrong_number(keys: Tensor | None) -> None:
     x = torch.randn(6, 4, requires_grad=True)
-    loss = clustered_infonce(x, query_clusters=torch.tensor([0, 0, 1, 1, 2, 2]), impl="fused")
-    (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
-    with pytest.raises(NotImplementedError, match="no second derivative; impl='chunked' and"):
-        gradient.sum().backward()
+    leaves = [x] if keys is None else [x, keys.clone().requires_grad_()]
+    ids = {"query_clusters": torch.arange(6) // 2}
+    if keys is not None:
+        ids["key_clusters"] = torch.arange(10) // 2
+    loss = clustered_infonce(*leaves, **ids, impl="fused")
+    for gradient in torch.autograd.grad(loss, leaves, create_graph=True):
+        with pytest.raises(NotImplementedError, match="no second derivative; impl='chunked' and"):
+            gradient.sum().backward(retain_graph=True)
 
 
 def test_the_same_bits_every_time_and_from_every_thread() -> None:

@@ -10,9 +10,8 @@ STABLE_TORCH_LIBRARY(wscl_fast, m) {
       " bool allow_tf32=False)"
       " -> (Tensor loss, Tensor count, Tensor stats, Tensor direction)");
   m.def(
-      "infonce_forward_both(Tensor queries, Tensor keys, Tensor query_clusters, Tensor key_clusters, Tensor? "
-      "own,"
-      " Tensor scale, bool exclude_self, bool inner, int ignore_index)"
+      "infonce_forward_both(Tensor queries, Tensor keys, Tensor query_clusters, Tensor key_clusters,"
+      " Tensor? own, Tensor scale, bool exclude_self, bool inner, int ignore_index)"
       " -> (Tensor loss, Tensor count, Tensor stats, Tensor direction, Tensor key_direction)");
   m.def(
       "infonce_backward(Tensor grad_loss, Tensor queries, Tensor? keys, Tensor query_clusters,"
@@ -45,9 +44,8 @@ STABLE_TORCH_LIBRARY(wscl_fast, m) {
       " Tensor row_stats, Tensor column_stats, bool need_queries, bool need_keys, bool allow_tf32=False)"
       " -> (Tensor grad_queries, Tensor grad_keys)");
   m.def(
-      "two_way_logsumexp_with_room(Tensor queries, Tensor keys, Tensor? query_ids, Tensor? key_ids, Tensor? "
-      "own,"
-      " Tensor scale, int meets, int ignore_index, int room)"
+      "two_way_logsumexp_with_room(Tensor queries, Tensor keys, Tensor? query_ids, Tensor? key_ids,"
+      " Tensor? own, Tensor scale, int meets, int ignore_index, int room)"
       " -> (Tensor row_lse, Tensor column_lse, Tensor row_stats, Tensor column_stats, Tensor logits)");
   m.def(
       "two_way_logsumexp_with_room_backward(Tensor grad_rows, Tensor grad_columns, Tensor queries, Tensor keys,"

@@ -171,7 +171,8 @@ void run_softmax_both(const SimilarityParams<In>& p, SimilarityParams<In> column
   // Whole panels: of as many rows as are packed at a time, or as have room for their weights.
   const int64_t room = kKeptBytes / ((m + kBlock) * static_cast<int64_t>(sizeof(T)));
   const int64_t most = std::max<int64_t>(1, std::min(rows_of_chunk<In>(p.d), room) / kPanelRows) * kPanelRows;
-  const int64_t rows = ceil_div(ceil_div(n, ceil_div(n, most)), kPanelRows) * kPanelRows;
+  const int64_t rows = std::min(ceil_div(ceil_div(n, ceil_div(n, most)), kPanelRows) * kPanelRows,
+                                ceil_div(n, kMostLanes) * kMostLanes);
   const int64_t splits = std::clamp<int64_t>(m / kLeastOwnColumns, 1, threads.count);
   const std::vector<int64_t> cut = equal_cuts(0, m, splits);
   Parts<In> parts(p);

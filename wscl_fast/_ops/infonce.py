@@ -10,11 +10,10 @@ from torch import Tensor
 
 from wscl_fast._ops.extension import allow_tf32, compute_dtype, require
 from wscl_fast._ops.registration import register, register_backward
-from wscl_fast._ops.room import room_for_logits
+from wscl_fast._ops.room import room_for_logits, room_for_weights
 from wscl_fast.values import may_look
 
 LARGE = 1 << 21  # numbers of a gradient that is worth the care: 8 MiB in float32
-MOST_KEYS = 1 << 18  # for whose weights there is room: 48 MiB in float32
 
 
 def clustered_infonce(
@@ -42,7 +41,7 @@ def clustered_infonce(
     require(queries.device, queries.dtype)
     # The softmax-weighted mean key is carried along only where a gradient will be read off it.
     need_direction = torch.is_grad_enabled() and (queries.requires_grad or scale.requires_grad)
-    if alike and need_direction and not inner and keys is not None and _has_room(keys):
+    if alike and need_direction and not inner and keys is not None and room_for_weights(keys):
         loss, count, _, _, _ = torch.ops.wscl_fast.infonce_forward_both(
             queries, keys, query_clusters, key_clusters, own, scale, exclude_self, inner, ignore_index
         )
@@ -66,20 +65,6 @@ def clustered_infonce(
         allow_tf32(queries),
     )
     return cast(Tensor, loss), cast(Tensor, count)
-
-
-def _has_room(keys: Tensor) -> bool:
-    """Whether the keys' gradient is to be made along with the loss.
-
-    A traced graph would keep it beside the gradient that it becomes.
-    """
-    return (
-        keys.requires_grad
-        and keys.device.type == "cpu"
-        and keys.dtype in (torch.float32, torch.float64)
-        and len(keys) * keys.element_size() <= MOST_KEYS * 4
-        and not torch.compiler.is_compiling()
-    )
 
 
 def _fake_forward(

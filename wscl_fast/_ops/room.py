@@ -1,4 +1,7 @@
-"""Room in which a forward pass leaves its logits, so that the backward pass need not make them again."""
+"""Room in which kernels of the CPU keep logits, or what became of them, that else would be made twice.
+
+A traced graph has none: its backward pass would hold both what was kept and what it becomes.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,13 @@ from torch import Tensor
 from wscl_fast._ops.extension import compute_dtype
 
 BYTES = 31 << 20  # of what the core keeps for the next step: fresh pages cost what is saved
+MOST_KEYS = 1 << 18  # whose weights, of a panel of 48 rows, take 48 MiB in float32
 _BLOCK, _LANES = 128, 16  # of the kernels: what a part may leave empty
 
 
 def room_for_logits(queries: Tensor, keys: Tensor | None) -> int:
-    """Of how many numbers; 0 where it would hold less than half of the logits, or where there are no kernels
-    that use it. Without ``keys`` the queries are the keys, and half of the matrix is met.
-
-    A traced graph has none.
+    """For how many numbers of logits a forward pass has room, for its backward pass; 0 where it would hold
+    less than half of them. Without ``keys`` the queries are the keys, and half of the matrix is met.
     """
     if not torch.is_grad_enabled() or queries.device.type != "cpu" or torch.compiler.is_compiling():
         return 0
@@ -25,3 +27,14 @@ def room_for_logits(queries: Tensor, keys: Tensor | None) -> int:
         return 0
     more, fewer = max(n, m) + _BLOCK * torch.get_num_threads(), min(n, m) + _LANES
     return min(most, more * fewer + _LANES)
+
+
+def room_for_weights(keys: Tensor) -> bool:
+    """Whether these keys' gradient may be made along with the loss, from weights of some rows at a time."""
+    return (
+        keys.requires_grad
+        and keys.device.type == "cpu"
+        and keys.dtype in (torch.float32, torch.float64)
+        and keys.shape[0] * keys.element_size() <= MOST_KEYS * 4
+        and not torch.compiler.is_compiling()
+    )
