@@ -101,7 +101,7 @@ void run_to_columns(const SimilarityParams<In>& p, int64_t most_rows, const Thre
     if (*p.logits.data == now) room = p.logits.data + kMostLanes;
   }
   const int64_t chunks = ceil_div(p.x.count, most_rows);
-  const int64_t rows = ceil_div(ceil_div(p.x.count, chunks), kMostLanes) * kMostLanes;
+  const int64_t rows = whole_vectors(ceil_div(p.x.count, chunks));
   Parts<In> parts(p);
   for (int64_t row0 = 0; row0 < p.x.count; row0 += rows) {
     const int64_t row1 = std::min(p.x.count, row0 + rows);
@@ -153,7 +153,7 @@ void run_similarity(const SimilarityParams<In>& p, const Threads& threads) {
   int64_t chunks = by_columns ? 1 : std::clamp<int64_t>(n / kLeastRows, 1, threads.count);
   if (ceil_div(n, chunks) > most_rows)  // a whole number of rounds, so that no thread waits for the last one
     chunks = ceil_div(ceil_div(n, most_rows), threads.count) * threads.count;
-  const int64_t rows = ceil_div(ceil_div(n, chunks), kMostLanes) * kMostLanes;
+  const int64_t rows = whole_vectors(ceil_div(n, chunks));
   chunks = ceil_div(n, rows);
   const int64_t splits =
       std::clamp<int64_t>(m / kLeastColumns, 1, std::max<int64_t>(1, threads.count / chunks));
@@ -171,8 +171,8 @@ void run_softmax_both(const SimilarityParams<In>& p, SimilarityParams<In> column
   // Whole panels: of as many rows as are packed at a time, or as have room for their weights.
   const int64_t room = kKeptBytes / ((m + kBlock) * static_cast<int64_t>(sizeof(T)));
   const int64_t most = std::max<int64_t>(1, std::min(rows_of_chunk<In>(p.d), room) / kPanelRows) * kPanelRows;
-  const int64_t rows = std::min(ceil_div(ceil_div(n, ceil_div(n, most)), kPanelRows) * kPanelRows,
-                                ceil_div(n, kMostLanes) * kMostLanes);
+  const int64_t rows =
+      std::min(ceil_div(ceil_div(n, ceil_div(n, most)), kPanelRows) * kPanelRows, whole_vectors(n));
   const int64_t splits = std::clamp<int64_t>(m / kLeastOwnColumns, 1, threads.count);
   const std::vector<int64_t> cut = equal_cuts(0, m, splits);
   Parts<In> parts(p);

@@ -25,7 +25,7 @@ class KeptPass {
         d_padded(round_up(params.d, kWidth)),
         block(block_rows<T>(params.d)),
         in_place(d_padded == params.d),
-        tiles(block / kKeys * ((d_padded / kWidth + 2) / 3)) {
+        tiles(scatter_tiles<T>(block, d_padded)) {
     for (int round = 0; round < 2; ++round) {
       memory.cut(weights, block * kPanel<T>);
       memory.cut(factors, padded);

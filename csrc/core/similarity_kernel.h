@@ -198,7 +198,7 @@ struct Pass : Epilogues<In, kEpilogue, kGather, kBoth> {
     constexpr int64_t kLanes = kVectors * kWidth;
     if (kFindsLogits && part.logits) {
       this->known = place(part.logits, p, kLanes);
-      ask_for_next<kLanes>(this->ahead.read, this->known, kBoth ? scatter_tiles() : 1);
+      ask_for_next<kLanes>(this->ahead.read, this->known, scatter_tiles<T>(this->block, d_padded));
     } else {
       if (kKeepsWeights && part.kept.weights) logits = place(part.kept.weights, p, kLanes);
       if (kKeepsLogits && part.logits) logits = place(part.logits, p, kLanes);
@@ -253,9 +253,6 @@ struct Pass : Epilogues<In, kEpilogue, kGather, kBoth> {
   // Of a tile of the first product.
   int64_t stretches() const {
     return (this->depth + kStretch - 1) / kStretch;
-  }
-  int64_t scatter_tiles() const {
-    return this->block / kKeys * ((d_padded / kWidth + 2) / 3);
   }
 
   T* kept_shifts(const Panel& p) const {

@@ -17,6 +17,10 @@ inline int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
 
+inline int64_t whole_vectors(int64_t rows) {
+  return ceil_div(rows, kMostLanes) * kMostLanes;
+}
+
 template <class In>
 const TypedKernels<In>& kernels();
 template <>
@@ -115,7 +119,7 @@ class Parts {
   // A room for each part's weights in `memory`, which has `kept_size` numbers for each.
   void keep(T* memory) {
     for (SimilarityPart<T>& part : parts) {
-      const int64_t rows = ceil_div(part.row1 - part.row0, kMostLanes) * kMostLanes;
+      const int64_t rows = whole_vectors(part.row1 - part.row0);
       part.kept.weights = memory;
       part.kept.shifts = memory + rows * (part.column1 - part.column0 + kBlock);
       memory += kept_size(rows, part.column1 - part.column0);
@@ -125,7 +129,7 @@ class Parts {
   // Room for the logits of those parts that it lasts for; returns what is left of it.
   T* keep_logits(T* room, const T* end) {
     for (SimilarityPart<T>& part : parts) {
-      const int64_t rows = ceil_div(part.row1 - part.row0, kMostLanes) * kMostLanes;
+      const int64_t rows = whole_vectors(part.row1 - part.row0);
       const int64_t size = rows * (part.column1 - part.column0 + kBlock);
       if (size > end - room) continue;
       part.logits = room;

@@ -191,6 +191,12 @@ WSCL_INLINE int64_t scatter_vectors(int64_t left) {
   return left == 4 ? 2 : smaller(left, 3);
 }
 
+// Tiles of a scatter to `count` columns, all of them whole.
+template <class T>
+WSCL_INLINE int64_t scatter_tiles(int64_t count, int64_t d) {
+  return count / kKeys * ((d / Simd<T>::kWidth + 2) / 3);
+}
+
 // out[count][d] += weights x over `steps` of a panel's rows, d a multiple of kWidth. Between tiles `ahead` asks
 // for what will be read next.
 template <class Math, int kVectorsX, class RowsX, class T = typename Math::T>

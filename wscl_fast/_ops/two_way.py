@@ -89,19 +89,9 @@ def _fake_forward(queries: Tensor, keys: Tensor, *_: Any) -> tuple[Tensor, Tenso
     )
 
 
-def _fake_forward_with_room(
-    queries: Tensor,
-    keys: Tensor,
-    query_ids: Tensor | None,
-    key_ids: Tensor | None,
-    own: Tensor | None,
-    scale: Tensor,
-    meets: int,
-    ignore_index: int,
-    room: int,
-) -> tuple[Tensor, ...]:
-    logits = queries.new_empty(room, dtype=compute_dtype(queries.dtype))
-    return *_fake_forward(queries, keys), logits
+def _fake_forward_with_room(queries: Tensor, keys: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    *_, room = rest
+    return *_fake_forward(queries, keys), queries.new_empty(room, dtype=compute_dtype(queries.dtype))
 
 
 def _fake_backward(
