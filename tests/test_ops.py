@@ -50,11 +50,22 @@ def test_opcheck(dtype: torch.dtype, in_batch: bool, inner: bool) -> None:
         torch.library.opcheck(torch.ops.wscl_fast.infonce_backward.default, backward)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_opcheck_of_both(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(("in_batch", "inner"), [(False, False), (False, True), (True, False), (True, True)])
+def test_opcheck_with_gradients(dtype: torch.dtype, in_batch: bool, inner: bool) -> None:
     for gradient in (False, True):
-        *arguments, _ = forward_arguments(dtype, in_batch=False, inner=False, gradient=gradient)
-        torch.library.opcheck(torch.ops.wscl_fast.infonce_forward_both.default, tuple(arguments))
+        *arguments, _ = forward_arguments(torch.float32, in_batch=in_batch, inner=inner, gradient=gradient)
+        for place in (0, 1):
+            if isinstance(rows := arguments[place], Tensor):
+                arguments[place] = rows.detach().to(dtype).requires_grad_(gradient and place == 0)
+        if dtype == torch.float64:
+            arguments[5] = torch.tensor(2.0, dtype=dtype, requires_grad=gradient)
+        for need_keys in {False, not (in_batch or inner or dtype == torch.bfloat16)}:
+            if need_keys:
+                arguments[1].requires_grad_(gradient)
+            torch.library.opcheck(
+                torch.ops.wscl_fast.infonce_with_gradients.default, (*arguments, need_keys, 0)
+            )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -241,41 +252,43 @@ def test_many_queries_have_the_same_gradient_with_and_without_their_graph(dtype:
         torch.autograd.grad(loss, q)
 
 
-@pytest.mark.parametrize("upstream", ["mean", "sum", "times", "rows", "nothing", "infinite"])
+@pytest.mark.parametrize("upstream", [1.0, -3.25, 0.0])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize(("n", "m", "d"), [(40, 300, 33), (150, 70_000, 32), (9, 1, 4)])
-def test_keys_gradient_made_along_with_the_loss(upstream: str, n: int, m: int, d: int) -> None:
-    """It supposes that rows count alike; whatever upstream says, gradients are the definition's."""
+@pytest.mark.parametrize("keys", ["with gradient", "detached", "none"])
+def test_gradients_made_along_with_the_loss(
+    keys: str, n: int, m: int, d: int, reduction: str, upstream: float
+) -> None:
+    """They are of the mean; whatever upstream says, and however often, gradients are the definition's."""
     q, k = torch.randn(n, d, dtype=torch.float64) / 4, torch.randn(m, d, dtype=torch.float64) / 4
     qc, kc, own = torch.randint(-1, 6, (n,)), torch.randint(-1, 6, (m,)), torch.randint(-1, m, (n,))
-    of_rows = torch.linspace(-1, 2, n, dtype=torch.float64)
-    if upstream == "infinite":
-        of_rows = torch.full((n,), torch.inf, dtype=torch.float64)
+    others: dict[str, Any] = {"key_clusters": kc, "exclude_self": own}
 
-    def gradients(dtype: torch.dtype, both: bool) -> tuple[Tensor, ...]:
-        leaves = [x.to(dtype).requires_grad_() for x in (q, k, torch.tensor(3.0))]
-        options = {"exclude_self": False, "inner": False, "ignore_index": -1, "alike": both}
-        loss, count = _ops.clustered_infonce(leaves[0], leaves[1], qc, kc, own, leaves[2], **options)
-        assert ("infonce_forward_both" in loss.grad_fn.name()) == both
-        results = {
-            "mean": lambda: loss.sum() / (count > 0).sum().clamp(min=1),
-            "sum": lambda: loss.sum(),
-            "times": lambda: 3.25 * loss.mean(),
-        }
-        result = results.get(upstream, lambda: (of_rows.to(dtype) * loss).sum())()
-        if upstream == "nothing":
-            result = result * 0
-        kept = torch.autograd.grad(result, leaves, retain_graph=True)
-        last = torch.autograd.grad(result, leaves)
+    def gradients(dtype: torch.dtype, impl: str) -> tuple[Tensor, ...]:
+        leaves = [q.to(dtype).requires_grad_(), torch.tensor(0.3, dtype=dtype, requires_grad=True)]
+        given = None if keys == "none" else k.to(dtype).requires_grad_(keys == "with gradient")
+        if keys == "with gradient":
+            leaves.append(given)
+        loss = clustered_infonce(
+            leaves[0],
+            given,
+            query_clusters=qc,
+            temperature=leaves[1],
+            reduction=reduction,
+            impl=impl,
+            **({} if keys == "none" else others),
+        )
+        kept = torch.autograd.grad(upstream * loss, leaves, retain_graph=True)
+        last = torch.autograd.grad(upstream * loss, leaves)
         for a, b in zip(kept, last, strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
-        return last
+        return loss.detach(), *last
 
-    want = gradients(torch.float64, False)
+    want = gradients(torch.float64, "chunked")
     for dtype in (torch.float32, torch.float64):
-        if upstream == "infinite":  # what is infinite and what NaN hangs on rounding
-            want = gradients(dtype, False)
-        for got, exact in zip(gradients(dtype, True), want, strict=True):
-            torch.testing.assert_close(got.double(), exact.double(), rtol=1e-5, atol=1e-6, equal_nan=True)
+        for got, exact in zip(gradients(dtype, "fused"), want, strict=True):
+            size = float(exact.abs().max())
+            torch.testing.assert_close(got.double(), exact.double(), rtol=1e-5, atol=1e-6 * max(1, size))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -327,26 +340,39 @@ def test_logits_are_kept_where_half_of_them_have_room(monkeypatch: pytest.Monkey
         assert room.room_for_logits(x, None) == 0
 
 
-def test_rows_that_count_alike_take_one_pass_for_both_gradients() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_not_finite_upstream_reaches_those_alone_who_take_part(dtype: torch.dtype) -> None:
+    x, ids = torch.randn(9, 4).to(dtype).requires_grad_(), torch.tensor([0, 0, 1, 1, -1, 0, 2, -1, 1])
+    for upstream in (torch.inf, torch.nan):
+        loss = clustered_infonce(x, query_clusters=ids, impl="fused")
+        (gradient,) = torch.autograd.grad(upstream * loss, x)
+        assert not torch.isfinite(gradient[ids != -1]).any()
+        assert (gradient[ids == -1] == 0).all()
+
+
+def test_gradients_of_a_sum_are_made_along_with_it() -> None:
     q, k = torch.randn(12, 8, requires_grad=True), torch.randn(40, 8, requires_grad=True)
     qc, kc = torch.arange(12) % 4, torch.arange(40) % 4
 
-    def made_along(**options: Any) -> bool:
-        loss = clustered_infonce(q, k, query_clusters=qc, key_clusters=kc, impl="fused", **options)
+    def made_along(keys: Tensor | None = k, **options: Any) -> bool:
+        options |= {} if keys is None else {"keys": keys, "key_clusters": kc}
+        loss = clustered_infonce(q, query_clusters=qc, impl="fused", **options)
         seen, names = [loss.grad_fn], ""
         while seen:
             node = seen.pop()
             names += f" {node.name()}"
             seen += [before for before, _ in node.next_functions if before is not None]
-        assert "infonce_forward" in names
-        return "infonce_forward_both" in names
+        assert "infonce_" in names
+        return "infonce_with_gradients" in names
 
     assert made_along()
     assert made_along(reduction="sum", temperature=torch.tensor(0.2))
     assert not made_along(reduction="none")
     assert not made_along(weights=torch.ones(12))
     assert not made_along(positives="in")
-    k.requires_grad_(False)
+    assert made_along(k.detach(), positives="in")
+    assert made_along(None)
+    q.requires_grad_(False)
     assert not made_along()
 
 

@@ -118,33 +118,39 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> infonce_forward(
   return {loss, count, stats, direction};
 }
 
-// The keys' gradient comes with it, for the mean over the queries that have a positive.
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> infonce_forward_both(
-    const Tensor& queries, const Tensor& keys, const Tensor& query_clusters, const Tensor& key_clusters,
-    const std::optional<Tensor>& own, const Tensor& scale, bool exclude_self, bool inner,
-    int64_t ignore_index) {
-  STD_TORCH_CHECK(!exclude_self && !inner, "exclude_self, inner: expected False");
-  const ScalarType dtype = queries.scalar_type();
-  STD_TORCH_CHECK(dtype == compute_dtype(dtype), "queries: expected float32 or float64");
-  const Arguments arguments(queries, keys, query_clusters, key_clusters, own, scale, false, false,
+// The sum of the losses, and the gradients of their mean over the queries that have a positive: what a backward
+// pass multiplies by a number. Where queries are the keys, their logits have `room` numbers of memory in
+// between.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> infonce_with_gradients(
+    const Tensor& queries, const std::optional<Tensor>& keys, const Tensor& query_clusters,
+    const std::optional<Tensor>& key_clusters, const std::optional<Tensor>& own, const Tensor& scale,
+    bool exclude_self, bool inner, int64_t ignore_index, bool need_keys, int64_t room) {
+  const Arguments arguments(queries, keys, query_clusters, key_clusters, own, scale, exclude_self, inner,
                             ignore_index);
   const int64_t n = queries.size(0), d = queries.size(1);
-  Tensor loss = torch::stable::new_empty(queries, {n}, dtype);
+  const ScalarType dtype = compute_dtype(queries.scalar_type());
+  STD_TORCH_CHECK(!need_keys || (keys && !inner && dtype == queries.scalar_type()),
+                  "need_keys: expected keys of float32 or float64, and inner=False");
+  Tensor loss = torch::stable::new_empty(queries, {}, dtype);
   Tensor count = torch::stable::new_empty(queries, {n}, ScalarType::Long);
-  Tensor stats = torch::stable::new_empty(queries, {wscl::infonce_stats(false), n}, ScalarType::Double);
-  Tensor direction = torch::stable::new_empty(queries, {n, d}, dtype);
-  Tensor key_direction = torch::stable::new_empty(queries, {keys.size(0), d}, dtype);
-  ask_for_large_pages(key_direction);
-  dispatch_rows(dtype, [&](auto zero) {
-    using T = decltype(zero);
-    if constexpr (std::is_same_v<T, wscl::Compute<T>>) {
-      auto problem = arguments.problem<T>();
-      mark_empty_keys(problem, arguments);
-      wscl::infonce_forward_both<T>(problem, data<T>(loss), data<int64_t>(count), data<double>(stats),
-                                    data<T>(direction), data<T>(key_direction), torch_threads());
-    }
+  Tensor grad_queries = torch::stable::new_empty(queries, {n, d}, dtype);
+  Tensor grad_keys = torch::stable::new_empty(queries, {need_keys ? keys->size(0) : 0, d});
+  Tensor grad_scale = torch::stable::new_zeros(scale, {});
+  ask_for_large_pages(grad_keys);
+  const Tensor logits = new_room(queries, room);
+  dispatch_rows(queries.scalar_type(), [&](auto zero) {
+    using In = decltype(zero);
+    using T = wscl::Compute<In>;
+    auto problem = arguments.problem<In>();
+    mark_empty_keys(problem, arguments);
+    double to_scale = 0;
+    const double sum = wscl::infonce_with_gradients<In>(problem, data<int64_t>(count), data<T>(grad_queries),
+                                                        need_keys ? data<In>(grad_keys) : nullptr, &to_scale,
+                                                        torch_threads(), kept<T>(logits));
+    *data<T>(loss) = static_cast<T>(sum);
+    *data<T>(grad_scale) = static_cast<T>(to_scale);
   });
-  return {loss, count, stats, direction, key_direction};
+  return {loss, count, grad_queries, grad_keys, grad_scale};
 }
 
 std::tuple<Tensor, Tensor, Tensor> infonce_backward(
@@ -237,7 +243,7 @@ std::tuple<Tensor, Tensor> infonce_backward_in_batch(const Tensor& grad_loss, co
 
 STABLE_TORCH_LIBRARY_IMPL(wscl_fast, CPU, m) {
   m.impl("infonce_forward", TORCH_BOX(&infonce_forward));
-  m.impl("infonce_forward_both", TORCH_BOX(&infonce_forward_both));
+  m.impl("infonce_with_gradients", TORCH_BOX(&infonce_with_gradients));
   m.impl("infonce_forward_in_batch", TORCH_BOX(&infonce_forward_in_batch));
   m.impl("infonce_backward_in_batch", TORCH_BOX(&infonce_backward_in_batch));
   m.impl("infonce_backward", TORCH_BOX(&infonce_backward));

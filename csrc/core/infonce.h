@@ -48,13 +48,6 @@ void infonce_forward(const InfoNCEProblem<In>& problem, Compute<In>* loss /* [n]
                      double* stats /* [2 or 4][n] */, Compute<In>* direction /* [n, d] or null */,
                      const Threads& threads, KeptLogits<Compute<In>> room = {});
 
-// The same for "out" with keys, and their gradient under the supposition that the mean over the queries with a
-// positive is taken, key_direction = ∂(mean loss) / ∂keys: three GEMMs for the gradients of both sides, where
-// infonce_backward takes two after the forward pass's two. Float and double.
-template <class T>
-void infonce_forward_both(const InfoNCEProblem<T>& problem, T* loss, int64_t* count, double* stats,
-                          T* direction, T* key_direction /* [m, d] */, const Threads& threads);
-
 // grad_loss [n] is any upstream gradient. With keys, `direction` is the forward pass's; grad_queries and
 // grad_scale come from it in O(n d), grad_keys from one pass of two GEMMs. Where the queries are the keys,
 // `direction` and grad_keys are null and everything comes from one half of the symmetric matrix: the forward
@@ -66,5 +59,13 @@ void infonce_backward(const InfoNCEProblem<In>& problem, const Compute<In>* grad
                       const double* stats, const Compute<In>* direction, Compute<In>* grad_queries /* [n, d] */,
                       In* grad_keys /* [m, d] */, double* grad_scale, const Threads& threads,
                       KeptLogits<Compute<In>> room = {});
+
+// The sum of the losses, and along with them the gradients of their mean over the queries with a positive. That
+// of the keys is asked for of "out" in float and double alone: then both gradients take three GEMMs, where the
+// two passes above take four. Where the queries are the keys, `room` holds logits from one pass to the next.
+template <class In>
+double infonce_with_gradients(const InfoNCEProblem<In>& problem, int64_t* count,
+                              Compute<In>* grad_queries /* [n, d] */, In* grad_keys /* [m, d] or null */,
+                              double* grad_scale, const Threads& threads, KeptLogits<Compute<In>> room = {});
 
 }  // namespace wscl

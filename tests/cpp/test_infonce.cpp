@@ -90,27 +90,35 @@ void compare(const char* what, const char* type, const std::string& isa, const C
     }
 }
 
-// Loss and both gradients in one go, for the mean over the queries that have a positive.
-template <class T>
-void check_both(const wscl::InfoNCEProblem<T>& p, const Case& c, const std::string& isa,
-                const std::vector<double>& q, const std::vector<double>& k, const std::vector<int64_t>& kc,
-                const std::vector<int64_t>& own, const wscl::Threads& threads) {
-  using P = Precision<T>;
-  std::vector<T> loss(c.n), direction(c.n * c.d), key_direction(c.m * c.d, 7);
+// The loss with its gradients, for the mean over the queries that have a positive.
+template <class In>
+void check_with_gradients(const wscl::InfoNCEProblem<In>& p, const Case& c, const std::string& isa,
+                          const std::vector<double>& q, const std::vector<double>& k,
+                          const std::vector<int64_t>& kc, const std::vector<int64_t>& own, bool need_keys,
+                          const wscl::Threads& threads) {
+  using T = wscl::Compute<In>;
+  using P = Precision<In>;
+  std::vector<T> grad_queries(c.n * c.d);
+  std::vector<In> grad_keys(need_keys ? c.m * c.d : 0, In{});
   std::vector<int64_t> count(c.n);
-  std::vector<double> stats(2 * c.n);
-  wscl::infonce_forward_both<T>(p, loss.data(), count.data(), stats.data(), direction.data(),
-                                key_direction.data(), threads);
+  double grad_scale = 0;
+  const double sum = wscl::infonce_with_gradients<In>(
+      p, count.data(), grad_queries.data(), need_keys ? grad_keys.data() : nullptr, &grad_scale, threads);
   double anchors = 0;
   for (int64_t n : count) anchors += n > 0;
   const std::vector<double> upstream(c.n, anchors > 0 ? 1 / anchors : 0);
   const std::vector<int64_t> qc(p.query_clusters, p.query_clusters + c.n);
-  const Gradients want = definition(c, q, k, qc, kc, own, upstream);
-  for (size_t at = 0; at < direction.size(); ++at)
-    direction[at] *= count[at / c.d] > 0 ? T(p.scale * upstream[0]) : T(0);
-  compare<T>("loss of both", P::name, isa, c, loss, want.loss, P::tolerance);
-  compare<T>("grad_queries of both", P::name, isa, c, direction, want.queries, 5 * P::tolerance);
-  compare<T>("grad_keys of both", P::name, isa, c, key_direction, want.keys, 5 * P::tolerance);
+  Gradients want = definition(c, q, k, qc, kc, own, upstream);
+  if (c.self)
+    for (size_t i = 0; i < want.queries.size(); ++i) want.queries[i] += want.keys[i];
+  double total = 0;
+  for (size_t i = 0; i < want.loss.size(); ++i) total += count[i] > 0 ? want.loss[i] : 0;
+  const double tolerance = P::tolerance, gradient = 5 * P::tolerance + P::rounding;
+  compare<double>("sum", P::name, isa, c, {sum / c.n}, {total / c.n}, tolerance);
+  compare<T>("grad_queries with it", P::name, isa, c, grad_queries, want.queries, gradient);
+  if (need_keys) compare<In>("grad_keys with it", P::name, isa, c, grad_keys, want.keys, gradient);
+  compare<double>("grad_scale with it", P::name, isa, c, {grad_scale}, {want.scale},
+                  gradient * std::sqrt(double(c.n)) * 2);
 }
 
 template <class In>
@@ -169,8 +177,9 @@ void check(const Case& c, const std::string& isa, int thread_count) {
   compare<double>("grad_scale", P::name, isa, c, {grad_scale}, {want.scale},
                   gradient * std::sqrt(double(c.n)) * (1 + largest(up64)));
 
-  if constexpr (std::is_same_v<In, T>)
-    if (!c.self && !c.inner) check_both<T>(p, c, isa, q64, k64, kc, own, threads);
+  check_with_gradients<In>(p, c, isa, q64, k64, kc, own, false, threads);
+  if (std::is_same_v<In, T> && !c.self && !c.inner)
+    check_with_gradients<In>(p, c, isa, q64, k64, kc, own, true, threads);
 
   if (c.self) {  // with room for all logits, and for some of them: the same bits
     for (const int64_t size : {(c.n + 16) * (c.n + 128 * thread_count) + 16, c.n * c.n / 3 + 16}) {

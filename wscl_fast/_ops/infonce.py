@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from wscl_fast._ops.extension import allow_tf32, compute_dtype, require
-from wscl_fast._ops.registration import register, register_backward
+from wscl_fast._ops.registration import Once, register, register_backward
 from wscl_fast._ops.room import room_for_logits, room_for_weights
 from wscl_fast.values import may_look
 
@@ -27,44 +28,43 @@ def clustered_infonce(
     exclude_self: bool,
     inner: bool,
     ignore_index: int,
-    alike: bool = False,
+    summed: bool = False,
     sparing: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Loss ``[N]`` and positives' count ``[N]`` of every row, by the fused kernels.
 
     Rows are float32, float64, bfloat16 or float16. Halves are computed with in float32, in which the loss is
-    returned; their gradients have their own dtype. ``alike`` says that the rows will count alike in what is
-    differentiated: then the keys' gradient may be made along with the loss, for three products instead of
-    four. Where they do not, it is made again. ``sparing`` says that no logits are to be kept for the backward
-    pass, as they are within a small batch.
+    returned; their gradients have their own dtype. ``summed`` says that nothing but the sum of the losses is
+    wanted: then it may be given instead of them, 0-dim, and its gradients are made along with it, those of
+    both sides in three products instead of four. ``sparing`` says that no logits are to be kept for the
+    backward pass, as they are within a small batch.
     """
     require(queries.device, queries.dtype)
+    ids = query_clusters, key_clusters, own
+    options = exclude_self, inner, ignore_index
     # The softmax-weighted mean key is carried along only where a gradient will be read off it.
     need_direction = torch.is_grad_enabled() and (queries.requires_grad or scale.requires_grad)
-    if alike and need_direction and not inner and keys is not None and room_for_weights(keys):
-        loss, count, _, _, _ = torch.ops.wscl_fast.infonce_forward_both(
-            queries, keys, query_clusters, key_clusters, own, scale, exclude_self, inner, ignore_index
+    room = room_for_logits(queries, None) if need_direction and keys is None and not sparing else 0
+    if summed and need_direction and _at_once(queries, keys, inner):
+        need_keys = keys is not None and keys.requires_grad
+        loss, count, *_ = _with_gradients_op(queries, keys, *ids, scale, *options, need_keys, room)
+    elif room:
+        loss, count, *_ = _forward_in_batch_op(queries, query_clusters, scale, *options, room)
+    else:
+        loss, count, *_ = _forward_op(
+            queries, keys, *ids, scale, *options, need_direction, allow_tf32(queries)
         )
-        return cast(Tensor, loss), cast(Tensor, count)
-    if need_direction and keys is None and not sparing and (room := room_for_logits(queries, None)):
-        loss, count, _, _ = torch.ops.wscl_fast.infonce_forward_in_batch(
-            queries, query_clusters, scale, exclude_self, inner, ignore_index, room
-        )
-        return cast(Tensor, loss), cast(Tensor, count)
-    loss, count, _, _ = torch.ops.wscl_fast.infonce_forward(
-        queries,
-        keys,
-        query_clusters,
-        key_clusters,
-        own,
-        scale,
-        exclude_self,
-        inner,
-        ignore_index,
-        need_direction,
-        allow_tf32(queries),
-    )
-    return cast(Tensor, loss), cast(Tensor, count)
+    return loss, count
+
+
+def _at_once(queries: Tensor, keys: Tensor | None, inner: bool) -> bool:
+    """Whether gradients may be made along with the loss: on a CPU, and where that of the keys can.
+
+    A traced graph has them made in its backward pass, where their memory is needed.
+    """
+    if queries.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return keys is None or not keys.requires_grad or (not inner and room_for_weights(keys))
 
 
 def _fake_forward(
@@ -90,20 +90,28 @@ def _fake_forward(
     )
 
 
-def _fake_forward_both(
+def _fake_with_gradients(
     queries: Tensor,
-    keys: Tensor,
+    keys: Tensor | None,
     query_clusters: Tensor,
-    key_clusters: Tensor,
+    key_clusters: Tensor | None,
     own: Tensor | None,
     scale: Tensor,
     exclude_self: bool,
     inner: bool,
     ignore_index: int,
+    need_keys: bool,
+    room: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    ids = (query_clusters, key_clusters, own)
-    results = _fake_forward(queries, keys, *ids, scale, exclude_self, inner, ignore_index, True)
-    return *results, torch.empty_like(keys, memory_format=torch.contiguous_format)
+    n, d = queries.shape
+    dtype = compute_dtype(queries.dtype)
+    return (
+        queries.new_empty((), dtype=dtype),
+        queries.new_empty(n, dtype=torch.int64),
+        queries.new_empty(n, d, dtype=dtype),
+        queries.new_empty(keys.shape[0] if keys is not None and need_keys else 0, d),
+        queries.new_empty((), dtype=dtype),
+    )
 
 
 def _fake_backward(
@@ -162,20 +170,60 @@ def _fake_backward_in_batch(
 def _backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad_loss is None:
         return (None,) * 11
-    return *_gradients(ctx, grad_loss, *ctx.saved_tensors[6:]), None, None
+    *inputs, count, stats, direction = ctx.saved_tensors
+    queries, scale = inputs[0], inputs[5]
+    need_queries, need_keys, need_scale = (ctx.needs_input_grad[i] for i in (0, 1, 5))
+    in_place = need_queries and _is_last_use(direction)
+    grad_queries, grad_keys, grad_scale = _backward_op(
+        grad_loss,
+        *inputs,
+        *ctx.options,
+        count,
+        stats,
+        direction,
+        need_queries and not in_place,
+        need_keys,
+        need_scale,
+        allow_tf32(queries),
+    )
+    if in_place:  # what the kernel does, to the bit
+        rows = torch.where(count > 0, grad_loss.double() * scale.double(), 0.0)
+        grad_queries = direction.mul_(rows.to(direction.dtype)[:, None])
+    return (
+        grad_queries.to(queries.dtype) if need_queries else None,
+        grad_keys if need_keys else None,
+        *(None,) * 3,
+        grad_scale if need_scale else None,
+        *(None,) * 5,
+    )
 
 
-def _backward_both(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward_with_gradients(
+    ctx: Any, grad_loss: Tensor | None, *_: Tensor | None
+) -> tuple[Tensor | None, ...]:
     if grad_loss is None:
-        return (None,) * 9
-    return _gradients(ctx, grad_loss, *ctx.saved_tensors[6:])
+        return (None,) * 11
+    queries, keys, _, _, _, scale, count, *made = ctx.saved_tensors
+    needed = [ctx.needs_input_grad[i] for i in (0, 1, 5)]
+    factor = _times_the_mean(grad_loss, count)
+    grads = [_multiplied(grad, factor) if need else None for grad, need in zip(made, needed, strict=True)]
+    if torch.is_grad_enabled():
+        grads = Once.apply(grad_loss, queries, keys, scale, *grads)  # type: ignore[no-untyped-call]
+    grad_queries, grad_keys, grad_scale = grads
+    return (
+        None if grad_queries is None else grad_queries.to(queries.dtype),
+        grad_keys,
+        *(None,) * 3,
+        grad_scale,
+        *(None,) * 5,
+    )
 
 
 def _backward_in_batch(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad_loss is None:
         return (None,) * 7
     queries, clusters, scale, count, stats, logits = ctx.saved_tensors
-    grad_queries, grad_scale = torch.ops.wscl_fast.infonce_backward_in_batch(
+    grad_queries, grad_scale = _backward_in_batch_op(
         grad_loss, queries, clusters, scale, *ctx.options, count, stats, logits
     )
     need_queries, need_scale = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
@@ -187,75 +235,35 @@ def _backward_in_batch(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) ->
     )
 
 
-def _gradients(
-    ctx: Any,
-    grad_loss: Tensor,
-    count: Tensor,
-    stats: Tensor,
-    direction: Tensor,
-    key_direction: Tensor | None = None,
-) -> tuple[Tensor | None, ...]:
-    """The gradients of the forward pass's first inputs, up to ``ignore_index``."""
-    inputs = ctx.saved_tensors[:6]
-    queries, scale = inputs[0], inputs[5]
-    need_queries, need_keys, need_scale = (ctx.needs_input_grad[i] for i in (0, 1, 5))
-    in_place = need_queries and _is_last_use(direction)
-    factor = None if key_direction is None else _common_factor(grad_loss, count)
-    grad_queries, grad_keys, grad_scale = torch.ops.wscl_fast.infonce_backward(
-        grad_loss,
-        *inputs,
-        *ctx.options,
-        count,
-        stats,
-        direction,
-        need_queries and not in_place,
-        need_keys and factor is None,
-        need_scale,
-        allow_tf32(queries),
-    )
-    if in_place:  # what the kernel does, to the bit
-        rows = torch.where(count > 0, grad_loss.double() * scale.double(), 0.0)
-        grad_queries = direction.mul_(rows.to(direction.dtype)[:, None])
-    if need_keys and key_direction is not None and factor is not None:
-        if not _is_last_use(key_direction):
-            grad_keys = key_direction * factor
-        else:
-            grad_keys = key_direction if factor == 1 else key_direction.mul_(factor)
-    return (
-        grad_queries.to(queries.dtype) if need_queries else None,
-        grad_keys if need_keys else None,
-        *(None,) * 3,
-        grad_scale if need_scale else None,
-        *(None,) * 3,
-    )
+def _times_the_mean(grad_loss: Tensor, count: Tensor) -> float | Tensor:
+    """What the mean's gradients are to be multiplied by, where ``grad_loss`` is that of the sum."""
+    anchors = torch.count_nonzero(count)
+    if type(grad_loss) is not Tensor or not may_look(grad_loss):
+        return grad_loss * anchors.clamp(min=1)
+    # As PyTorch rounds it, so that the factor of the mean itself is 1 to the bit.
+    given = np.float64 if grad_loss.dtype == torch.float64 else np.float32
+    return float(grad_loss) / float(given(1) / given(max(1, int(anchors))))
 
 
-def _common_factor(grad_loss: Tensor, count: Tensor) -> float | None:
-    """What the gradient of the mean loss is to be multiplied by; None where no number will do, or where a
-    second derivative may be asked for, which the operator refuses.
-    """
-    if torch.is_grad_enabled() or type(grad_loss) is not Tensor or not may_look(grad_loss):
-        return None
-    anchors = count > 0
-    given = grad_loss[anchors]
-    if not len(given):
-        return 1.0
-    first = given[0]
-    if grad_loss.stride(0) != 0 and not bool((given == first).all()):
-        return None
-    factor = float(first) / float(torch.ones_like(first) / len(given))
-    return factor if math.isfinite(factor) else None
+def _multiplied(grad: Tensor, factor: float | Tensor) -> Tensor:
+    if not isinstance(factor, float):
+        return grad * factor
+    if not math.isfinite(factor):  # what nobody gives a gradient has none
+        return torch.where(grad == 0, grad, grad * factor)
+    if not _is_last_use(grad):
+        return grad * factor
+    return grad if factor == 1 else grad.mul_(factor)
 
 
-def _is_last_use(direction: Tensor) -> bool:
+def _is_last_use(kept: Tensor) -> bool:
     """Whether what was kept may become the gradient that it is but for factors.
 
     There are large ones, and this is the last backward pass to read them: their graph is not kept.
     """
     return (
-        direction.numel() >= LARGE
-        and direction.device.type == "cpu"
-        and type(direction) is Tensor
+        kept.numel() >= LARGE
+        and kept.device.type == "cpu"
+        and type(kept) is Tensor
         and not torch.compiler.is_compiling()
         and not _keeps_graph()
     )
@@ -267,8 +275,12 @@ def _keeps_graph() -> bool:
     return ask is None or bool(ask())
 
 
-register("infonce_forward", _fake_forward, _backward, tensors=6, options=3)
-register("infonce_forward_both", _fake_forward_both, _backward_both, tensors=6, options=3)
-register_backward("infonce_backward", _fake_backward)
-register("infonce_forward_in_batch", _fake_forward_in_batch, _backward_in_batch, tensors=3, options=3)
-register_backward("infonce_backward_in_batch", _fake_backward_in_batch)
+_forward_op = register("infonce_forward", _fake_forward, _backward, tensors=6, options=3)
+_backward_op = register_backward("infonce_backward", _fake_backward)
+_with_gradients_op = register(
+    "infonce_with_gradients", _fake_with_gradients, _backward_with_gradients, tensors=6, options=3
+)
+_forward_in_batch_op = register(
+    "infonce_forward_in_batch", _fake_forward_in_batch, _backward_in_batch, tensors=3, options=3
+)
+_backward_in_batch_op = register_backward("infonce_backward_in_batch", _fake_backward_in_batch)

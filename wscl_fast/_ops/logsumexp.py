@@ -49,9 +49,7 @@ def logsumexp(pairs: Pairs, meets: Meets = "all") -> Tensor:
     """
     require(pairs.queries.device, pairs.queries.dtype)
     need_mean = torch.is_grad_enabled() and (pairs.queries.requires_grad or pairs.scale.requires_grad)
-    lse: Tensor = torch.ops.wscl_fast.logsumexp(
-        *arguments(pairs, meets), need_mean, allow_tf32(pairs.queries)
-    )[0]
+    lse: Tensor = _forward_op(*arguments(pairs, meets), need_mean, allow_tf32(pairs.queries))[0]
     return lse
 
 
@@ -61,7 +59,7 @@ def softmax(pairs: Pairs, meets: Meets = "all") -> tuple[Tensor, Tensor]:
     The mean logit is read off the mean key, which the pass carries along for the queries' gradient anyway.
     """
     require(pairs.queries.device, pairs.queries.dtype)
-    lse, _, mean = torch.ops.wscl_fast.logsumexp(*arguments(pairs, meets), True, allow_tf32(pairs.queries))
+    lse, _, mean = _forward_op(*arguments(pairs, meets), True, allow_tf32(pairs.queries))
     return lse, pairs.scale.detach() * (pairs.queries.detach() * mean).sum(1)
 
 
@@ -80,9 +78,7 @@ def logsumexp_block(pairs: Pairs, meets: Meets = "all", *, need_mean: bool = Tru
     """
     require(pairs.queries.device, pairs.queries.dtype)
     with torch.no_grad():
-        _, stats, mean = torch.ops.wscl_fast.logsumexp(
-            *arguments(pairs, meets), need_mean, allow_tf32(pairs.queries)
-        )
+        _, stats, mean = _forward_op(*arguments(pairs, meets), need_mean, allow_tf32(pairs.queries))
     return Block(stats, mean)
 
 
@@ -110,9 +106,7 @@ def logsumexp_block_backward(
     """``[M, d]``: the gradient of one block's keys, exact for the log-sum-exp over all blocks. Two GEMMs."""
     require(pairs.queries.device, pairs.queries.dtype)
     with torch.no_grad():
-        grad_keys: Tensor = torch.ops.wscl_fast.logsumexp_key_gradient(
-            grad, *arguments(pairs, meets), stats, allow_tf32(pairs.queries)
-        )
+        grad_keys: Tensor = _key_gradient_op(grad, *arguments(pairs, meets), stats, allow_tf32(pairs.queries))
     return grad_keys
 
 
@@ -154,11 +148,11 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor 
     grad_scale = (grad * (queries * mean).sum(1)).sum() if need_scale else None
     grad_keys = None
     if need_keys:
-        grad_keys = torch.ops.wscl_fast.logsumexp_key_gradient(
+        grad_keys = _key_gradient_op(
             grad, queries, keys, query_ids, key_ids, own, scale, *ctx.options, stats, allow_tf32(queries)
         )
     return grad_queries, grad_keys, None, None, None, grad_scale, None, None, None, None
 
 
-register("logsumexp", _fake_forward, _backward, tensors=6, options=2)
-register_backward("logsumexp_key_gradient", fake_key_gradient)
+_forward_op = register("logsumexp", _fake_forward, _backward, tensors=6, options=2)
+_key_gradient_op = register_backward("logsumexp_key_gradient", fake_key_gradient)

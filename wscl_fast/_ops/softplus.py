@@ -37,7 +37,7 @@ def softplus_sum(
     require(queries.device, queries.dtype)
     need_direction = torch.is_grad_enabled() and (queries.requires_grad or scale.requires_grad)
     *tensors, chosen, ignore_index = arguments(pairs, meets)
-    total: Tensor = torch.ops.wscl_fast.softplus_sum(
+    total: Tensor = _forward_op(
         *tensors, offset.expand(len(queries)), chosen, ignore_index, need_direction, allow_tf32(queries)
     )[0]
     return total
@@ -69,7 +69,7 @@ def softplus_block(
     require(pairs.queries.device, pairs.queries.dtype)
     *tensors, chosen, ignore_index = arguments(pairs, meets)
     with torch.no_grad():
-        total, slope, direction = torch.ops.wscl_fast.softplus_sum(
+        total, slope, direction = _forward_op(
             *tensors, offset, chosen, ignore_index, need_direction, allow_tf32(pairs.queries)
         )
     return SoftplusBlock(total.double(), slope.double(), direction)
@@ -80,7 +80,7 @@ def softplus_block_backward(grad: Tensor, pairs: Pairs, offset: Tensor, meets: M
     require(pairs.queries.device, pairs.queries.dtype)
     *tensors, chosen, ignore_index = arguments(pairs, meets)
     with torch.no_grad():
-        grad_keys: Tensor = torch.ops.wscl_fast.softplus_sum_key_gradient(
+        grad_keys: Tensor = _key_gradient_op(
             grad, *tensors, offset, chosen, ignore_index, allow_tf32(pairs.queries)
         )
     return grad_keys
@@ -116,9 +116,7 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor 
     need_queries, need_keys, need_scale, need_offset = (ctx.needs_input_grad[i] for i in (0, 1, 5, 6))
     grad_keys = None
     if need_keys:
-        grad_keys = torch.ops.wscl_fast.softplus_sum_key_gradient(
-            grad, *inputs, *ctx.options, allow_tf32(queries)
-        )
+        grad_keys = _key_gradient_op(grad, *inputs, *ctx.options, allow_tf32(queries))
     return (
         ((scale * grad)[:, None] * direction).to(queries.dtype) if need_queries else None,
         grad_keys,
@@ -129,5 +127,5 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor 
     )
 
 
-register("softplus_sum", _fake_forward, _backward, tensors=7, options=2)
-register_backward("softplus_sum_key_gradient", fake_key_gradient)
+_forward_op = register("softplus_sum", _fake_forward, _backward, tensors=7, options=2)
+_key_gradient_op = register_backward("softplus_sum_key_gradient", fake_key_gradient)

@@ -33,13 +33,9 @@ def two_way_logsumexp(pairs: Pairs, meets: Meets = "all") -> tuple[Tensor, Tenso
     require(pairs.queries.device, pairs.queries.dtype)
     both = pairs.queries.requires_grad and pairs.keys.requires_grad
     if both and (room := room_for_logits(pairs.queries, pairs.keys)):
-        rows, columns, _, _, _ = torch.ops.wscl_fast.two_way_logsumexp_with_room(
-            *arguments(pairs, meets), room
-        )
+        rows, columns, _, _, _ = _forward_with_room_op(*arguments(pairs, meets), room)
         return cast(Tensor, rows), cast(Tensor, columns)
-    rows, columns, _, _ = torch.ops.wscl_fast.two_way_logsumexp(
-        *arguments(pairs, meets), allow_tf32(pairs.queries)
-    )
+    rows, columns, _, _ = _forward_op(*arguments(pairs, meets), allow_tf32(pairs.queries))
     return cast(Tensor, rows), cast(Tensor, columns)
 
 
@@ -49,9 +45,7 @@ def two_way_block(pairs: Pairs, meets: Meets = "all") -> tuple[Tensor, Tensor]:
     """
     require(pairs.queries.device, pairs.queries.dtype)
     with torch.no_grad():
-        _, _, rows, columns = torch.ops.wscl_fast.two_way_logsumexp(
-            *arguments(pairs, meets), allow_tf32(pairs.queries)
-        )
+        _, _, rows, columns = _forward_op(*arguments(pairs, meets), allow_tf32(pairs.queries))
     return rows, columns
 
 
@@ -66,7 +60,7 @@ def two_way_block_backward(
     """A block's part of the gradients ``[N, d]`` of the queries, and ``[M, d]`` of its keys. Three GEMMs."""
     require(pairs.queries.device, pairs.queries.dtype)
     with torch.no_grad():
-        grad_queries, grad_keys = torch.ops.wscl_fast.two_way_logsumexp_backward(
+        grad_queries, grad_keys = _backward_op(
             grad_rows,
             grad_columns,
             *arguments(pairs, meets),
@@ -130,7 +124,7 @@ def _backward(ctx: Any, grad_rows: Tensor, grad_columns: Tensor, *_: Tensor) -> 
     # The scale's gradient is read off that of the queries, or of the keys where it stands alone.
     through_queries = need_queries or (need_scale and not need_keys)
     *inputs, row_stats, column_stats = ctx.saved_tensors
-    grad_queries, grad_keys = torch.ops.wscl_fast.two_way_logsumexp_backward(
+    grad_queries, grad_keys = _backward_op(
         grad_rows,
         grad_columns,
         *inputs,
@@ -148,7 +142,7 @@ def _backward_with_room(
     ctx: Any, grad_rows: Tensor, grad_columns: Tensor, *_: Tensor
 ) -> tuple[Tensor | None, ...]:
     *inputs, row_stats, column_stats, logits = ctx.saved_tensors
-    grad_queries, grad_keys = torch.ops.wscl_fast.two_way_logsumexp_with_room_backward(
+    grad_queries, grad_keys = _backward_with_room_op(
         grad_rows, grad_columns, *inputs, *ctx.options, row_stats, column_stats, logits
     )
     return *_gradients(ctx, inputs, grad_queries, grad_keys, True), None
@@ -173,9 +167,9 @@ def _gradients(
     )
 
 
-register("two_way_logsumexp", _fake_forward, _backward, tensors=6, options=2, results=2)
-register_backward("two_way_logsumexp_backward", _fake_backward)
-register(
+_forward_op = register("two_way_logsumexp", _fake_forward, _backward, tensors=6, options=2, results=2)
+_backward_op = register_backward("two_way_logsumexp_backward", _fake_backward)
+_forward_with_room_op = register(
     "two_way_logsumexp_with_room",
     _fake_forward_with_room,
     _backward_with_room,
@@ -183,4 +177,4 @@ register(
     options=2,
     results=2,
 )
-register_backward("two_way_logsumexp_with_room_backward", _fake_backward_with_room)
+_backward_with_room_op = register_backward("two_way_logsumexp_with_room_backward", _fake_backward_with_room)

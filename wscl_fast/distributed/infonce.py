@@ -105,7 +105,7 @@ def clustered_infonce(
         key_samples,
         impl=impl,
         need_stats=return_stats,
-        alike=weights is None and reduction != "none",
+        summed=weights is None and reduction != "none",
         passes=shared.passes,
     )
     loss = shared.reduce(rows.loss, rows.positives, weights)

@@ -97,7 +97,7 @@ class Shared:
         return torch.arange(n, device=queries.device) + sum(rows[: rank(self.group)])
 
     def reduce(self, loss: Tensor, count: Tensor, weights: Tensor | None) -> Tensor:
-        """Over the rows ``[N]`` or ``[N, L]`` of all ranks.
+        """Over the rows ``[N]`` or ``[N, L]`` of all ranks, or their sums.
 
         The gradient is that of this rank's share, times the number of ranks for DistributedDataParallel.
         """

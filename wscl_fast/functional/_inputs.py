@@ -142,11 +142,11 @@ def choose(impl: Impl, rows: Tensor) -> Impl:
 
 
 def reduce_rows(loss: Tensor, count: Tensor, weights: Tensor | None, reduction: Reduction) -> Tensor:
-    """Rows ``[N]`` or ``[N, L]`` to a result; the mean is over those with a positive ``count``, by weight."""
+    """Rows ``[N]`` or ``[N, L]``, or their sum, to a result; means are over those with a positive."""
     loss, share = weighted_rows(loss, count, weights)
     if reduction == "none":
         return loss
-    total = loss.sum(0)
+    total = loss.sum(0) if loss.ndim else loss
     if reduction == "sum":
         return total
     size = share.sum(0)

@@ -278,12 +278,12 @@ class Similarities(Request):
 
 
 def fused_infonce(
-    pairs: Pairs, inner: bool, *, in_batch: bool, alike: bool = False, sparing: bool = False
+    pairs: Pairs, inner: bool, *, in_batch: bool, summed: bool = False, sparing: bool = False
 ) -> tuple[Tensor, Tensor]:
     """The plain loss of every row and its count of positives, by a kernel of its own.
 
-    ``in_batch`` says that queries are keys in every respect, where half of the pairs will do; ``alike`` that
-    the rows will count alike in what is differentiated; ``sparing`` that other passes of the same loss need
+    ``in_batch`` says that queries are keys in every respect, where half of the pairs will do; ``summed`` that
+    the sum of the losses will do, 0-dim, instead of them; ``sparing`` that other passes of the same loss need
     memory too.
     """
     own = pairs.own
@@ -297,7 +297,7 @@ def fused_infonce(
         exclude_self=in_batch and own is not None,
         inner=inner,
         ignore_index=pairs.ignore_index,
-        alike=alike,
+        summed=summed,
         sparing=sparing,
     )
 

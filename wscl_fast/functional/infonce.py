@@ -154,7 +154,7 @@ def clustered_infonce(
         key_samples,
         impl=impl,
         need_stats=return_stats,
-        alike=weights is None and reduction != "none",
+        summed=weights is None and reduction != "none",
     )
     loss = reduce_rows(rows.loss, rows.positives, weights, reduction)
     return loss if rows.stats is None else (loss, summarise(rows.stats, rows.positives, rows.scale))
@@ -163,7 +163,7 @@ def clustered_infonce(
 class Rows(NamedTuple):
     """The loss before it is reduced."""
 
-    loss: Tensor  # [N], 0 where a row takes no part
+    loss: Tensor  # [N], 0 where a row takes no part; or the sum of all, 0-dim
     positives: Tensor  # [N] int64, 0 where a row takes no part
     stats: RowStats | None
     scale: Tensor  # 1 / temperature, 0-dim or [N]
@@ -177,12 +177,12 @@ def infonce_rows(
     *,
     impl: Impl = "auto",
     need_stats: bool = False,
-    alike: bool = False,
+    summed: bool = False,
     passes: Callable[[bool], Passes] = Passes,
 ) -> Rows:
     """:func:`clustered_infonce` of every row, neither weighted nor reduced.
 
-    ``alike`` says that the rows will count alike in what is differentiated, which a kernel may use.
+    ``summed`` says that the sum of the losses will do instead of them, which a kernel may use.
     """
     as_one = variant.plain and not need_stats  # there is a kernel for the whole loss
     inputs, impl, answers = prepare(batch, impl, passes, halves=as_one)
@@ -208,7 +208,7 @@ def infonce_rows(
         elif as_one and answers.fused and answers.whole:
             # Where queries are keys in every respect there is a kernel that uses it.
             in_batch = inputs.in_batch and query_samples is None
-            loss, count = fused_infonce(positive, variant.inner, in_batch=in_batch, alike=alike)
+            loss, count = fused_infonce(positive, variant.inner, in_batch=in_batch, summed=summed)
             stats = None
         else:
             loss, count, stats = composed_infonce(
