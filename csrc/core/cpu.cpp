@@ -38,7 +38,7 @@ const SimilarityKernels& avx512_bf16() {
 }
 #endif
 
-std::vector<Candidate> candidates() {
+std::vector<Candidate> find_candidates() {
   std::vector<Candidate> list = {{&kSimilarityPortable, true}};
 #if defined(__x86_64__)
   __builtin_cpu_init();
@@ -50,6 +50,12 @@ std::vector<Candidate> candidates() {
   list.push_back({&avx512_bf16(), list.back().supported && has_bfloat16_dot()});
 #endif
   return list;
+}
+
+// Looked for once: on a virtual machine each question to the processor takes many microseconds.
+const std::vector<Candidate>& candidates() {
+  static const std::vector<Candidate> found = find_candidates();
+  return found;
 }
 
 const SimilarityKernels* find(const std::string& name) {
@@ -79,6 +85,13 @@ std::atomic<const SimilarityKernels*>& current() {
 
 const SimilarityKernels& cpu_kernels() {
   return *current().load(std::memory_order_relaxed);
+}
+
+int64_t instruction_set_number() {
+  const SimilarityKernels* const now = &cpu_kernels();
+  int64_t number = 0;
+  while (candidates()[number].kernels != now) ++number;
+  return number;
 }
 
 std::vector<std::string> built_instruction_sets() {
@@ -126,12 +139,15 @@ double peak(double (*work)(int64_t rounds), int threads, double seconds) {
 }  // namespace
 
 bool has_bfloat16_dot() {
+  static const bool has = [] {
 #if defined(__x86_64__)
-  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 5 & 1);
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+    return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 5 & 1);
 #else
-  return false;
+    return false;
 #endif
+  }();
+  return has;
 }
 
 double multiply_add_peak(int threads, double seconds) {

@@ -2,6 +2,7 @@
 // environment variable WSCL_CPU_CAPABILITY (portable, avx2, avx512, avx512_bf16) asks for.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -10,6 +11,10 @@
 namespace wscl {
 
 const SimilarityKernels& cpu_kernels();
+
+// Of those kernels among all that were built: below kInstructionSets.
+int64_t instruction_set_number();
+constexpr int64_t kInstructionSets = 4;
 
 // Names of the instruction sets that were built, and of those this processor can run, best last.
 std::vector<std::string> built_instruction_sets();

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <string>
 #include <vector>
 
 #include "reserve.h"
@@ -85,9 +84,7 @@ std::vector<int64_t> fair_cuts(const SimilarityParams<In>& p, int64_t row0, int6
 // Which parts there are, and how logits lie in them, hangs on these two.
 template <class T>
 T signature(const Threads& threads) {
-  const std::vector<std::string> sets = supported_instruction_sets();
-  const auto at = std::find(sets.begin(), sets.end(), cpu_kernels().name) - sets.begin();
-  return static_cast<T>(threads.count * (sets.size() + 1) + at);
+  return static_cast<T>(threads.count * kInstructionSets + instruction_set_number());
 }
 
 // Columns get results: every thread has columns of its own, and the chunks of rows follow one another.
