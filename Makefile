@@ -76,11 +76,12 @@ train: setup
 reproduce: setup
 	@$(BIN)/python -m benchmarks.folds reproduce --recipe reproduce
 
+# Files of tests run side by side; threads that wait leave the cores to the others.
 test: lint build/release/.built cuda
 	@build/release/test_infonce
 	@build/release/test_pairs
 	@build/release/test_tags
-	@$(BIN)/python -m pytest
+	@OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: setup
 	@$(BIN)/ruff check

@@ -4,7 +4,7 @@
 
 The comparison of each split is run NAME-foldK (one that stands already is not done again). Prints the mean
 and the standard deviation of the splits, and by how much methods differ within a split; the accuracies of
-every split go to benchmarks/results/folds.csv, where rows of other names stay.
+every split go to benchmarks/results/folds.csv, where rows of other names, methods and seeds stay.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from wscl_fast.train.runs import EVALUATION
 from wscl_fast.train.stages import TITLES
 
 RESULTS = Path(__file__).parent / "results" / "folds.csv"
-HEADER = ("recipe", "method", "split", "each counts once", "label", "tested", "linear %", "k-NN %")
+HEADER = ("recipe", "method", "seed", "split", "each counts once", "label", "tested", "linear %", "k-NN %")
 COUNTINGS: dict[str, Counting] = {"emoji": "groups", "picture": "images"}
 PAIRS = (("tags", "none"), ("labels", "tags"))  # whose differences are of interest
 
 
 def rows_of(name: str, fold: int, results: list[Result]) -> list[tuple[str, ...]]:
-    """A row for each method, counting and label."""
+    """A row for each method, seed, counting and label."""
     rows = []
     for result in results:
         for unit, counting in COUNTINGS.items():
@@ -37,7 +37,8 @@ def rows_of(name: str, fold: int, results: list[Result]) -> list[tuple[str, ...]
                 right = getattr(score, counting)
                 tested = score.n_test_groups if counting == "groups" else score.n_test
                 percents = (f"{100 * share:.2f}" for share in (right.linear_top1, right.knn_top1))
-                rows.append((name, result.method, str(fold), unit, label, str(tested), *percents))
+                run = (name, result.method, str(result.seed), str(fold))
+                rows.append((*run, unit, label, str(tested), *percents))
     return rows
 
 
@@ -55,7 +56,12 @@ def differences(by_fold: list[list[Result]], counting: Counting) -> str:
             points = []
             for results in by_fold:
                 right = {
-                    r.method: 100 * getattr(getattr(r.scores[label], counting), kinds[kind]) for r in results
+                    method: mean(
+                        100 * getattr(getattr(r.scores[label], counting), kinds[kind])
+                        for r in results
+                        if r.method == method
+                    )
+                    for method in (better, other)
                 }
                 points.append(right[better] - right[other])
             cells.append(f"{mean(points):+.1f} ± {stdev(points) / len(points) ** 0.5:.1f}")
@@ -72,14 +78,16 @@ def main(arguments: list[str]) -> None:
     if RESULTS.exists():
         with RESULTS.open(newline="", encoding="utf-8") as file:
             rows = [tuple(row) for row in csv.reader(file)][1:]
-    rows = [row for row in rows if row[0] != name]
+    new: list[tuple[str, ...]] = []
     by_fold = []
     for fold in range(FOLDS):
         run = f"{name}-fold{fold}"
         command = [sys.executable, "-m", "wscl_fast", "compare", *settings, "--name", run]
         subprocess.run([*command, "--data.fold", str(fold)], check=True)
         by_fold.append(read_evaluation(Path("runs") / run / EVALUATION))
-        rows += rows_of(name, fold, by_fold[-1])
+        new += rows_of(name, fold, by_fold[-1])
+    done_again = {row[:3] for row in new}
+    rows = [row for row in rows if row[:3] not in done_again] + new
     RESULTS.parent.mkdir(exist_ok=True)
     with replacing(RESULTS) as beside, beside.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([HEADER, *rows])

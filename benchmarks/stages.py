@@ -4,7 +4,7 @@ Usage: python -m benchmarks.stages [--only NAME] [--seconds S]
 
 Hardware counters are hidden on most virtual machines; samples of the clock are not. A child process repeats
 one pass of :mod:`benchmarks.bench_infonce`, and perf, attached once it runs, says which function each sample
-fell into. ``waiting`` is a thread of the kernels that has nothing to do: while the other finishes its part, or
+fell into. ``waiting`` is a thread of the kernels with nothing to do: while the other finishes its part, or
 runs Python and PyTorch.
 """
 
