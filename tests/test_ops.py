@@ -63,9 +63,8 @@ def test_opcheck_with_gradients(dtype: torch.dtype, in_batch: bool, inner: bool)
         for need_keys in {False, not (in_batch or inner or dtype == torch.bfloat16)}:
             if need_keys:
                 arguments[1].requires_grad_(gradient)
-            torch.library.opcheck(
-                torch.ops.wscl_fast.infonce_with_gradients.default, (*arguments, need_keys, 0)
-            )
+            asked = (*arguments, need_keys, True, 0)
+            torch.library.opcheck(torch.ops.wscl_fast.infonce_with_gradients.default, asked)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -124,7 +124,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> infonce_forward(
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> infonce_with_gradients(
     const Tensor& queries, const std::optional<Tensor>& keys, const Tensor& query_clusters,
     const std::optional<Tensor>& key_clusters, const std::optional<Tensor>& own, const Tensor& scale,
-    bool exclude_self, bool inner, int64_t ignore_index, bool need_keys, int64_t room) {
+    bool exclude_self, bool inner, int64_t ignore_index, bool need_keys, bool need_scale, int64_t room) {
   const Arguments arguments(queries, keys, query_clusters, key_clusters, own, scale, exclude_self, inner,
                             ignore_index);
   const int64_t n = queries.size(0), d = queries.size(1);
@@ -144,9 +144,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> infonce_with_gradients(
     auto problem = arguments.problem<In>();
     mark_empty_keys(problem, arguments);
     double to_scale = 0;
-    const double sum = wscl::infonce_with_gradients<In>(problem, data<int64_t>(count), data<T>(grad_queries),
-                                                        need_keys ? data<In>(grad_keys) : nullptr, &to_scale,
-                                                        torch_threads(), kept<T>(logits));
+    const double sum = wscl::infonce_with_gradients<In>(
+        problem, data<int64_t>(count), data<T>(grad_queries), need_keys ? data<In>(grad_keys) : nullptr,
+        need_scale ? &to_scale : nullptr, torch_threads(), kept<T>(logits));
     *data<T>(loss) = static_cast<T>(sum);
     *data<T>(grad_scale) = static_cast<T>(to_scale);
   });

@@ -66,6 +66,7 @@ void infonce_backward(const InfoNCEProblem<In>& problem, const Compute<In>* grad
 template <class In>
 double infonce_with_gradients(const InfoNCEProblem<In>& problem, int64_t* count,
                               Compute<In>* grad_queries /* [n, d] */, In* grad_keys /* [m, d] or null */,
-                              double* grad_scale, const Threads& threads, KeptLogits<Compute<In>> room = {});
+                              double* grad_scale /* or null */, const Threads& threads,
+                              KeptLogits<Compute<In>> room = {});
 
 }  // namespace wscl

@@ -76,7 +76,8 @@ double infonce_with_gradients(const InfoNCEProblem<In>& p, int64_t* count, Compu
   using T = Compute<In>;
   if (p.n == 0) {
     if (grad_keys) std::fill(grad_keys, grad_keys + p.m * p.d, In{});
-    return *grad_scale = 0;
+    if (grad_scale) *grad_scale = 0;
+    return 0;
   }
   std::vector<T> loss(p.n);
   std::vector<double> stats(infonce_stats(p.inner) * p.n);
@@ -95,7 +96,7 @@ double infonce_with_gradients(const InfoNCEProblem<In>& p, int64_t* count, Compu
                          threads, room);
   };
   if (direction) {  // read before it is written
-    backward(nullptr, grad_scale);
+    if (grad_scale) backward(nullptr, grad_scale);
     backward(grad_queries, nullptr);
   } else {
     backward(grad_queries, grad_scale);

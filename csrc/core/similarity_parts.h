@@ -3,9 +3,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 #include <vector>
 
 #include "cpu.h"
+#include "reserve.h"
 #include "similarity.h"
 
 namespace wscl {
@@ -172,12 +174,12 @@ class Parts {
     int64_t rows = 0;
     for (const SimilarityPart<T>& part : parts) rows += part.row1 - part.row0;
     stats.resize(2 * rows);
-    if (p.gathers()) outputs.resize(rows * p.d);
+    if (p.gathers()) outputs.emplace(rows * p.d);
     int64_t at = 0;
     for (SimilarityPart<T>& part : parts) {
       part.row_max = &stats[2 * at];
       part.row_sum = part.row_max + (part.row1 - part.row0);
-      if (p.gathers()) part.output = &outputs[at * p.d];
+      if (p.gathers()) part.output = outputs->data() + at * p.d;
       part.output_stride = p.d;
       at += part.row1 - part.row0;
     }
@@ -186,7 +188,7 @@ class Parts {
   const SimilarityParams<In>& p;
   std::vector<SimilarityPart<T>> parts;
   std::vector<double> stats;
-  std::vector<T> outputs;
+  std::optional<Reserved<T>> outputs;  // written by the parts before they are read
 };
 
 }  // namespace wscl

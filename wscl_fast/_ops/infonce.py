@@ -46,8 +46,8 @@ def clustered_infonce(
     need_direction = torch.is_grad_enabled() and (queries.requires_grad or scale.requires_grad)
     room = room_for_logits(queries, None) if need_direction and keys is None and not sparing else 0
     if summed and need_direction and _at_once(queries, keys, inner):
-        need_keys = keys is not None and keys.requires_grad
-        loss, count, *_ = _with_gradients_op(queries, keys, *ids, scale, *options, need_keys, room)
+        needs = keys is not None and keys.requires_grad, scale.requires_grad
+        loss, count, *_ = _with_gradients_op(queries, keys, *ids, scale, *options, *needs, room)
     elif room:
         loss, count, *_ = _forward_in_batch_op(queries, query_clusters, scale, *options, room)
     else:
@@ -101,6 +101,7 @@ def _fake_with_gradients(
     inner: bool,
     ignore_index: int,
     need_keys: bool,
+    need_scale: bool,
     room: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     n, d = queries.shape
@@ -202,7 +203,7 @@ def _backward_with_gradients(
     ctx: Any, grad_loss: Tensor | None, *_: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     if grad_loss is None:
-        return (None,) * 11
+        return (None,) * 12
     queries, keys, _, _, _, scale, count, *made = ctx.saved_tensors
     needed = [ctx.needs_input_grad[i] for i in (0, 1, 5)]
     factor = _times_the_mean(grad_loss, count)
@@ -215,7 +216,7 @@ def _backward_with_gradients(
         grad_keys,
         *(None,) * 3,
         grad_scale,
-        *(None,) * 5,
+        *(None,) * 6,
     )
 
 
@@ -250,18 +251,18 @@ def _multiplied(grad: Tensor, factor: float | Tensor) -> Tensor:
         return grad * factor
     if not math.isfinite(factor):  # what nobody gives a gradient has none
         return torch.where(grad == 0, grad, grad * factor)
-    if not _is_last_use(grad):
+    if not _is_last_use(grad, 0 if factor == 1 else LARGE):
         return grad * factor
     return grad if factor == 1 else grad.mul_(factor)
 
 
-def _is_last_use(kept: Tensor) -> bool:
+def _is_last_use(kept: Tensor, least: int = LARGE) -> bool:
     """Whether what was kept may become the gradient that it is but for factors.
 
-    There are large ones, and this is the last backward pass to read them: their graph is not kept.
+    This is the last backward pass to read it: its graph is not kept. Of ``least`` numbers it is worth it.
     """
     return (
-        kept.numel() >= LARGE
+        kept.numel() >= least
         and kept.device.type == "cpu"
         and type(kept) is Tensor
         and not torch.compiler.is_compiling()
