@@ -13,17 +13,17 @@
 namespace wscl {
 namespace {
 
-constexpr int64_t kKeptBytes = 28 << 20;   // of weights that are kept at a time
-constexpr int64_t kPanelRows = 48;         // at most
-constexpr int64_t kLeastRows = 96;         // fewer rows do not pay for reading a block of columns
-constexpr int64_t kLeastColumns = 1024;    // fewer columns do not pay for a merge
-constexpr int64_t kLeastOwnColumns = 128;  // nor for a thread where columns get results
-constexpr int64_t kManyColumns = 32;       // for a row: to pack it in every thread costs less than to read them
-constexpr int64_t kChunkBytes = 1 << 19;   // a chunk's rows, packed: they and their output stay in L2
-constexpr int64_t kSumBytes = 8 << 20;     // a thread's accumulators in segment_sums
-constexpr int64_t kLeastSumColumns = 16;   // a cache line of floats
-constexpr int64_t kRowsOfSum = 4;          // fewer for a segment and thread do not pay for a merge
-constexpr int64_t kMostSums = 1 << 19;     // accumulators of all threads together, where each has rows
+constexpr int64_t kKeptBytes = 28 << 20;  // of weights that are kept at a time
+constexpr int64_t kPanelRows = 48;        // at most
+constexpr int64_t kLeastRows = 96;        // fewer rows do not pay for reading a block of columns
+constexpr int64_t kLeastColumns = 1024;   // fewer columns do not pay for a merge
+constexpr int64_t kLeastOwnColumns = 64;  // nor for a thread where columns get results
+constexpr int64_t kManyColumns = 32;      // for a row: to pack it in every thread costs less than to read them
+constexpr int64_t kChunkBytes = 1 << 19;  // a chunk's rows, packed: they and their output stay in L2
+constexpr int64_t kSumBytes = 8 << 20;    // a thread's accumulators in segment_sums
+constexpr int64_t kLeastSumColumns = 16;  // a cache line of floats
+constexpr int64_t kRowsOfSum = 4;         // fewer for a segment and thread do not pay for a merge
+constexpr int64_t kMostSums = 1 << 19;    // accumulators of all threads together, where each has rows
 constexpr int64_t kSumGrain = 4096;
 
 // Into how many slices, each with sums of its own, segment_sums may cut `count` rows; below 1 where there is
