@@ -388,6 +388,14 @@ def test_wrong_direct_calls_are_refused() -> None:
             torch.ops.wscl_fast.infonce_forward(*wrong)
 
 
+def test_gradients_that_were_not_asked_for_are_refused() -> None:
+    *arguments, _ = forward_arguments(torch.float32, in_batch=False, inner=False, gradient=True)
+    for needs in ((False, True), (True, False)):
+        loss = torch.ops.wscl_fast.infonce_with_gradients(*arguments, *needs, 0)[0]
+        with pytest.raises(RuntimeError, match="need_keys, need_scale: expected True"):
+            loss.backward()
+
+
 def test_halves_are_exact_up_to_their_rounding(extension) -> None:  # type: ignore[no-untyped-def]
     """Held to float64 of the same rows; plain PyTorch in the same dtype is further away."""
     q64, k64 = (

@@ -206,6 +206,9 @@ def _backward_with_gradients(
         return (None,) * 12
     queries, keys, _, _, _, scale, count, *made = ctx.saved_tensors
     needed = [ctx.needs_input_grad[i] for i in (0, 1, 5)]
+    need_keys, need_scale = ctx.options[3:]
+    if needed[1] > need_keys or needed[2] > need_scale:
+        raise RuntimeError("need_keys, need_scale: expected True where there is a gradient to be had")
     factor = _times_the_mean(grad_loss, count)
     grads = [_multiplied(grad, factor) if need else None for grad, need in zip(made, needed, strict=True)]
     if torch.is_grad_enabled():
@@ -279,7 +282,7 @@ def _keeps_graph() -> bool:
 _forward_op = register("infonce_forward", _fake_forward, _backward, tensors=6, options=3)
 _backward_op = register_backward("infonce_backward", _fake_backward)
 _with_gradients_op = register(
-    "infonce_with_gradients", _fake_with_gradients, _backward_with_gradients, tensors=6, options=3
+    "infonce_with_gradients", _fake_with_gradients, _backward_with_gradients, tensors=6, options=5
 )
 _forward_in_batch_op = register(
     "infonce_forward_in_batch", _fake_forward_in_batch, _backward_in_batch, tensors=3, options=3
