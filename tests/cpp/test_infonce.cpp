@@ -99,7 +99,8 @@ void check_with_gradients(const wscl::InfoNCEProblem<In>& p, const Case& c, cons
   using T = wscl::Compute<In>;
   using P = Precision<In>;
   std::vector<T> grad_queries(c.n * c.d);
-  std::vector<In> grad_keys(need_keys ? c.m * c.d : 0, In{});
+  std::vector<In> grad_keys(need_keys ? c.m * c.d : 0);
+  for (In& v : grad_keys) wscl::from_compute(T(7), &v);  // every one has to be written
   std::vector<int64_t> count(c.n);
   double grad_scale = 0;
   const double sum = wscl::infonce_with_gradients<In>(
