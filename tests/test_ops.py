@@ -432,3 +432,28 @@ def test_halves_are_exact_up_to_their_rounding(extension) -> None:  # type: igno
                         assert error <= allowed + 1e-6, (name, half, positives)
     finally:
         extension.use_instruction_set(before)
+
+
+@pytest.mark.parametrize("temperature", [1e-1, 1e-2, 1e-3])
+@pytest.mark.parametrize("in_batch", [True, False])
+def test_gradients_at_low_temperatures_are_as_exact_as_plain_pytorch(
+    temperature: float, in_batch: bool, extension: object
+) -> None:
+    """Root mean squares over problems: a logit that two passes round in different ways would be seen."""
+
+    def gradients(seed: int, dtype: torch.dtype, impl: Any) -> Tensor:
+        torch.manual_seed(seed)
+        x, y = (torch.nn.functional.normalize(torch.randn(rows, 64), dim=1) for rows in (129, 300))
+        zx, zy, upstream = torch.randint(40, (129,)), torch.randint(40, (300,)), torch.randn(129)
+        leaves = [v.to(dtype).requires_grad_() for v in ((x,) if in_batch else (x, y))]
+        keys = {} if in_batch else {"keys": leaves[1], "key_clusters": zy}
+        options = {"temperature": temperature, "reduction": "none", "impl": impl}
+        loss = clustered_infonce(leaves[0], query_clusters=zx, **keys, **options)
+        return torch.cat(torch.autograd.grad(loss, leaves, upstream.to(dtype))).double()
+
+    squares = {"fused": 0.0, "reference": 0.0}
+    for seed in range(8):
+        exact = gradients(seed, torch.float64, "reference")
+        for impl in squares:
+            squares[impl] += float((gradients(seed, torch.float32, impl) - exact).square().mean())
+    assert squares["fused"] <= 1.1 * squares["reference"]

@@ -127,17 +127,20 @@ struct Epilogues : PartState<In, kEpilogue, kGather, kBoth> {
       }
     } else {
       for (int64_t k = 0; k < p.count; ++k) {
-        Vector<T> logit[kVectors], top = broadcast(-kInfinity);
+        // A logit is multiplied where its shift comes off, for one rounding of both as in the backward pass.
+        Vector<T> value[kVectors], most = broadcast(-kInfinity), least = most;
         for (int v = 0; v < kVectors; ++v) {
-          logit[v] = load(logits + (k * kVectors + v) * kWidth) * scale;
-          top = maximum<T>(logit[v], top);
+          value[v] = load(logits + (k * kVectors + v) * kWidth);
+          most = maximum<T>(value[v], most);
+          least = maximum<T>(-value[v], least);  // of either, by the scale's sign
         }
+        const Vector<T> top = maximum<T>(most * scale, -least * scale);
         const Vector<T> old = load(column_shift + k * kWidth), now = maximum<T>(ceiling<T>(top), old);
         const Vector<T> base = now == -kInfinity ? Vector<T>{} : now;
         Vector<T> of_column = load(column_sum + k * kWidth) * exp2<T>(now == old ? Vector<T>{} : old - base);
         for (int v = 0; v < kVectors; ++v) {
-          of_column += exp2<T>(logit[v] - base);
-          sum[v] += exp2<T>(logit[v] - shift[v]);
+          of_column += exp2<T>(value[v] * scale - base);
+          sum[v] += exp2<T>(value[v] * scale - shift[v]);
         }
         store(column_shift + k * kWidth, now);
         store(column_sum + k * kWidth, of_column);
