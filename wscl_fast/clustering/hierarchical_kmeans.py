@@ -166,7 +166,7 @@ class HierarchicalKMeans(CentroidModel):
         """Centroids, as the points' frame sees them, and labels of one level."""
         settings: dict[str, Any] = {"metric": self.metric, "max_iter": self.max_iter, "tol": self.tol}
         model = KMeans(k, init=self.init, random_state=seed, **settings).fit(points.x)
-        centroids, labels = model._seen, torch.as_tensor(model.labels_)
+        centroids, labels = model._seen, torch.as_tensor(model.labels_).to(points.device)
         for number in range(self.n_resampling):
             square = distances(points, centroids, labels)
             order = square.argsort(stable=True)
