@@ -75,16 +75,16 @@ extension = make(
     sources(bool(architectures)),
     include_dirs=[str(ROOT / "csrc")],
     define_macros=[
-        # LibTorch's stable ABI of 2.13: one binary serves that version and later ones.
-        ("TORCH_TARGET_VERSION", "0x020d000000000000"),
+        # LibTorch's stable ABI of 2.11: one binary serves that version and later ones.
+        ("TORCH_TARGET_VERSION", "0x020b000000000000"),
         ("WSCL_CUDA_ARCHITECTURES", f'"{architectures}"'),
     ],
     extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},
     extra_link_args=["-pthread"],
 )
-# The operators go through the dispatcher: nothing here uses torch's Python bindings, nor its CUDA libraries,
-# so that the extension loads where those are missing.
-for library in ("torch_python", "c10_cuda", "torch_cuda"):
+# The operators go through the dispatcher and the stable ABI: nothing here uses torch's Python bindings, nor the
+# C++ of its CUDA libraries.
+for library in ("torch_python", "c10_cuda"):
     if library in extension.libraries:
         extension.libraries.remove(library)
 

@@ -30,6 +30,17 @@ extern "C" __attribute__((weak, visibility("default"))) void wscl_forget_tensors
 }
 #endif
 
+#ifndef WSCL_SIMULATED
+// Torch's CUDA library has it, in builds with CUDA alone; its header asks for that to be told by a macro.
+extern "C" int32_t aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
+
+inline cudaStream_t current_stream(int32_t device) {
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+#endif
+
 // The tensor's device is the current one while this lives.
 struct DeviceScope {
 #ifdef WSCL_SIMULATED
@@ -40,8 +51,7 @@ struct DeviceScope {
   cudaStream_t stream;
   explicit DeviceScope(const Tensor& tensor)
       : guard(tensor.get_device_index()),
-        stream(static_cast<cudaStream_t>(
-            torch::stable::accelerator::getCurrentStream(tensor.get_device_index()).nativeHandle())) {}
+        stream(current_stream(tensor.get_device_index())) {}
 #endif
 };
 

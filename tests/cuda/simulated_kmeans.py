@@ -67,7 +67,7 @@ def _library(arch: str, csrc: Path) -> ctypes.CDLL:
         # Python loads torch's symbols for itself; the binding needs them.
         ctypes.CDLL(str(torch_headers.parent / "lib" / "libtorch_cpu.so"), mode=ctypes.RTLD_GLOBAL)
         headers = [torch_headers, torch_headers / "torch" / "csrc" / "api" / "include"]
-        defines = ["WSCL_SIMULATED", "TORCH_TARGET_VERSION=0x020d000000000000"]
+        defines = ["WSCL_SIMULATED", "TORCH_TARGET_VERSION=0x020b000000000000"]
     sources, folder = staged(sources, csrc)
     loaded: ctypes.CDLL = sim.load(
         sim.compile_kernels(sources, include_dirs=[folder, *headers], arch=arch, defines=defines)

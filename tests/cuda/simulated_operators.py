@@ -38,7 +38,7 @@ def binding() -> Any:
         ptxsim().compile_kernels(
             sources,
             include_dirs=[folder],
-            defines=["WSCL_SIMULATED", "TORCH_TARGET_VERSION=0x020d000000000000"],
+            defines=["WSCL_SIMULATED", "TORCH_TARGET_VERSION=0x020b000000000000"],
             flags=[
                 *(f"-I{folder}" for folder in (headers, headers / "torch" / "csrc" / "api" / "include")),
                 f"-L{kernels.parent}",

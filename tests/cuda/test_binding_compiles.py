@@ -31,7 +31,7 @@ def toolkit_headers() -> list[str]:
 def test_compiles(source: Path, defines: tuple[str, ...]) -> None:
     folders = [ROOT / "csrc", *cpp_extension.include_paths(), *toolkit_headers()]
     command = ["g++", "-std=c++17", "-fsyntax-only", "-fvisibility=hidden", "-Wall", "-Werror", "-DUSE_CUDA"]
-    command += ["-DTORCH_TARGET_VERSION=0x020d000000000000", *defines]
+    command += ["-DTORCH_TARGET_VERSION=0x020b000000000000", *defines]
     command += [option for folder in folders for option in ("-isystem", str(folder))]
     done = subprocess.run([*command, str(source)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[:4000]
