@@ -1,4 +1,4 @@
-"""``make gpu``: tests, sanitizer and benchmarks on the GPU of this machine, in one go, to one report.
+"""``make gpu``: tests and sanitizer, then benchmarks on the GPU of this machine, in one go, to one report.
 
 Usage: python -m benchmarks.gpu_report [--minutes 10] [--out FILE] [--check]
 
@@ -10,6 +10,7 @@ driver and the versions. Exit status: 0 where every step went well, else 1.
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import json
 import os
 import re
@@ -33,6 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 REPORT = ROOT / "benchmarks" / "results" / "gpu.md"
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 SANITIZED = "tests/cuda/sanitized.py"
+BENCHMARKS = {"benchmarks of the loss": "bench_cuda", "benchmarks of k-means": "bench_cuda_kmeans"}
 # Every tensor is an allocation of its own then: what a kernel does beyond its end is seen.
 UNCACHED = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 
@@ -128,43 +130,45 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def write_report(
-    path: Path, facts: dict[str, str], steps: Sequence[Step], results: dict[str, Any] | None
+    path: Path, facts: dict[str, str], steps: Sequence[Step], results: Mapping[str, Any]
 ) -> None:
-    """The report, moved into place when it is whole."""
+    """The report, moved into place when it is whole; results by the name of their step."""
     lines = ["# wscl_fast on a GPU", "", "Written by `make gpu`.", ""]
     lines += [f"- {name}: {value}" for name, value in facts.items()]
     lines += ["", "## Steps", ""]
     lines += table([{"step": s.name, "result": s.status, "seconds": f"{s.seconds:.0f}"} for s in steps])
-    if results is not None:
-        lines += ["", "## Benchmarks", ""]
-        lines += [
-            "CUDA events, L2 emptied before every repetition; medians, the first and the last tenth. The",
-            "fewest GEMMs are those that any exact method needs (2 N M d flops each: 1 without a gradient,",
-            "2 for that of queries, 4 for both, ½ and 2½ in the batch). `torch.mm` of 8192 × 8192 bfloat16:",
-            f"{results['torch.mm TFLOP/s']} TFLOP/s.",
-            "",
-        ]
-        lines += table(results["rows"])
-        lines += ["", *(f"- {reason}" for reason in results["left out"])]
+    for name, found in results.items():
+        lines += ["", f"## {name.capitalize()}", "", *found["about"], "", *table(found["rows"])]
+        lines += ["", *(f"- {reason}" for reason in found["left out"])]
     for step in steps:
-        if step.output and not (step.name == "benchmarks" and step.well):
+        if step.output and not (step.name in results and step.well):
             kept = last_lines(step.output, 3 if step.well else 60)
             lines += ["", f"## {step.name}: {step.status}", "", "```", kept, "```"]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "\n".join(lines) + "\n")
 
 
-def sanitizer_steps(left: Any) -> list[Step]:
-    """compute-sanitizer over a few problems of every operator, tool by tool."""
+def checks(limit: float) -> list[Step]:
+    """The tests, and each tool of compute-sanitizer over a few problems of every operator, side by side."""
     program = shutil.which("compute-sanitizer")
+    commands = {"tests (pytest -m gpu)": [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "--maxfail=20"]}
+    if program is not None:
+        sanitize = [program, "--error-exitcode", "1"]
+        for tool in TOOLS:
+            name = f"compute-sanitizer {tool}"
+            commands[name] = [*sanitize, "--tool", tool, sys.executable, SANITIZED]
+    # Each its share of the processors: threads that wait for each other would take all of the time.
+    share = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // len(commands)))}
+
+    def one(name: str) -> Step:
+        environment = share | (UNCACHED if SANITIZED in commands[name] else {})
+        return run_step(name, commands[name], limit, environment=environment)
+
+    with concurrent.futures.ThreadPoolExecutor(len(commands)) as pool:
+        tests, *sanitized = pool.map(one, commands)
     if program is None:
-        return [Step("compute-sanitizer", "skipped: it is not on PATH", 0, "")]
-    found = []
-    for tool in TOOLS:
-        command = [program, "--tool", tool, "--error-exitcode", "1", sys.executable, SANITIZED]
-        step = run_step(f"compute-sanitizer {tool}", command, min(75.0, left()), environment=UNCACHED)
-        found.append(step)
-    return found
+        sanitized = [Step("compute-sanitizer", "skipped: it is not on PATH", 0, "")]
+    return [nothing_ran(tests), *sanitized]
 
 
 def nothing_ran(step: Step) -> Step:
@@ -193,18 +197,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     facts = device_facts()
     print(facts["device"], flush=True)
-    pytest = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "--maxfail=20"]
-    steps = [nothing_ran(run_step("tests (pytest -m gpu)", pytest, min(180.0, left())))]
-    print(f"{steps[-1].name}: {steps[-1].status}", flush=True)
-    steps += sanitizer_steps(left)
-    results_file = options.out.with_suffix(".json")
-    results_file.unlink(missing_ok=True)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    budget = max(0.0, left() - 45)
-    command = [sys.executable, "-m", "benchmarks.bench_cuda", "--json", str(results_file)]
-    command += ["--budget", f"{budget:.0f}"]
-    steps.append(run_step("benchmarks", command, left()))
-    results = json.loads(results_file.read_text()) if results_file.exists() else None
+    steps = checks(0.55 * left())
+    results: dict[str, Any] = {}
+    for name, module in BENCHMARKS.items():
+        results_file = options.out.with_name(f"{module}.json")
+        results_file.unlink(missing_ok=True)
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        share = max(0.0, left() - 30) * (0.7 if module == "bench_cuda" else 1.0)
+        command = [sys.executable, "-m", f"benchmarks.{module}", "--json", str(results_file)]
+        steps.append(run_step(name, [*command, "--budget", f"{share:.0f}"], left()))
+        if results_file.exists():
+            results[name] = json.loads(results_file.read_text())
     write_report(options.out, facts, steps, results)
     for step in steps:
         print(f"{step.name}: {step.status} ({step.seconds:.0f} s)", flush=True)

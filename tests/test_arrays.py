@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from wscl_fast import functional
+from wscl_fast import KMeans, functional
 
 
 class Foreign:
@@ -143,3 +143,13 @@ def test_cupy() -> None:
     got = functional.clustered_infonce(**{name: cupy.from_dlpack(x) for name, x in tensors.items()})
     assert isinstance(got, cupy.ndarray)
     assert float(got) == pytest.approx(float(want), rel=1e-6)
+    x = problem()["queries"].cuda()
+    want = functional.kmeans_assign(x, x[:3])
+    labels, distances = functional.kmeans_assign(cupy.from_dlpack(x), cupy.from_dlpack(x[:3]))
+    assert isinstance(labels, cupy.ndarray)
+    assert labels.tolist() == want.assignment.tolist()
+    assert distances.tolist() == want.distance.tolist()
+    model = KMeans(3).fit(cupy.from_dlpack(x))
+    assert isinstance(model.labels_, cupy.ndarray)
+    assert isinstance(model.cluster_centers_, cupy.ndarray)
+    assert model.predict(cupy.from_dlpack(x)).tolist() == KMeans(3).fit(x).labels_.tolist()
