@@ -5,8 +5,10 @@
 #include <array>
 #include <optional>
 #include <utility>
+#include <vector>
 
 #include "../core/infonce_cuda.h"
+#include "../core/sort_ids_cuda.h"
 #include "device.h"
 
 #ifndef WSCL_SIMULATED
@@ -40,13 +42,38 @@ inline Tensor check_rows(const char* name, const Tensor& matrix, const Tensor& q
   return with_unit_columns(matrix);
 }
 
-// Values and order of ascending ids, ties as they come.
-inline std::pair<Tensor, Tensor> sort_ids(const Tensor& ids) {
+// Ids in ascending order, ties as they come, and where each comes from.
+struct SortedIds {
+  Tensor ids, order;
+  std::optional<Tensor> spare;  // what the sort needed besides
+};
+
+inline SortedIds sort_many(const Tensor& ids) {
   std::array<StableIValue, 4> stack{
       torch::stable::detail::from(ids), torch::stable::detail::from(std::optional<bool>(true)),
       torch::stable::detail::from(int64_t(0)), torch::stable::detail::from(false)};
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
-  return {torch::stable::detail::to<Tensor>(stack[0]), torch::stable::detail::to<Tensor>(stack[1])};
+  return {torch::stable::detail::to<Tensor>(stack[0]), torch::stable::detail::to<Tensor>(stack[1]), {}};
+}
+
+// Of each list; those that are short enough in one launch.
+inline std::vector<SortedIds> sort_ids(const std::vector<Tensor>& lists, cudaStream_t stream) {
+  std::vector<SortedIds> sorted;
+  std::vector<cuda::IdList> few;
+  for (const Tensor& ids : lists) {
+    const int64_t count = ids.numel();
+    if (count > cuda::kMostSortedAtOnce) {
+      sorted.push_back(sort_many(ids));
+      continue;
+    }
+    sorted.push_back({torch::stable::empty_like(ids), torch::stable::empty_like(ids),
+                      torch::stable::new_empty(ids, {2 * count})});
+    const SortedIds& to = sorted.back();
+    few.push_back({device_data<const int64_t>(ids), count, device_data<int64_t>(to.ids),
+                   device_data<int64_t>(to.order), device_data<int64_t>(*to.spare)});
+  }
+  check_launch(cuda::sort_ids(few.data(), static_cast<int>(few.size()), stream));
+  return sorted;
 }
 
 // The arguments, checked and made contiguous where the kernels need it; holds what the problem points to.
@@ -55,7 +82,7 @@ struct CudaArguments {
   std::optional<Tensor> keys;
   std::optional<Tensor> query_clusters, key_clusters, own;
   Tensor scale;
-  std::optional<std::pair<Tensor, Tensor>> sorted_queries, sorted_keys;
+  std::vector<SortedIds> sorted;  // of the queries' ids and, where there are keys, of theirs
   cuda::InfoNCEProblem problem;
 
   CudaArguments(const Tensor& queries_, const std::optional<Tensor>& keys_,
@@ -98,14 +125,12 @@ struct CudaArguments {
     problem.scale = device_data<float>(scale);
   }
 
-  void sort() {
-    sorted_queries = sort_ids(*query_clusters);
-    problem.sorted_queries = problem.sorted_keys = device_data<int64_t>(sorted_queries->first);
-    problem.query_order = problem.key_order = device_data<int64_t>(sorted_queries->second);
-    if (!keys) return;
-    sorted_keys = sort_ids(*key_clusters);
-    problem.sorted_keys = device_data<int64_t>(sorted_keys->first);
-    problem.key_order = device_data<int64_t>(sorted_keys->second);
+  void sort(cudaStream_t stream) {
+    sorted = keys ? sort_ids({*query_clusters, *key_clusters}, stream) : sort_ids({*query_clusters}, stream);
+    problem.sorted_queries = device_data<int64_t>(sorted.front().ids);
+    problem.query_order = device_data<int64_t>(sorted.front().order);
+    problem.sorted_keys = device_data<int64_t>(sorted.back().ids);
+    problem.key_order = device_data<int64_t>(sorted.back().order);
   }
 
   Tensor empty(std::initializer_list<int64_t> shape, ScalarType dtype) const {

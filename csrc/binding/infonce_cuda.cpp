@@ -21,7 +21,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> infonce_forward(
   const DeviceScope scope(queries);
   CudaArguments arguments(queries, keys, query_clusters, key_clusters, own, scale, exclude_self, inner,
                           ignore_index, allow_tf32);
-  arguments.sort();
+  arguments.sort(scope.stream);
   const int64_t n = queries.size(0), d = queries.size(1);
   wscl::cuda::InfoNCEForward outputs;
   outputs.need_direction = need_direction && keys.has_value();
@@ -60,7 +60,8 @@ std::tuple<Tensor, Tensor, Tensor> infonce_backward(
   outputs.need_queries = need_queries;
   outputs.need_keys = keys && need_keys;
   outputs.need_scale = need_scale;
-  if (!keys || need_keys) arguments.sort();  // gradients of queries alone are read off the direction
+  if (!keys || need_keys)
+    arguments.sort(scope.stream);  // gradients of queries alone are read off the direction
   Tensor grad_queries = arguments.empty({need_queries ? n : 0, d}, queries.scalar_type());
   Tensor grad_keys = arguments.empty({outputs.need_keys ? m : 0, d}, queries.scalar_type());
   Tensor grad_scale = torch::stable::new_zeros(scale, {});

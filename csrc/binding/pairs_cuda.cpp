@@ -18,13 +18,13 @@ struct PairsArguments : CudaArguments {
 
   PairsArguments(const Tensor& queries, const Tensor& keys, const std::optional<Tensor>& query_ids,
                  const std::optional<Tensor>& key_ids, const std::optional<Tensor>& own, const Tensor& scale,
-                 int64_t meets, int64_t ignore_index, bool allow_tf32)
+                 int64_t meets, int64_t ignore_index, bool allow_tf32, cudaStream_t stream)
       : CudaArguments(queries, keys, query_ids, key_ids, own, scale, false, meets != 0, ignore_index,
                       allow_tf32) {
     STD_TORCH_CHECK(meets >= 0 && meets <= 2, "meets: expected 0 (all), 1 (same) or 2 (other), got ", meets);
     STD_TORCH_CHECK(meets == 0 || (query_ids && key_ids),
                     "meets: 'same' and 'other' need query_ids and key_ids");
-    if (meets != 0) sort();
+    if (meets != 0) sort(stream);
     pass = {problem, static_cast<Meets>(meets)};
   }
 
@@ -51,8 +51,8 @@ std::tuple<Tensor, Tensor, Tensor> logsumexp(const Tensor& queries, const Tensor
                                              int64_t meets, int64_t ignore_index, bool need_mean,
                                              bool allow_tf32) {
   const DeviceScope scope(queries);
-  const PairsArguments arguments(queries, keys, query_ids, key_ids, own, scale, meets, ignore_index,
-                                 allow_tf32);
+  const PairsArguments arguments(queries, keys, query_ids, key_ids, own, scale, meets, ignore_index, allow_tf32,
+                                 scope.stream);
   const int64_t n = queries.size(0), d = queries.size(1);
   Tensor lse = arguments.empty({n}, ScalarType::Float);
   Tensor stats = arguments.empty({2, n}, ScalarType::Double);
@@ -71,8 +71,8 @@ Tensor logsumexp_key_gradient(const Tensor& grad, const Tensor& queries, const T
                               const std::optional<Tensor>& own, const Tensor& scale, int64_t meets,
                               int64_t ignore_index, const Tensor& stats, bool allow_tf32) {
   const DeviceScope scope(queries);
-  const PairsArguments arguments(queries, keys, query_ids, key_ids, own, scale, meets, ignore_index,
-                                 allow_tf32);
+  const PairsArguments arguments(queries, keys, query_ids, key_ids, own, scale, meets, ignore_index, allow_tf32,
+                                 scope.stream);
   const Tensor upstream = check_vector("grad", grad, queries.size(0), ScalarType::Float);
   const Tensor softmax = check_stats("stats", stats, queries.size(0));
   Tensor grad_keys = arguments.empty_keys();
@@ -91,8 +91,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> two_way_logsumexp(const Tensor& queri
                                                              const Tensor& scale, int64_t meets,
                                                              int64_t ignore_index, bool allow_tf32) {
   const DeviceScope scope(queries);
-  const PairsArguments arguments(queries, keys, query_ids, key_ids, own, scale, meets, ignore_index,
-                                 allow_tf32);
+  const PairsArguments arguments(queries, keys, query_ids, key_ids, own, scale, meets, ignore_index, allow_tf32,
+                                 scope.stream);
   const int64_t n = queries.size(0), m = keys.size(0);
   Tensor row_lse = arguments.empty({n}, ScalarType::Float);
   Tensor column_lse = arguments.empty({m}, ScalarType::Float);
@@ -113,8 +113,8 @@ std::tuple<Tensor, Tensor> two_way_logsumexp_backward(
     const std::optional<Tensor>& own, const Tensor& scale, int64_t meets, int64_t ignore_index,
     const Tensor& row_stats, const Tensor& column_stats, bool need_queries, bool need_keys, bool allow_tf32) {
   const DeviceScope scope(queries);
-  const PairsArguments arguments(queries, keys, query_ids, key_ids, own, scale, meets, ignore_index,
-                                 allow_tf32);
+  const PairsArguments arguments(queries, keys, query_ids, key_ids, own, scale, meets, ignore_index, allow_tf32,
+                                 scope.stream);
   const int64_t n = queries.size(0), m = keys.size(0), d = queries.size(1);
   const Tensor of_rows = check_vector("grad_rows", grad_rows, n, ScalarType::Float);
   const Tensor of_columns = check_vector("grad_columns", grad_columns, m, ScalarType::Float);
@@ -143,8 +143,8 @@ std::tuple<Tensor, Tensor, Tensor> softplus_sum(const Tensor& queries, const Ten
                                                 const Tensor& offset, int64_t meets, int64_t ignore_index,
                                                 bool need_direction, bool allow_tf32) {
   const DeviceScope scope(queries);
-  const PairsArguments arguments(queries, keys, query_ids, key_ids, own, scale, meets, ignore_index,
-                                 allow_tf32);
+  const PairsArguments arguments(queries, keys, query_ids, key_ids, own, scale, meets, ignore_index, allow_tf32,
+                                 scope.stream);
   const int64_t n = queries.size(0), d = queries.size(1);
   const Tensor offsets = check_vector("offset", offset, n, ScalarType::Float);
   Tensor sum = arguments.empty({n}, ScalarType::Float);
@@ -165,8 +165,8 @@ Tensor softplus_sum_key_gradient(const Tensor& grad, const Tensor& queries, cons
                                  const std::optional<Tensor>& own, const Tensor& scale, const Tensor& offset,
                                  int64_t meets, int64_t ignore_index, bool allow_tf32) {
   const DeviceScope scope(queries);
-  const PairsArguments arguments(queries, keys, query_ids, key_ids, own, scale, meets, ignore_index,
-                                 allow_tf32);
+  const PairsArguments arguments(queries, keys, query_ids, key_ids, own, scale, meets, ignore_index, allow_tf32,
+                                 scope.stream);
   const Tensor upstream = check_vector("grad", grad, queries.size(0), ScalarType::Float);
   const Tensor offsets = check_vector("offset", offset, queries.size(0), ScalarType::Float);
   Tensor grad_keys = arguments.empty_keys();

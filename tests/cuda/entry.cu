@@ -2,6 +2,7 @@
 #include "core/infonce_cuda.h"
 #include "core/pairs_cuda.h"
 #include "core/similarity_cuda.h"
+#include "core/sort_ids_cuda.h"
 #include "core/tags_cuda.h"
 
 using namespace wscl::cuda;
@@ -20,6 +21,10 @@ extern "C" int wscl_infonce_backward(const InfoNCEProblem* problem, InfoNCEBackw
 
 extern "C" int wscl_tag_weighted_sum(const TagProblem* problem, TagSums* outputs, void* stream) {
   return tag_weighted_sum(*problem, *outputs, static_cast<cudaStream_t>(stream));
+}
+
+extern "C" int wscl_sort_ids(const IdList* lists, int count, void* stream) {
+  return sort_ids(lists, count, static_cast<cudaStream_t>(stream));
 }
 
 // The sizes of the structs, which ctypes has to agree with.

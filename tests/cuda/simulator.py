@@ -205,6 +205,18 @@ class InfoNCEProblem(ctypes.Structure):
     )
 
 
+class IdList(ctypes.Structure):
+    """``wscl::cuda::IdList``."""
+
+    _fields_ = (
+        ("ids", POINTER),
+        ("count", SIZE),
+        ("sorted", POINTER),
+        ("order", POINTER),
+        ("spare", POINTER),
+    )
+
+
 class InfoNCEForward(ctypes.Structure):
     """``wscl::cuda::InfoNCEForward``."""
 
