@@ -63,5 +63,5 @@ def test_two_lists_of_which_one_may_be_empty() -> None:
 
 
 def test_a_long_list_is_refused() -> None:
-    made = IdList(None, (1 << 15) + 1, None, None, None)
+    made = IdList(None, (1 << 16) + 1, None, None, None)
     assert library().wscl_sort_ids(ctypes.byref(made), 1, None) != 0
