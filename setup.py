@@ -82,8 +82,8 @@ extension = make(
     extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},
     extra_link_args=["-pthread"],
 )
-# The operators go through the dispatcher and the stable ABI: nothing here uses torch's Python bindings, nor the
-# C++ of its CUDA libraries.
+# The operators go through the dispatcher and the stable ABI: nothing here uses torch's Python bindings, nor
+# the C++ of its CUDA libraries.
 for library in ("torch_python", "c10_cuda"):
     if library in extension.libraries:
         extension.libraries.remove(library)
