@@ -86,6 +86,31 @@ struct ScanStream {
   }
 };
 
+// s += x · yᵀ over the first eights of columns alone, which is what the last tile has: an instruction takes
+// eight.
+template <class T>
+__device__ __forceinline__ void add_eights(uint32_t x_tile, uint32_t y_tile, int eights, Logits<T>& s) {
+  const int lane = threadIdx.x % 32;
+  const uint32_t x_address = MmaSync<T>::rows_address(x_tile);
+  const uint32_t y_address = lane_address<T>(y_tile, lane % 8 + lane / 16 * 8, lane / 8 % 2);
+  unrolled<MmaSync<T>::kSteps>([&](auto k) {
+    RowFragments<T> a;
+    MmaSync<T>::template load_rows<k>(x_address, a);
+    unrolled<T::kColumns / 16>([&](auto n) {
+      if (2 * n >= eights) return;
+      uint32_t b[4];
+      load_matrices<n * 16 * T::kPitch>(b, y_address ^ (k << 5));
+      unrolled<2>([&](auto half) {
+        if (2 * n + half >= eights) return;
+        unrolled<T::kRowTiles>([&](auto rt) {
+          float (&to)[4] = s[rt][2 * n + half];
+          T::Mma::multiply_add(to, a[rt][0], b[2 * half], b[2 * half + 1], to);
+        });
+      });
+    });
+  });
+}
+
 // Scores of 128 rows, from row0 of `rows` on, against tiles [first, last): epilogue(tile, S) sees each. factor
 // is that of this thread's rows, 0 for those that do not exist.
 template <class T, class Epilogue>
@@ -105,6 +130,8 @@ __device__ __forceinline__ void scan_tiles(const ScanParams& p, const Rows& rows
   Logits<T> s;
   int buffer = 0;
   for (int tile = first; tile < last; ++tile) {
+    const int64_t left = p.table.k - tile * int64_t(T::kColumns);
+    const int eights = left < T::kColumns ? static_cast<int>(left + 7) / 8 : T::kColumns / 8;
     for (int piece = 0; piece < p.pieces; ++piece) {
       copy_wait<T::kStages - 2>();
       __syncthreads();  // everyone's copies of this piece are here, and everyone is done with the one
@@ -121,16 +148,18 @@ __device__ __forceinline__ void scan_tiles(const ScanParams& p, const Rows& rows
             s[i / 2][n][i % 2 * 2 + 1] = -factor[i / 2][i % 2] * offset.y;
           }
         }
-      if constexpr (T::kResident)
-        mma.template similarities<false>(memory + piece * T::kRowPlane, stage, s);
+      const uint32_t x_tile = T::kResident ? memory + piece * T::kRowPlane : stage;
+      const uint32_t y_tile = T::kResident ? stage : stage + T::kRowPlane;
+      if (eights == T::kColumns / 8)
+        mma.template similarities<false>(x_tile, y_tile, s);
       else
-        mma.template similarities<false>(stage, stage + T::kRowPlane, s);
+        add_eights<T>(x_tile, y_tile, eights, s);
       buffer = (buffer + 1) % T::kStages;
     }
-    if ((tile + 1) * T::kColumns > p.table.k)
+    if (left < T::kColumns)
 #pragma unroll
       for (int i = 0; i < T::kColumns / 2; ++i)
-        if (tile * int64_t(T::kColumns) + column_in_tile(threadIdx.x % 32, i / 2 % 8, i % 2) >= p.table.k)
+        if (column_in_tile(threadIdx.x % 32, i / 2 % 8, i % 2) >= left)
           s[i / 16 % 2][i / 2 % 8][i % 2] = s[i / 16 % 2][i / 2 % 8][i % 2 + 2] = kNoScore;
     epilogue(tile, s);
   }

@@ -44,6 +44,14 @@ def test_one_product_and_nothing_of_its_size_in_memory(d: int, dtype: torch.dtyp
     assert parts["second"].matrix_instructions <= 0.1 * scan.matrix_instructions + 128 * k * d * 4
 
 
+@pytest.mark.parametrize("k", [1, 8, 9, 63, 65, 100])
+def test_the_last_tile_multiplies_the_eights_of_columns_that_exist(k: int) -> None:
+    """Which any GEMM by instructions of eight columns does."""
+    n, d = 2048, 64
+    scan = parts_of(run(*problem(n, k, d)))["scan"]
+    assert scan.matrix_instructions * MACS_OF_AN_INSTRUCTION == n * ((k + 7) // 8 * 8) * d
+
+
 def test_reads_of_the_scan_grow_with_rows_and_columns_alone() -> None:
     d, k = 64, 512
     reads = [parts_of(run(*problem(n, k, d)))["scan"].unique for n in (1024, 2048)]
