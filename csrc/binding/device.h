@@ -50,8 +50,7 @@ struct DeviceScope {
   torch::stable::accelerator::DeviceGuard guard;
   cudaStream_t stream;
   explicit DeviceScope(const Tensor& tensor)
-      : guard(tensor.get_device_index()),
-        stream(current_stream(tensor.get_device_index())) {}
+      : guard(tensor.get_device_index()), stream(current_stream(tensor.get_device_index())) {}
 #endif
 };
 
