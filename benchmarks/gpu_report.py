@@ -157,8 +157,12 @@ def checks(limit: float) -> list[Step]:
         for tool in TOOLS:
             name = f"compute-sanitizer {tool}"
             commands[name] = [*sanitize, "--tool", tool, sys.executable, SANITIZED]
-    # Each its share of the processors: threads that wait for each other would take all of the time.
-    share = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // len(commands)))}
+    # Each its share of the processors: threads that wait for each other would take all of the time. A script
+    # of the tests imports this package, where it is not installed too.
+    share = {
+        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // len(commands))),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+    }
 
     def one(name: str) -> Step:
         environment = share | (UNCACHED if SANITIZED in commands[name] else {})

@@ -1,7 +1,7 @@
 // The extension as a Python module: what was built, and which instruction set runs. Importing it registers
 // the operators.
 
-// The copy of pybind11 in PyTorch 2.11 and 2.12 refuses the stable ABI, which this file has no part in.
+// PyTorch 2.11's copy of pybind11 refuses the stable ABI, which this file has no part in.
 #undef TORCH_TARGET_VERSION
 
 #include <pybind11/pybind11.h>
