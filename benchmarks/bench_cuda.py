@@ -11,23 +11,19 @@ at sizes that suit it, to see that the harness works.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize, scaled_dot_product_attention
 
-from benchmarks import peers
+from benchmarks import cuda_command, peers
 from benchmarks.cuda_timing import Measured, measure
 from benchmarks.harness import step
-from wscl_fast.files import write_text
 from wscl_fast.functional import clustered_infonce
 
 CLUSTERS = 150
@@ -218,25 +214,15 @@ def bench(device: torch.device, cases: list[Case], seconds: float, budget: float
     return {"about": about, "rows": rows, "left out": reasons}
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Clustered InfoNCE on a GPU beside its peers")
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--json", type=Path, help="where to write the results; by default to the terminal")
-    parser.add_argument("--seconds", type=float, default=0.5, help="of repetitions, for each side and pass")
-    parser.add_argument("--budget", type=float, default=240, help="seconds after which no case is begun")
-    options = parser.parse_args()
-    device = torch.device(options.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        print("bench_cuda: no CUDA device here; --device cpu tries the harness", file=sys.stderr)
-        return 2
-    found = bench(device, ON_GPU if device.type == "cuda" else ON_CPU, options.seconds, options.budget)
-    text = json.dumps(found, indent=1, ensure_ascii=False)
-    if options.json:
-        write_text(options.json, text)
-    else:
-        print(text)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(
+        cuda_command.main(
+            "bench_cuda",
+            "Clustered InfoNCE on a GPU beside its peers",
+            bench,
+            ON_GPU,
+            ON_CPU,
+            seconds=0.5,
+            budget=240,
+        )
+    )

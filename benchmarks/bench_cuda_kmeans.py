@@ -10,21 +10,18 @@ float32 products; ours are of float16, which propose, and float64 decides. ``--d
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks import cuda_command
 from benchmarks.cuda_timing import measure
 from benchmarks.peers_kmeans import CASES, Case
 from wscl_fast import _ops
-from wscl_fast.files import write_text
 from wscl_fast.functional import kmeans_update
 
 ON_GPU = [*CASES.values(), Case("D", 1_000_000, 128, 4096), Case("E", 250_000, 768, 10_000)]
@@ -152,25 +149,15 @@ def bench(device: torch.device, cases: list[Case], seconds: float, budget: float
     return {"about": about, "rows": rows, "left out": reasons}
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description="K-means on a GPU beside its peers")
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--json", type=Path, help="where to write the results; by default to the terminal")
-    parser.add_argument("--seconds", type=float, default=0.3, help="of repetitions, for each side")
-    parser.add_argument("--budget", type=float, default=90, help="seconds after which no case is begun")
-    options = parser.parse_args()
-    device = torch.device(options.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        print("bench_cuda_kmeans: no CUDA device here; --device cpu tries the harness", file=sys.stderr)
-        return 2
-    found = bench(device, ON_GPU if device.type == "cuda" else ON_CPU, options.seconds, options.budget)
-    text = json.dumps(found, indent=1, ensure_ascii=False)
-    if options.json:
-        write_text(options.json, text)
-    else:
-        print(text)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(
+        cuda_command.main(
+            "bench_cuda_kmeans",
+            "K-means on a GPU beside its peers",
+            bench,
+            ON_GPU,
+            ON_CPU,
+            seconds=0.3,
+            budget=90,
+        )
+    )

@@ -171,7 +171,7 @@ def test_what_the_sanitizer_watches_runs(extension: object) -> None:
     done = subprocess.run(
         [sys.executable, str(script), "--device", "cpu"], capture_output=True, text=True, check=True
     )
-    assert done.stdout == f"{2 * (4 * 2 * 2 + 2 * 6 + 2)} problems\n"
+    assert done.stdout == f"{3 * (4 * 2 * 2 + 2 * 6 + 2)} problems\n"
 
 
 def test_the_tests_for_a_gpu_are_found_where_there_is_one() -> None:

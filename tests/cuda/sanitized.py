@@ -78,7 +78,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--device", default="cuda")
     device = torch.device(parser.parse_args().device)
-    # Those of float16 are the kernels of bfloat16 with another type.
-    print(problems(device, (torch.float32, torch.bfloat16)), "problems", flush=True)
+    print(problems(device, (torch.float32, torch.bfloat16, torch.float16)), "problems", flush=True)
     if device.type == "cuda":
         torch.cuda.synchronize()
