@@ -38,6 +38,22 @@ __device__ __forceinline__ void weigh_excluded(const SimilarityParams& p, const 
     }
 }
 
+__device__ __forceinline__ float2 load_pair(uint32_t address) {
+  float2 pair;
+  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(pair.x), "=f"(pair.y) : "r"(address) : "memory");
+  return pair;
+}
+
+__device__ __forceinline__ void store_pair(uint32_t address, float x, float y) {
+  asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(x), "f"(y) : "memory");
+}
+
+// Where two numbers of this lane's own wait that belong to its row `row` of 2 kRowTiles: registers are dear.
+template <class T>
+__device__ __forceinline__ uint32_t waiting_at(uint32_t row_vectors, int row) {
+  return row_vectors + T::kRows * 8 + (row * T::kThreads + threadIdx.x) * 8;
+}
+
 // Online softmax with a lazy shift.
 template <class T>
 struct RowSoftmax {
@@ -53,6 +69,20 @@ struct RowSoftmax {
         shift[rt][h] = -INFINITY;
         sum[rt][h] = 0;
       }
+  }
+
+  __device__ __forceinline__ void put_away(uint32_t row_vectors) const {
+#pragma unroll
+    for (int row = 0; row < 2 * T::kRowTiles; ++row)
+      store_pair(waiting_at<T>(row_vectors, row), shift[row / 2][row % 2], sum[row / 2][row % 2]);
+  }
+  __device__ __forceinline__ void take_up(uint32_t row_vectors) {
+#pragma unroll
+    for (int row = 0; row < 2 * T::kRowTiles; ++row) {
+      const float2 pair = load_pair(waiting_at<T>(row_vectors, row));
+      shift[row / 2][row % 2] = pair.x;
+      sum[row / 2][row % 2] = pair.y;
+    }
   }
 
   // Raises the shifts to what this tile's logits need.
@@ -116,12 +146,6 @@ struct RowSoftmax {
     return true;
   }
 };
-
-__device__ __forceinline__ float2 load_pair(uint32_t address) {
-  float2 pair;
-  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(pair.x), "=f"(pair.y) : "r"(address) : "memory");
-  return pair;
-}
 
 // Shifts and weights of rows wait in shared memory: registers are dear.
 template <class T>

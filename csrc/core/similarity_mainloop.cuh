@@ -19,6 +19,8 @@ template <class T>
 using Output = float[T::kRowTiles][T::kDim / 8][4];
 template <class T>
 using RowFragments = uint32_t[T::kRowTiles][T::kTerms][4];
+template <class T>
+using ColumnFragments = uint32_t[T::kTerms][4];  // of 16 columns
 
 // Keeps the compiler from holding every k's address in a register throughout.
 __device__ __forceinline__ uint32_t hide(uint32_t value) {
@@ -66,6 +68,34 @@ struct MmaSync {
   // s = x · yᵀ, or s += x · yᵀ
   template <bool kAnew>
   __device__ __forceinline__ void similarities(uint32_t x_tile, uint32_t y_tile, Logits<T>& s) const {
+    if constexpr (T::kSplit) return similarities_split<kAnew>(x_tile, y_tile, s);
+    multiply(x_tile, y_tile, [&](auto k, auto n, const RowFragments<T>& a, const ColumnFragments<T>& b) {
+#pragma unroll
+      for (int rt = 0; rt < T::kRowTiles; ++rt)
+        multiply_add<T, kAnew && k == 0>(s[rt][2 * n], s[rt][2 * n + 1], a[rt][0], b[0]);
+    });
+  }
+
+  // What a tensor core cuts off (gather_split) is of the size of what it has added up. So the small products
+  // have a sum of their own, and the large ones are few. The product of x and y then is that of y and x, too.
+  template <bool kAnew>
+  __device__ __forceinline__ void similarities_split(uint32_t x_tile, uint32_t y_tile, Logits<T>& s) const {
+    static_assert(T::kRowTiles == 1);
+    Logits<T> large, small;
+    multiply(x_tile, y_tile, [&](auto k, auto n, const RowFragments<T>& a, const ColumnFragments<T>& b) {
+      multiply_add_rest<T, k == 0>(small[0][2 * n], small[0][2 * n + 1], a[0], b);
+      multiply_add<T, k == 0>(large[0][2 * n], large[0][2 * n + 1], a[0][0], b[0]);
+    });
+#pragma unroll
+    for (int i = 0; i < T::kColumns / 2; ++i) {
+      const float sum = (&large[0][0][0])[i] + (&small[0][0][0])[i];
+      (&s[0][0][0])[i] = kAnew ? sum : (&s[0][0][0])[i] + sum;
+    }
+  }
+
+  // Calls product(k, n, a, b) for every step k of d and every 16 columns n, with their fragments.
+  template <class Product>
+  __device__ __forceinline__ void multiply(uint32_t x_tile, uint32_t y_tile, const Product& product) const {
     const int lane = threadIdx.x % 32;
     const uint32_t x_address = kKept == kSteps ? 0 : rows_address(x_tile);
     const uint32_t y_address = lane_address<T>(y_tile, lane % 8 + lane / 16 * 8, lane / 8 % 2);
@@ -78,22 +108,18 @@ struct MmaSync {
         load_rows<k>(x_address, a);
       }
       unrolled<T::kColumns / 16>([&](auto n) {
-        uint32_t b[T::kTerms][4];
+        ColumnFragments<T> b;
         unrolled<T::kTerms>([&](auto term) {
           load_matrices<term * T::kColumnPlane + n * 16 * T::kPitch>(b[term], y_address ^ (k << 5));
         });
-#pragma unroll
-        for (int rt = 0; rt < T::kRowTiles; ++rt)
-          multiply_add_terms<T, kAnew && k == 0>(s[rt][2 * n], s[rt][2 * n + 1], a[rt], b);
+        product(k, n, a, b);
       });
     });
   }
 
-  // o += w · y. kInTurn, of float32: one step after the other, as ptxas else reads fragments ahead until it
-  // spills.
-  template <bool kInTurn>
+  // o += w · y
   static __device__ __forceinline__ void gather(const Logits<T>& w, uint32_t y_tile, Output<T>& o) {
-    if constexpr (T::kSplit) return gather_split<kInTurn>(w, y_tile, o);
+    if constexpr (T::kSplit) return gather_split(w, y_tile, o);
     const int lane = threadIdx.x % 32;
     const uint32_t y_address = lane_address<T>(y_tile, lane % 16, lane / 16);
     unrolled<T::kColumns / 16>([&](auto k) {
@@ -117,8 +143,8 @@ struct MmaSync {
 
   // A tensor core cuts off what an addition rounds, always toward zero: over many columns its sums fall short,
   // on an H200 by up to twice what float32 allows at 300 columns. So it adds up one tile's products, and the
-  // tiles' sums are added to the output.
-  template <bool kInTurn>
+  // tiles' sums are added to the output. One step after the other: ptxas else reads fragments ahead until it
+  // spills.
   static __device__ __forceinline__ void gather_split(const Logits<T>& w, uint32_t y_tile, Output<T>& o) {
     constexpr int kColumnSteps = T::kColumns / 16, kTogether = 4;
     static_assert(T::kRowTiles == 1 && T::kDim / 16 % kTogether == 0);
@@ -141,7 +167,7 @@ struct MmaSync {
                                                                                   y_address ^ (n << 5));
           });
           multiply_add_terms<T, k == 0>(sums[2 * i], sums[2 * i + 1], a[k], b);
-          if constexpr (kInTurn) __syncwarp();
+          __syncwarp();
         });
       });
 #pragma unroll

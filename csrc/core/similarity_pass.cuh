@@ -127,7 +127,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks) similarity_kernel(con
         if (masked && p.excluded_weight) weigh_excluded<T>(p, rows, column0, columns.valid(tile), s);
       }
     } while (!done);
-    if constexpr (kOutput) mma.template gather<true>(s, y_tile, o);
+    if constexpr (kOutput) mma.gather(s, y_tile, o);
   }
 
   copy_wait<0>();

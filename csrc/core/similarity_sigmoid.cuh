@@ -45,17 +45,14 @@ __device__ __forceinline__ float nonzero(float scale) {
   return scale == 0 ? 1e-37f : scale;
 }
 
-// Sums of this lane's columns by row: of softplus, and of sigmoids ("slope"). They wait in shared memory, each
-// thread's own, beside the rows' vectors: with O there is no register left for them.
+// Sums of this lane's columns by row: of softplus, and of sigmoids ("slope"). They wait in shared memory: with
+// O there is no register left for them.
 template <class T>
 struct SoftplusSums {
   uint32_t row_vectors;
 
   __device__ __forceinline__ uint32_t sums_at(int row) const {
-    return row_vectors + T::kRows * 8 + (row * T::kThreads + threadIdx.x) * 8;
-  }
-  static __device__ __forceinline__ void store_pair(uint32_t to, float x, float y) {
-    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(to), "f"(x), "f"(y) : "memory");
+    return waiting_at<T>(row_vectors, row);
   }
 
   __device__ __forceinline__ explicit SoftplusSums(uint32_t row_vectors) : row_vectors(row_vectors) {}

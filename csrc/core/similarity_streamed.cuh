@@ -17,14 +17,6 @@
 
 namespace wscl::cuda {
 
-// With CUDA 13.0 the softmax spills on sm_120 where float32's fragments wait for each other, every other gather
-// where they do not.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
-constexpr bool kStreamedSoftmaxInTurn = false;
-#else
-constexpr bool kStreamedSoftmaxInTurn = true;
-#endif
-
 template <class T>
 struct Streamed {
   static constexpr int kPair = T::kRowBytes + T::kColumnBytes;
@@ -106,6 +98,7 @@ __global__ void __launch_bounds__(T::kThreads, 1) streamed_kernel(const Similari
   if constexpr (kSigmoid || kEpilogue == Epilogue::kSymmetric)
     store_row_vectors<T>(p, row0, memory + Layout::kRowVectors);
   RowSoftmax<T> softmax;
+  if constexpr (kSoftmax) softmax.put_away(memory + Layout::kRowVectors);
   BothSums<T> both(p, rows, RowsTakingPart<T>(p, row0), memory + Layout::kRowVectors);
   Output<T> o;
   if constexpr (kOutput)
@@ -158,9 +151,11 @@ __global__ void __launch_bounds__(T::kThreads, 1) streamed_kernel(const Similari
     const bool masked = valid != ~uint64_t(0) || rows.masks(column0);
     if (masked) mask<T>(rows, column0, valid, s, masked_by<kEpilogue>(scale));
     if constexpr (kSoftmax) {
+      softmax.take_up(memory + Layout::kRowVectors);
       softmax.unsettled = true;  // to compute the similarities again would cost more than to look for a maximum
       softmax.template settle<kOutput>(s, scale, o);
       softmax.weigh(s, scale);
+      softmax.put_away(memory + Layout::kRowVectors);
     } else if constexpr (kBoth) {
       both.add(s, scale, tile, with_columns);
     } else if constexpr (kSigmoid) {
@@ -173,15 +168,17 @@ __global__ void __launch_bounds__(T::kThreads, 1) streamed_kernel(const Similari
       weigh_by_columns<T>(s, scale, memory + Layout::kVectors);
       if (masked && p.excluded_weight) weigh_excluded<T>(p, rows, column0, valid, s);
     }
-    if constexpr (kOutput) mma.template gather<!kSoftmax || kStreamedSoftmaxInTurn>(s, pair + T::kRowBytes, o);
+    if constexpr (kOutput) mma.gather(s, pair + T::kRowBytes, o);
   }
 
   copy_wait<0>();
   if constexpr (kBoth) both.finish(rows, range, split);
   if constexpr (kSigmoid)
     if (slice == 0) softplus.store(p, rows, split);
-  if constexpr (kSoftmax)
+  if constexpr (kSoftmax) {
+    softmax.take_up(memory + Layout::kRowVectors);
     if (slice == 0) store_softmax<T>(p, rows, split, softmax);
+  }
   if constexpr (kOutput) store_output<T>(p, rows, split, o, slice * T::kDim);
 }
 

@@ -192,21 +192,37 @@ __device__ __forceinline__ void pack_terms(float x0, float x1, uint32_t* to, int
   }
 }
 
-// c0 += a · b[0, 1] and c1 += a · b[2, 3], over the pairs of terms that count; kAnew: = in the place of +=.
+// c0 += a · b[0, 1] and c1 += a · b[2, 3] of one term each; kAnew: = in the place of +=.
+template <class T, bool kAnew>
+__device__ __forceinline__ void multiply_add(float (&c0)[4], float (&c1)[4], const uint32_t (&a)[4],
+                                             const uint32_t (&b)[4]) {
+  using Numbers = const float (&)[4];
+  const float nothing[4] = {};
+  T::Mma::multiply_add(c0, a, b[0], b[1], kAnew ? nothing : static_cast<Numbers>(c0));
+  T::Mma::multiply_add(c1, a, b[2], b[3], kAnew ? nothing : static_cast<Numbers>(c1));
+}
+
+// The pairs of terms that count beside the first of both, the smallest products first.
+template <class T, bool kAnew>
+__device__ __forceinline__ void multiply_add_rest(float (&c0)[4], float (&c1)[4],
+                                                  const uint32_t (&a)[T::kTerms][4],
+                                                  const uint32_t (&b)[T::kTerms][4]) {
+  unrolled<T::kTerms>([&](auto i) {
+    constexpr int p = T::kTerms - 1 - i;
+    unrolled<i + (p > 0)>([&](auto j) {
+      constexpr int q = i - j;
+      multiply_add<T, kAnew && i == 0 && j == 0>(c0, c1, a[p], b[q]);
+    });
+  });
+}
+
+// All pairs of terms that count.
 template <class T, bool kAnew = false>
 __device__ __forceinline__ void multiply_add_terms(float (&c0)[4], float (&c1)[4],
                                                    const uint32_t (&a)[T::kTerms][4],
                                                    const uint32_t (&b)[T::kTerms][4]) {
-  using Numbers = const float (&)[4];
-  const float nothing[4] = {};
-#pragma unroll
-  for (int p = T::kTerms - 1; p >= 0; --p)
-#pragma unroll
-    for (int q = T::kTerms - 1 - p; q >= 0; --q) {
-      const bool anew = kAnew && p == T::kTerms - 1;
-      T::Mma::multiply_add(c0, a[p], b[q][0], b[q][1], anew ? nothing : static_cast<Numbers>(c0));
-      T::Mma::multiply_add(c1, a[p], b[q][2], b[q][3], anew ? nothing : static_cast<Numbers>(c1));
-    }
+  if constexpr (T::kSplit) multiply_add_rest<T, kAnew>(c0, c1, a, b);
+  multiply_add<T, kAnew && !T::kSplit>(c0, c1, a[0], b[0]);
 }
 
 }  // namespace wscl::cuda
