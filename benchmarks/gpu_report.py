@@ -157,6 +157,8 @@ def checks(limit: float) -> list[Step]:
         for tool in TOOLS:
             name = f"compute-sanitizer {tool}"
             commands[name] = [*sanitize, "--tool", tool, sys.executable, SANITIZED]
+            if tool == "racecheck":
+                commands[name].append("--short")
     # Each its share of the processors: threads that wait for each other would take all of the time. A script
     # of the tests imports this package, where it is not installed too.
     share = {
