@@ -39,8 +39,7 @@ struct BoundedRows : KMeansPass<Op> {
   static constexpr int kWidth = Base::kWidth;
   static constexpr bool kSquares = Base::kSquares;
   static constexpr int64_t kFirstStage = 2, kGrowth = 4;  // vectors of columns
-  // Stages are for when more of the product than this could be saved; else a full search, which makes bounds
-  // new.
+  // Stages are for when more of the product than this could be saved; else a full search renews the bounds.
   static constexpr double kLeastGain = 0.35;
   static constexpr double kBlind = 0.9;  // share of rows that are searched all the same
   static constexpr int64_t kLookAgain = 8;
