@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -171,7 +172,10 @@ def test_what_the_sanitizer_watches_runs(size: list[str], extension: object) -> 
     script = gpu_report.ROOT / gpu_report.SANITIZED
     command = [sys.executable, str(script), "--device", "cpu", *size]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == f"{3 * (4 * 2 * 2 + 2 * 6 + 2)} problems"
+    *steps, last = done.stdout.splitlines()
+    assert last == f"{3 * (4 * 2 * 2 + 2 * 6 + 2)} problems"
+    assert len(steps) == 3 * (4 + 2 + 1)
+    assert all(re.fullmatch(r".+, torch\.\w+(, d = \d+)?: \d+ s", step) for step in steps)
 
 
 def test_the_tests_for_a_gpu_are_found_where_there_is_one() -> None:
