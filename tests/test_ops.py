@@ -52,7 +52,7 @@ def test_opcheck(dtype: torch.dtype, in_batch: bool, inner: bool) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize(("in_batch", "inner"), [(False, False), (False, True), (True, False), (True, True)])
-def test_opcheck_with_gradients(dtype: torch.dtype, in_batch: bool, inner: bool) -> None:
+def test_opcheck_reduced(dtype: torch.dtype, in_batch: bool, inner: bool) -> None:
     for gradient in (False, True):
         *arguments, _ = forward_arguments(torch.float32, in_batch=in_batch, inner=inner, gradient=gradient)
         for place in (0, 1):
@@ -63,8 +63,13 @@ def test_opcheck_with_gradients(dtype: torch.dtype, in_batch: bool, inner: bool)
         for need_keys in {False, not (in_batch or inner or dtype == torch.bfloat16)}:
             if need_keys:
                 arguments[1].requires_grad_(gradient)
-            asked = (*arguments, need_keys, True, 0)
-            torch.library.opcheck(torch.ops.wscl_fast.infonce_with_gradients.default, asked)
+            for mean in (False, True):
+                asked = (*arguments[:6], 1.0, *arguments[6:], mean, True, need_keys, True, 0)
+                torch.library.opcheck(torch.ops.wscl_fast.infonce_reduced.default, asked)
+    constant = [a.detach() if isinstance(a, Tensor) else a for a in arguments[:5]]
+    for mean in (False, True):
+        asked = (*constant, None, 2.0, *arguments[6:], mean, False, False, False, 0)
+        torch.library.opcheck(torch.ops.wscl_fast.infonce_reduced.default, asked)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -362,7 +367,7 @@ def test_gradients_of_a_sum_are_made_along_with_it() -> None:
             names += f" {node.name()}"
             seen += [before for before, _ in node.next_functions if before is not None]
         assert "infonce_" in names
-        return "infonce_with_gradients" in names
+        return "infonce_reduced" in names
 
     assert made_along()
     assert made_along(reduction="sum", temperature=torch.tensor(0.2))
@@ -390,10 +395,16 @@ def test_wrong_direct_calls_are_refused() -> None:
 
 def test_gradients_that_were_not_asked_for_are_refused() -> None:
     *arguments, _ = forward_arguments(torch.float32, in_batch=False, inner=False, gradient=True)
-    for needs in ((False, True), (True, False)):
-        loss = torch.ops.wscl_fast.infonce_with_gradients(*arguments, *needs, 0)[0]
-        with pytest.raises(RuntimeError, match="need_keys, need_scale: expected True"):
+    arguments.insert(6, 1.0)
+    for needs in ((True, False, True), (True, True, False), (False, False, False)):
+        loss = torch.ops.wscl_fast.infonce_reduced(*arguments, True, *needs, 0)[0]
+        with pytest.raises(RuntimeError, match="need_queries, need_keys, need_scale: expected True"):
             loss.backward()
+    with pytest.raises(RuntimeError, match="need_queries: expected with other gradients"):
+        torch.ops.wscl_fast.infonce_reduced(*arguments, True, False, True, False, 0)
+    arguments[5:7] = None, 0.0
+    with pytest.raises(RuntimeError, match="constant_scale: expected a number above 0, got 0"):
+        torch.ops.wscl_fast.infonce_reduced(*arguments, True, False, False, False, 0)
 
 
 def test_halves_are_exact_up_to_their_rounding(extension) -> None:  # type: ignore[no-untyped-def]

@@ -15,4 +15,4 @@ def is_fake(tensor: Tensor) -> bool:
 
 def may_look(tensor: Tensor) -> bool:
     """Whether looking costs nothing: it would stall a GPU, and break a graph that is being traced."""
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and not is_fake(tensor)
+    return not torch.compiler.is_compiling() and tensor.is_cpu and not is_fake(tensor)

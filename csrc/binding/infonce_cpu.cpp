@@ -28,10 +28,11 @@ struct Arguments {
   int64_t ignore_index;
 
   Arguments(const Tensor& queries_, const std::optional<Tensor>& keys_, const Tensor& query_clusters_,
-            const std::optional<Tensor>& key_clusters_, const std::optional<Tensor>& own_, const Tensor& scale_,
+            const std::optional<Tensor>& key_clusters_, const std::optional<Tensor>& own_, double scale_,
             bool exclude_self_, bool inner_, int64_t ignore_index_)
       : queries(check_matrix("queries", queries_, queries_.scalar_type())),
         query_clusters(check_vector("query_clusters", query_clusters_, queries_.size(0), ScalarType::Long)),
+        scale(scale_),
         exclude_self(exclude_self_),
         inner(inner_),
         ignore_index(ignore_index_) {
@@ -44,8 +45,13 @@ struct Arguments {
       key_clusters = check_vector("key_clusters", *key_clusters_, keys->size(0), ScalarType::Long);
     }
     if (own_) own = check_vector("own", *own_, queries.size(0), ScalarType::Long);
-    scale = check_scale(scale_, queries.scalar_type());
   }
+
+  Arguments(const Tensor& queries_, const std::optional<Tensor>& keys_, const Tensor& query_clusters_,
+            const std::optional<Tensor>& key_clusters_, const std::optional<Tensor>& own_, const Tensor& scale_,
+            bool exclude_self_, bool inner_, int64_t ignore_index_)
+      : Arguments(queries_, keys_, query_clusters_, key_clusters_, own_,
+                  check_scale(scale_, queries_.scalar_type()), exclude_self_, inner_, ignore_index_) {}
 
   template <class In>
   wscl::InfoNCEProblem<In> problem() const {
@@ -118,24 +124,28 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> infonce_forward(
   return {loss, count, stats, direction};
 }
 
-// The sum of the losses, and the gradients of their mean over the queries that have a positive: what a backward
-// pass multiplies by a number. Where queries are the keys, their logits have `room` numbers of memory in
-// between.
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> infonce_with_gradients(
+// The mean of the losses over the queries that have a positive, or their sum, and its gradients: what a
+// backward pass multiplies by a number. Without a tensor of the scale it is the number beside it. Where queries
+// are the keys, their logits have `room` numbers of memory in between.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> infonce_reduced(
     const Tensor& queries, const std::optional<Tensor>& keys, const Tensor& query_clusters,
-    const std::optional<Tensor>& key_clusters, const std::optional<Tensor>& own, const Tensor& scale,
-    bool exclude_self, bool inner, int64_t ignore_index, bool need_keys, bool need_scale, int64_t room) {
-  const Arguments arguments(queries, keys, query_clusters, key_clusters, own, scale, exclude_self, inner,
+    const std::optional<Tensor>& key_clusters, const std::optional<Tensor>& own,
+    const std::optional<Tensor>& scale, double constant_scale, bool exclude_self, bool inner,
+    int64_t ignore_index, bool mean, bool need_queries, bool need_keys, bool need_scale, int64_t room) {
+  const double factor = scale ? check_scale(*scale, queries.scalar_type()) : constant_scale;
+  STD_TORCH_CHECK(factor > 0, "constant_scale: expected a number above 0, got ", factor);
+  const Arguments arguments(queries, keys, query_clusters, key_clusters, own, factor, exclude_self, inner,
                             ignore_index);
   const int64_t n = queries.size(0), d = queries.size(1);
   const ScalarType dtype = compute_dtype(queries.scalar_type());
   STD_TORCH_CHECK(!need_keys || (keys && !inner && dtype == queries.scalar_type()),
                   "need_keys: expected keys of float32 or float64, and inner=False");
+  STD_TORCH_CHECK(need_queries || !(need_keys || need_scale), "need_queries: expected with other gradients");
   Tensor loss = torch::stable::new_empty(queries, {}, dtype);
   Tensor count = torch::stable::new_empty(queries, {n}, ScalarType::Long);
-  Tensor grad_queries = torch::stable::new_empty(queries, {n, d}, dtype);
+  Tensor grad_queries = torch::stable::new_empty(queries, {need_queries ? n : 0, d}, dtype);
   Tensor grad_keys = torch::stable::new_empty(queries, {need_keys ? keys->size(0) : 0, d});
-  Tensor grad_scale = torch::stable::new_zeros(scale, {});
+  Tensor grad_scale = torch::stable::new_empty(queries, {}, dtype);
   ask_for_large_pages(grad_keys);
   const Tensor logits = new_room(queries, room);
   dispatch_rows(queries.scalar_type(), [&](auto zero) {
@@ -144,10 +154,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> infonce_with_gradients(
     auto problem = arguments.problem<In>();
     mark_empty_keys(problem, arguments);
     double to_scale = 0;
-    const double sum = wscl::infonce_with_gradients<In>(
-        problem, data<int64_t>(count), data<T>(grad_queries), need_keys ? data<In>(grad_keys) : nullptr,
-        need_scale ? &to_scale : nullptr, torch_threads(), kept<T>(logits));
-    *data<T>(loss) = static_cast<T>(sum);
+    const double reduced = wscl::infonce_reduced<In>(
+        problem, mean, data<int64_t>(count), need_queries ? data<T>(grad_queries) : nullptr,
+        need_keys ? data<In>(grad_keys) : nullptr, need_scale ? &to_scale : nullptr, torch_threads(),
+        kept<T>(logits));
+    *data<T>(loss) = static_cast<T>(reduced);
     *data<T>(grad_scale) = static_cast<T>(to_scale);
   });
   return {loss, count, grad_queries, grad_keys, grad_scale};
@@ -243,7 +254,7 @@ std::tuple<Tensor, Tensor> infonce_backward_in_batch(const Tensor& grad_loss, co
 
 STABLE_TORCH_LIBRARY_IMPL(wscl_fast, CPU, m) {
   m.impl("infonce_forward", TORCH_BOX(&infonce_forward));
-  m.impl("infonce_with_gradients", TORCH_BOX(&infonce_with_gradients));
+  m.impl("infonce_reduced", TORCH_BOX(&infonce_reduced));
   m.impl("infonce_forward_in_batch", TORCH_BOX(&infonce_forward_in_batch));
   m.impl("infonce_backward_in_batch", TORCH_BOX(&infonce_backward_in_batch));
   m.impl("infonce_backward", TORCH_BOX(&infonce_backward));

@@ -10,9 +10,9 @@ STABLE_TORCH_LIBRARY(wscl_fast, m) {
       " bool allow_tf32=False)"
       " -> (Tensor loss, Tensor count, Tensor stats, Tensor direction)");
   m.def(
-      "infonce_with_gradients(Tensor queries, Tensor? keys, Tensor query_clusters, Tensor? key_clusters,"
-      " Tensor? own, Tensor scale, bool exclude_self, bool inner, int ignore_index, bool need_keys,"
-      " bool need_scale, int room)"
+      "infonce_reduced(Tensor queries, Tensor? keys, Tensor query_clusters, Tensor? key_clusters, Tensor? own,"
+      " Tensor? scale, float constant_scale, bool exclude_self, bool inner, int ignore_index, bool mean,"
+      " bool need_queries, bool need_keys, bool need_scale, int room)"
       " -> (Tensor loss, Tensor count, Tensor grad_queries, Tensor grad_keys, Tensor grad_scale)");
   m.def(
       "infonce_backward(Tensor grad_loss, Tensor queries, Tensor? keys, Tensor query_clusters,"

@@ -43,7 +43,7 @@ inline Tensor check_vector(const char* name, const Tensor& vector, int64_t lengt
   STD_TORCH_CHECK(vector.dim() == 1 && vector.size(0) == length, name, ": expected a vector of length ",
                   length);
   STD_TORCH_CHECK(vector.scalar_type() == dtype, name, ": wrong dtype");
-  return torch::stable::contiguous(vector);
+  return vector.is_contiguous() ? vector : torch::stable::contiguous(vector);
 }
 
 template <class T>

@@ -60,13 +60,14 @@ void infonce_backward(const InfoNCEProblem<In>& problem, const Compute<In>* grad
                       In* grad_keys /* [m, d] */, double* grad_scale, const Threads& threads,
                       KeptLogits<Compute<In>> room = {});
 
-// The sum of the losses, and along with them the gradients of their mean over the queries with a positive. That
-// of the keys is asked for of "out" in float and double alone: then both gradients take three GEMMs, where the
-// two passes above take four. Where the queries are the keys, `room` holds logits from one pass to the next.
+// The mean of the losses over the queries with a positive, or their sum, and along with it the gradients of
+// that number: none where grad_queries is null. That of the keys is asked for of "out" in float and double
+// alone: then both gradients take three GEMMs, where the two passes above take four. Where the queries are the
+// keys, `room` holds logits from one pass to the next.
 template <class In>
-double infonce_with_gradients(const InfoNCEProblem<In>& problem, int64_t* count,
-                              Compute<In>* grad_queries /* [n, d] */, In* grad_keys /* [m, d] or null */,
-                              double* grad_scale /* or null */, const Threads& threads,
-                              KeptLogits<Compute<In>> room = {});
+double infonce_reduced(const InfoNCEProblem<In>& problem, bool mean, int64_t* count,
+                       Compute<In>* grad_queries /* [n, d] or null */, In* grad_keys /* [m, d] or null */,
+                       double* grad_scale /* or null */, const Threads& threads,
+                       KeptLogits<Compute<In>> room = {});
 
 }  // namespace wscl

@@ -90,12 +90,11 @@ void compare(const char* what, const char* type, const std::string& isa, const C
     }
 }
 
-// The loss with its gradients, for the mean over the queries that have a positive.
+// The loss with its gradients, for the mean over the queries that have a positive and for the sum.
 template <class In>
-void check_with_gradients(const wscl::InfoNCEProblem<In>& p, const Case& c, const std::string& isa,
-                          const std::vector<double>& q, const std::vector<double>& k,
-                          const std::vector<int64_t>& kc, const std::vector<int64_t>& own, bool need_keys,
-                          const wscl::Threads& threads) {
+void check_reduced(const wscl::InfoNCEProblem<In>& p, bool mean, const Case& c, const std::string& isa,
+                   const std::vector<double>& q, const std::vector<double>& k, const std::vector<int64_t>& kc,
+                   const std::vector<int64_t>& own, bool need_keys, const wscl::Threads& threads) {
   using T = wscl::Compute<In>;
   using P = Precision<In>;
   std::vector<T> grad_queries(c.n * c.d);
@@ -103,11 +102,12 @@ void check_with_gradients(const wscl::InfoNCEProblem<In>& p, const Case& c, cons
   for (In& v : grad_keys) wscl::from_compute(T(7), &v);  // every one has to be written
   std::vector<int64_t> count(c.n);
   double grad_scale = 0;
-  const double sum = wscl::infonce_with_gradients<In>(
-      p, count.data(), grad_queries.data(), need_keys ? grad_keys.data() : nullptr, &grad_scale, threads);
+  const double reduced = wscl::infonce_reduced<In>(
+      p, mean, count.data(), grad_queries.data(), need_keys ? grad_keys.data() : nullptr, &grad_scale, threads);
   double anchors = 0;
   for (int64_t n : count) anchors += n > 0;
-  const std::vector<double> upstream(c.n, anchors > 0 ? 1 / anchors : 0);
+  const double size = mean ? std::max(anchors, 1.0) : 1;
+  const std::vector<double> upstream(c.n, 1 / size);
   const std::vector<int64_t> qc(p.query_clusters, p.query_clusters + c.n);
   Gradients want = definition(c, q, k, qc, kc, own, upstream);
   if (c.self)
@@ -115,11 +115,13 @@ void check_with_gradients(const wscl::InfoNCEProblem<In>& p, const Case& c, cons
   double total = 0;
   for (size_t i = 0; i < want.loss.size(); ++i) total += count[i] > 0 ? want.loss[i] : 0;
   const double tolerance = P::tolerance, gradient = 5 * P::tolerance + P::rounding;
-  compare<double>("sum", P::name, isa, c, {sum / c.n}, {total / c.n}, tolerance);
+  compare<double>("reduced", P::name, isa, c, {reduced * size / c.n}, {total / c.n}, tolerance);
+  const double alone = wscl::infonce_reduced<In>(p, mean, count.data(), nullptr, nullptr, nullptr, threads);
+  compare<double>("reduced alone", P::name, isa, c, {alone * size / c.n}, {total / c.n}, tolerance);
   compare<T>("grad_queries with it", P::name, isa, c, grad_queries, want.queries, gradient);
   if (need_keys) compare<In>("grad_keys with it", P::name, isa, c, grad_keys, want.keys, gradient);
   compare<double>("grad_scale with it", P::name, isa, c, {grad_scale}, {want.scale},
-                  gradient * std::sqrt(double(c.n)) * 2);
+                  gradient * std::sqrt(double(c.n)) * (1 + 1 / size));
 }
 
 template <class In>
@@ -178,9 +180,11 @@ void check(const Case& c, const std::string& isa, int thread_count) {
   compare<double>("grad_scale", P::name, isa, c, {grad_scale}, {want.scale},
                   gradient * std::sqrt(double(c.n)) * (1 + largest(up64)));
 
-  check_with_gradients<In>(p, c, isa, q64, k64, kc, own, false, threads);
-  if (std::is_same_v<In, T> && !c.self && !c.inner)
-    check_with_gradients<In>(p, c, isa, q64, k64, kc, own, true, threads);
+  for (const bool mean : {true, false}) {
+    check_reduced<In>(p, mean, c, isa, q64, k64, kc, own, false, threads);
+    if (std::is_same_v<In, T> && !c.self && !c.inner)
+      check_reduced<In>(p, mean, c, isa, q64, k64, kc, own, true, threads);
+  }
 
   if (c.self) {  // with room for all logits, and for some of them: the same bits
     for (const int64_t size : {(c.n + 16) * (c.n + 128 * thread_count) + 16, c.n * c.n / 3 + 16}) {

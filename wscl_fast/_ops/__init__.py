@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from wscl_fast._ops.extension import extension, load_error, serves
-from wscl_fast._ops.infonce import clustered_infonce
+from wscl_fast._ops.infonce import Reduction, clustered_infonce, reduced_infonce
 from wscl_fast._ops.kmeans import (
     MOST_TOP,
     kmeans_assign,
@@ -21,6 +21,7 @@ from wscl_fast._ops.logsumexp import (
     merge_blocks,
     softmax,
 )
+from wscl_fast._ops.registration import is_eager
 from wscl_fast._ops.softplus import SoftplusBlock, softplus_block, softplus_block_backward, softplus_sum
 from wscl_fast._ops.tags import tag_weighted_sum
 from wscl_fast._ops.two_way import two_way_block, two_way_block_backward, two_way_logsumexp
@@ -28,9 +29,11 @@ from wscl_fast._ops.two_way import two_way_block, two_way_block_backward, two_wa
 __all__ = [
     "MOST_TOP",
     "Block",
+    "Reduction",
     "SoftplusBlock",
     "clustered_infonce",
     "extension",
+    "is_eager",
     "kmeans_assign",
     "kmeans_distances",
     "kmeans_potentials",
@@ -42,6 +45,7 @@ __all__ = [
     "logsumexp_block",
     "logsumexp_block_backward",
     "merge_blocks",
+    "reduced_infonce",
     "serves",
     "softmax",
     "softplus_block",

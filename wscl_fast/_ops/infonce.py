@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from wscl_fast._ops.extension import allow_tf32, compute_dtype, require
-from wscl_fast._ops.registration import Once, register, register_backward
+from wscl_fast._ops.registration import Once, is_eager, register, register_backward
 from wscl_fast._ops.room import room_for_logits, room_for_weights
 from wscl_fast.values import may_look
+
+Reduction = Literal["mean", "sum", "none"]
 
 LARGE = 1 << 21  # numbers of a gradient that is worth the care: 8 MiB in float32
 
@@ -28,27 +29,28 @@ def clustered_infonce(
     exclude_self: bool,
     inner: bool,
     ignore_index: int,
-    summed: bool = False,
+    reduction: Reduction = "none",
     sparing: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Loss ``[N]`` and positives' count ``[N]`` of every row, by the fused kernels.
 
     Rows are float32, float64, bfloat16 or float16. Halves are computed with in float32, in which the loss is
-    returned; their gradients have their own dtype. ``summed`` says that nothing but the sum of the losses is
-    wanted: then it may be given instead of them, 0-dim, and its gradients are made along with it, those of
-    both sides in three products instead of four. ``sparing`` says that no logits are to be kept for the
-    backward pass, as they are within a small batch.
+    returned; their gradients have their own dtype. ``reduction`` says that nothing but the losses' mean, over
+    the rows with a positive, or their sum is wanted: then it may be given instead of them, 0-dim, and its
+    gradients are made along with it, those of both sides in three products instead of four. ``sparing`` says
+    that no logits are to be kept for the backward pass, as they are within a small batch.
     """
     require(queries.device, queries.dtype)
     ids = query_clusters, key_clusters, own
     options = exclude_self, inner, ignore_index
+    if reduction != "none":
+        made = reduced_infonce(queries, keys, *ids, scale, 1.0, *options, reduction == "mean", sparing)
+        if made is not None:
+            return made
     # The softmax-weighted mean key is carried along only where a gradient will be read off it.
     need_direction = torch.is_grad_enabled() and (queries.requires_grad or scale.requires_grad)
     room = room_for_logits(queries, None) if need_direction and keys is None and not sparing else 0
-    if summed and need_direction and _at_once(queries, keys, inner):
-        needs = keys is not None and keys.requires_grad, scale.requires_grad
-        loss, count, *_ = _with_gradients_op(queries, keys, *ids, scale, *options, *needs, room)
-    elif room:
+    if room:
         loss, count, *_ = _forward_in_batch_op(queries, query_clusters, scale, *options, room)
     else:
         loss, count, *_ = _forward_op(
@@ -57,14 +59,42 @@ def clustered_infonce(
     return loss, count
 
 
-def _at_once(queries: Tensor, keys: Tensor | None, inner: bool) -> bool:
-    """Whether gradients may be made along with the loss: on a CPU, and where that of the keys can.
+def reduced_infonce(
+    queries: Tensor,
+    keys: Tensor | None,
+    query_clusters: Tensor,
+    key_clusters: Tensor | None,
+    own: Tensor | None,
+    scale: Tensor | None,
+    constant_scale: float,  # where there is no tensor of it
+    exclude_self: bool,
+    inner: bool,
+    ignore_index: int,
+    mean: bool,
+    sparing: bool = False,
+) -> tuple[Tensor, Tensor] | None:
+    """The losses' mean or sum and the positives' count, with what gradients they will have; or None.
 
-    A traced graph has them made in its backward pass, where their memory is needed.
+    Gradients can be made along with the loss on a CPU, that of the keys not of halves, nor of ``inner``. A
+    traced graph has them made in its backward pass, where their memory is needed.
     """
-    if queries.device.type != "cpu" or torch.compiler.is_compiling():
-        return False
-    return keys is None or not keys.requires_grad or (not inner and room_for_weights(keys))
+    if not is_eager() or not queries.is_cpu:
+        return None
+    need_queries = need_keys = need_scale = False
+    room = 0
+    if torch.is_grad_enabled():
+        need_keys = keys is not None and keys.requires_grad
+        need_scale = scale is not None and scale.requires_grad
+        need_queries = need_scale or queries.requires_grad
+        if need_keys and (inner or not need_queries or not room_for_weights(keys)):
+            return None
+        if need_queries and keys is None and not sparing:
+            room = room_for_logits(queries, None)
+    loss, count, *_ = _reduced_op(
+        queries, keys, query_clusters, key_clusters, own, scale, constant_scale, exclude_self, inner,
+        ignore_index, mean, need_queries, need_keys, need_scale, room,
+    )  # fmt: skip
+    return loss, count
 
 
 def _fake_forward(
@@ -90,16 +120,19 @@ def _fake_forward(
     )
 
 
-def _fake_with_gradients(
+def _fake_reduced(
     queries: Tensor,
     keys: Tensor | None,
     query_clusters: Tensor,
     key_clusters: Tensor | None,
     own: Tensor | None,
-    scale: Tensor,
+    scale: Tensor | None,
+    constant_scale: float,
     exclude_self: bool,
     inner: bool,
     ignore_index: int,
+    mean: bool,
+    need_queries: bool,
     need_keys: bool,
     need_scale: bool,
     room: int,
@@ -109,7 +142,7 @@ def _fake_with_gradients(
     return (
         queries.new_empty((), dtype=dtype),
         queries.new_empty(n, dtype=torch.int64),
-        queries.new_empty(n, d, dtype=dtype),
+        queries.new_empty(n if need_queries else 0, d, dtype=dtype),
         queries.new_empty(keys.shape[0] if keys is not None and need_keys else 0, d),
         queries.new_empty((), dtype=dtype),
     )
@@ -199,17 +232,16 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Te
     )
 
 
-def _backward_with_gradients(
-    ctx: Any, grad_loss: Tensor | None, *_: Tensor | None
-) -> tuple[Tensor | None, ...]:
+def _backward_reduced(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad_loss is None:
-        return (None,) * 12
-    queries, keys, _, _, _, scale, count, *made = ctx.saved_tensors
+        return (None,) * 15
+    queries, keys, _, _, _, scale, _, *made = ctx.saved_tensors
     needed = [ctx.needs_input_grad[i] for i in (0, 1, 5)]
-    need_keys, need_scale = ctx.options[3:]
-    if needed[1] > need_keys or needed[2] > need_scale:
-        raise RuntimeError("need_keys, need_scale: expected True where there is a gradient to be had")
-    factor = _times_the_mean(grad_loss, count)
+    if any(need > there for need, there in zip(needed, ctx.options[5:], strict=True)):
+        raise RuntimeError(
+            "need_queries, need_keys, need_scale: expected True where there is a gradient to be had"
+        )
+    factor = float(grad_loss) if type(grad_loss) is Tensor and may_look(grad_loss) else grad_loss
     grads = [_multiplied(grad, factor) if need else None for grad, need in zip(made, needed, strict=True)]
     if torch.is_grad_enabled():
         grads = Once.apply(grad_loss, queries, keys, scale, *grads)  # type: ignore[no-untyped-call]
@@ -219,7 +251,7 @@ def _backward_with_gradients(
         grad_keys,
         *(None,) * 3,
         grad_scale,
-        *(None,) * 6,
+        *(None,) * 9,
     )
 
 
@@ -239,16 +271,6 @@ def _backward_in_batch(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) ->
     )
 
 
-def _times_the_mean(grad_loss: Tensor, count: Tensor) -> float | Tensor:
-    """What the mean's gradients are to be multiplied by, where ``grad_loss`` is that of the sum."""
-    anchors = torch.count_nonzero(count)
-    if type(grad_loss) is not Tensor or not may_look(grad_loss):
-        return grad_loss * anchors.clamp(min=1)
-    # As PyTorch rounds it, so that the factor of the mean itself is 1 to the bit.
-    given = np.float64 if grad_loss.dtype == torch.float64 else np.float32
-    return float(grad_loss) / float(given(1) / given(max(1, int(anchors))))
-
-
 def _multiplied(grad: Tensor, factor: float | Tensor) -> Tensor:
     if not isinstance(factor, float):
         return grad * factor
@@ -266,9 +288,9 @@ def _is_last_use(kept: Tensor, least: int = LARGE) -> bool:
     """
     return (
         kept.numel() >= least
-        and kept.device.type == "cpu"
-        and type(kept) is Tensor
         and not torch.compiler.is_compiling()
+        and kept.is_cpu
+        and type(kept) is Tensor
         and not _keeps_graph()
     )
 
@@ -281,9 +303,7 @@ def _keeps_graph() -> bool:
 
 _forward_op = register("infonce_forward", _fake_forward, _backward, tensors=6, options=3)
 _backward_op = register_backward("infonce_backward", _fake_backward)
-_with_gradients_op = register(
-    "infonce_with_gradients", _fake_with_gradients, _backward_with_gradients, tensors=6, options=5
-)
+_reduced_op = register("infonce_reduced", _fake_reduced, _backward_reduced, tensors=6, options=8)
 _forward_in_batch_op = register(
     "infonce_forward_in_batch", _fake_forward_in_batch, _backward_in_batch, tensors=3, options=3
 )

@@ -77,8 +77,8 @@ def _register(
     torch.library.register_fake(name, fake)
     torch.library.register_autograd(name, backward, setup_context=setup_context)
     overload: Operator = getattr(torch.ops.wscl_fast, operator).default
-    below_autograd, are_transforms_active = _below_autograd, _are_transforms_active
-    if below_autograd is None or are_transforms_active is None:
+    below_autograd = _below_autograd
+    if below_autograd is None or _are_transforms_active is None:
         return overload
 
     def forward(ctx: Any, *inputs: Any) -> Any:
@@ -91,7 +91,7 @@ def _register(
     function: Any = type(operator, (torch.autograd.Function,), of_gradient)
 
     def call(*inputs: Any) -> Any:
-        if torch.compiler.is_compiling() or are_transforms_active():
+        if not is_eager():
             return overload(*inputs)
         if torch.is_grad_enabled() and any(
             isinstance(value, Tensor) and value.requires_grad for value in inputs[:tensors]
@@ -101,6 +101,16 @@ def _register(
             return overload(*inputs)
 
     return call
+
+
+def is_eager() -> bool:
+    """Whether the extension is there and nothing but eager mode is at work: no tracing, no transforms."""
+    return (
+        extension is not None
+        and _are_transforms_active is not None
+        and not torch.compiler.is_compiling()
+        and not _are_transforms_active()
+    )
 
 
 class Once(torch.autograd.Function):
@@ -114,7 +124,7 @@ class Once(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> NoReturn:
         """Refuses."""
-        _refuse_second_derivative("infonce_with_gradients")
+        _refuse_second_derivative("infonce_reduced")
 
 
 def _refuse_second_derivative(operator: str) -> NoReturn:

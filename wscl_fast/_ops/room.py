@@ -19,7 +19,7 @@ def room_for_logits(queries: Tensor, keys: Tensor | None) -> int:
     """For how many numbers of logits a forward pass has room, for its backward pass; 0 where it would hold
     less than half of them. Without ``keys`` the queries are the keys, and half of the matrix is met.
     """
-    if not torch.is_grad_enabled() or queries.device.type != "cpu" or torch.compiler.is_compiling():
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or not queries.is_cpu:
         return 0
     n, m = len(queries), len(queries if keys is None else keys)
     most = BYTES // compute_dtype(queries.dtype).itemsize
@@ -29,12 +29,13 @@ def room_for_logits(queries: Tensor, keys: Tensor | None) -> int:
     return min(most, more * fewer + _LANES)
 
 
-def room_for_weights(keys: Tensor) -> bool:
+def room_for_weights(keys: Tensor | None) -> bool:
     """Whether these keys' gradient may be made along with the loss, from weights of some rows at a time."""
     return (
-        keys.requires_grad
-        and keys.device.type == "cpu"
+        keys is not None
+        and keys.requires_grad
+        and not torch.compiler.is_compiling()
+        and keys.is_cpu
         and keys.dtype in (torch.float32, torch.float64)
         and keys.shape[0] * keys.element_size() <= MOST_KEYS * 4
-        and not torch.compiler.is_compiling()
     )

@@ -105,7 +105,7 @@ def clustered_infonce(
         key_samples,
         impl=impl,
         need_stats=return_stats,
-        summed=weights is None and reduction != "none",
+        reduction="sum" if weights is None and reduction != "none" else "none",
         passes=shared.passes,
     )
     loss = shared.reduce(rows.loss, rows.positives, weights)

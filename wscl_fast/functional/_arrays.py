@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from types import NoneType
 from typing import Any, ParamSpec, TypeVar, cast
 
 import numpy as np
@@ -37,8 +38,11 @@ def takes_arrays(function: Callable[P, R]) -> Callable[P, R]:
     return wrapped
 
 
+_KNOWN = Tensor, int, float, str, NoneType
+
+
 def _is_foreign(value: object) -> bool:
-    if isinstance(value, Tensor | int | float):  # what is traced cannot be asked for attributes
+    if isinstance(value, _KNOWN):  # what is traced cannot be asked for attributes
         return False
     return isinstance(value, np.ndarray) or hasattr(value, "__dlpack__")
 

@@ -24,7 +24,7 @@ from wscl_fast.pairs import Pairs
 from wscl_fast.values import may_look
 
 Impl = Literal["auto", "fused", "chunked", "reference"]
-Reduction = Literal["mean", "sum", "none"]
+Reduction = _ops.Reduction
 
 
 @dataclass(frozen=True)

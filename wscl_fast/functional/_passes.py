@@ -25,7 +25,7 @@ def in_blocks(rows: Tensor) -> bool:
     A request for itself needs memory of the size of all rows: their gradient, or a copy of them in another
     dtype or order. A graph that is being traced takes all at once.
     """
-    return rows.numel() > MOST and rows.device.type == "cpu" and not torch.compiler.is_compiling()
+    return rows.numel() > MOST and not torch.compiler.is_compiling() and rows.is_cpu
 
 
 class Passes:

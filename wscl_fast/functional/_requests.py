@@ -278,13 +278,13 @@ class Similarities(Request):
 
 
 def fused_infonce(
-    pairs: Pairs, inner: bool, *, in_batch: bool, summed: bool = False, sparing: bool = False
+    pairs: Pairs, inner: bool, *, in_batch: bool, reduction: _ops.Reduction = "none", sparing: bool = False
 ) -> tuple[Tensor, Tensor]:
     """The plain loss of every row and its count of positives, by a kernel of its own.
 
-    ``in_batch`` says that queries are keys in every respect, where half of the pairs will do; ``summed`` that
-    the sum of the losses will do, 0-dim, instead of them; ``sparing`` that other passes of the same loss need
-    memory too.
+    ``in_batch`` says that queries are keys in every respect, where half of the pairs will do; ``reduction``
+    that the losses' mean or sum will do, 0-dim, instead of them; ``sparing`` that other passes of the same
+    loss need memory too.
     """
     own = pairs.own
     return _ops.clustered_infonce(
@@ -297,7 +297,7 @@ def fused_infonce(
         exclude_self=in_batch and own is not None,
         inner=inner,
         ignore_index=pairs.ignore_index,
-        summed=summed,
+        reduction=reduction,
         sparing=sparing,
     )
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
 
-from wscl_fast import reference
+from wscl_fast import _ops, reference
 from wscl_fast.functional._arrays import takes_arrays
 from wscl_fast.functional._checks import check_choice, check_vector
 from wscl_fast.functional._denominators import composed_infonce
@@ -146,6 +147,13 @@ def clustered_infonce(
     et al., ICLR 2021 (arXiv 2010.04592; ``hardness``); Chuang et al., NeurIPS 2020 (arXiv 2007.00224;
     ``prior``).
     """
+    plain = query_samples is key_samples is weights is exclude_self is None and not return_stats
+    if plain and type(hardness) is type(prior) is float and hardness == prior == 0 and denominator == "all":
+        made = _at_once(
+            queries, keys, query_clusters, key_clusters, temperature, positives, ignore_index, reduction, impl
+        )
+        if made is not None:
+            return made
     check_choice("reduction", reduction, Reduction)
     rows = infonce_rows(
         Batch(queries, keys, query_clusters, key_clusters, temperature, ignore_index, exclude_self),
@@ -154,19 +162,65 @@ def clustered_infonce(
         key_samples,
         impl=impl,
         need_stats=return_stats,
-        summed=weights is None and reduction != "none",
+        reduction=reduction if weights is None else "none",
     )
-    loss = reduce_rows(rows.loss, rows.positives, weights, reduction)
+    loss = rows.loss if rows.reduced else reduce_rows(rows.loss, rows.positives, weights, reduction)
     return loss if rows.stats is None else (loss, summarise(rows.stats, rows.positives, rows.scale))
+
+
+def _at_once(
+    queries: Tensor,
+    keys: Tensor | None,
+    query_clusters: Tensor,
+    key_clusters: Tensor | None,
+    temperature: float | Tensor,
+    positives: Positives,
+    ignore_index: int,
+    reduction: Reduction,
+    impl: Impl,
+) -> Tensor | None:
+    """The loss by the operator that makes all of it, where everything is as it takes it; else None.
+
+    The checks below, and the steps that follow on them, take longer than the loss of a small batch. The
+    operator has its own; what it refuses goes the long way, which says why, or makes it fit.
+    """
+    if keys is not None and key_clusters is None:
+        key_clusters = query_clusters
+    tensors = (queries, query_clusters) if keys is None else (queries, query_clusters, keys, key_clusters)
+    if (
+        not _ops.is_eager()
+        or not all(type(tensor) is Tensor and tensor.is_cpu for tensor in tensors)
+        or (keys is None and key_clusters is not None)
+        or type(temperature) is not float
+        or not 0 < temperature < inf
+        or positives not in ("out", "in")
+        or type(ignore_index) is not int
+        or reduction not in ("mean", "sum")
+        or impl not in ("auto", "fused")
+    ):
+        return None
+    try:
+        made = _ops.reduced_infonce(
+            queries, keys, query_clusters, key_clusters, None, None, 1 / temperature, keys is None,
+            positives == "in", ignore_index, reduction == "mean",
+        )  # fmt: skip
+    except RuntimeError:
+        return None
+    return None if made is None else made[0]
 
 
 class Rows(NamedTuple):
     """The loss before it is reduced."""
 
-    loss: Tensor  # [N], 0 where a row takes no part; or the sum of all, 0-dim
+    loss: Tensor  # [N], 0 where a row takes no part; or 0-dim, reduced
     positives: Tensor  # [N] int64, 0 where a row takes no part
     stats: RowStats | None
     scale: Tensor  # 1 / temperature, 0-dim or [N]
+
+    @property
+    def reduced(self) -> bool:
+        """Whether a kernel has made the mean or the sum that was asked for."""
+        return not self.loss.ndim
 
 
 def infonce_rows(
@@ -177,12 +231,12 @@ def infonce_rows(
     *,
     impl: Impl = "auto",
     need_stats: bool = False,
-    summed: bool = False,
+    reduction: Reduction = "none",
     passes: Callable[[bool], Passes] = Passes,
 ) -> Rows:
-    """:func:`clustered_infonce` of every row, neither weighted nor reduced.
+    """:func:`clustered_infonce` of every row, not weighted.
 
-    ``summed`` says that the sum of the losses will do instead of them, which a kernel may use.
+    ``reduction`` says that their mean or sum will do, which a kernel may give instead.
     """
     as_one = variant.plain and not need_stats  # there is a kernel for the whole loss
     inputs, impl, answers = prepare(batch, impl, passes, halves=as_one)
@@ -208,7 +262,7 @@ def infonce_rows(
         elif as_one and answers.fused and answers.whole:
             # Where queries are keys in every respect there is a kernel that uses it.
             in_batch = inputs.in_batch and query_samples is None
-            loss, count = fused_infonce(positive, variant.inner, in_batch=in_batch, summed=summed)
+            loss, count = fused_infonce(positive, variant.inner, in_batch=in_batch, reduction=reduction)
             stats = None
         else:
             loss, count, stats = composed_infonce(

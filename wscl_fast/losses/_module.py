@@ -64,7 +64,7 @@ class LossModule(WithTemperature):
 
         Only of a loss on the CPU, and never while a graph is traced.
         """
-        if self._warned or loss.device.type != "cpu" or torch.compiler.is_compiling() or not loss.numel():
+        if self._warned or torch.compiler.is_compiling() or not loss.is_cpu or not loss.numel():
             return
         if not bool(loss.detach().any()):
             self._warned = True

@@ -1,4 +1,4 @@
-// infonce_with_gradients of infonce.h: the forward pass and what of the backward pass is left to do, at once.
+// infonce_reduced of infonce.h: the forward pass and what of the backward pass is left to do, at once.
 
 #include <algorithm>
 #include <numeric>
@@ -14,8 +14,8 @@ namespace {
 // The forward pass, and the keys' gradient, from one similarity pass whose weights are kept for the columns:
 // three GEMMs, where infonce_backward takes two after the forward pass's two.
 template <class T>
-void forward_and_keys(const InfoNCEProblem<T>& p, T* loss, int64_t* count, double* stats, T* direction,
-                      T* grad_keys, const Threads& threads) {
+void forward_and_keys(const InfoNCEProblem<T>& p, bool mean, T* loss, int64_t* count, double* stats,
+                      T* direction, T* grad_keys, const Threads& threads) {
   const Prepared<T> prepared(p, threads);
   const Segments& segments = prepared.segments;
   const int64_t n = p.n, d = p.d;
@@ -42,11 +42,9 @@ void forward_and_keys(const InfoNCEProblem<T>& p, T* loss, int64_t* count, doubl
   rows.column_segment = segments.keys().data();
   rows.segments = segments.count;
 
-  // What upstream gives each query, rounded as PyTorch rounds it: the factor is then 1 to the bit.
-  const T mean = T(1) / static_cast<T>(order.size());
-  const T scale = static_cast<T>(p.scale);
-  const std::vector<double> grad(n, mean);
-  const std::vector<T> weight(order.size(), mean);
+  const T of_row = mean ? T(1) / static_cast<T>(order.size()) : T(1), scale = static_cast<T>(p.scale);
+  const std::vector<double> grad(n, of_row);
+  const std::vector<T> weight(order.size(), of_row);
   std::vector<T> share, pull = pull_sums(prepared, grad, count, share, threads);
   for (T& value : pull) value *= -scale;
   SimilarityParams<T> columns = rows;
@@ -70,9 +68,9 @@ void forward_and_keys(const InfoNCEProblem<T>& p, T* loss, int64_t* count, doubl
 }  // namespace
 
 template <class In>
-double infonce_with_gradients(const InfoNCEProblem<In>& p, int64_t* count, Compute<In>* grad_queries,
-                              In* grad_keys, double* grad_scale, const Threads& threads,
-                              KeptLogits<Compute<In>> room) {
+double infonce_reduced(const InfoNCEProblem<In>& p, bool mean, int64_t* count, Compute<In>* grad_queries,
+                       In* grad_keys, double* grad_scale, const Threads& threads,
+                       KeptLogits<Compute<In>> room) {
   using T = Compute<In>;
   if (p.n == 0) {
     if (grad_keys) std::fill(grad_keys, grad_keys + p.m * p.d, In{});
@@ -85,12 +83,15 @@ double infonce_with_gradients(const InfoNCEProblem<In>& p, int64_t* count, Compu
   bool keys_too = false;
   if constexpr (std::is_same_v<In, T>) {
     keys_too = grad_keys;
-    if (keys_too) forward_and_keys(p, loss.data(), count, stats.data(), direction, grad_keys, threads);
+    if (keys_too) forward_and_keys(p, mean, loss.data(), count, stats.data(), direction, grad_keys, threads);
   }
   if (!keys_too) infonce_forward<In>(p, loss.data(), count, stats.data(), direction, threads, room);
 
   const auto anchors = std::count_if(count, count + p.n, [](int64_t positives) { return positives > 0; });
-  const std::vector<T> upstream(p.n, T(1) / static_cast<T>(std::max<int64_t>(1, anchors)));
+  const int64_t size = mean ? std::max<int64_t>(1, anchors) : 1;
+  const double sum = std::accumulate(loss.begin(), loss.end(), 0.0);
+  if (!grad_queries) return sum / size;
+  const std::vector<T> upstream(p.n, T(1) / static_cast<T>(size));
   const auto backward = [&](T* to_queries, double* to_scale) {
     infonce_backward<In>(p, upstream.data(), count, stats.data(), direction, to_queries, nullptr, to_scale,
                          threads, room);
@@ -101,12 +102,12 @@ double infonce_with_gradients(const InfoNCEProblem<In>& p, int64_t* count, Compu
   } else {
     backward(grad_queries, grad_scale);
   }
-  return std::accumulate(loss.begin(), loss.end(), 0.0);
+  return sum / size;
 }
 
-#define WSCL_INSTANTIATE(In)                                                                                  \
-  template double infonce_with_gradients<In>(const InfoNCEProblem<In>&, int64_t*, Compute<In>*, In*, double*, \
-                                             const Threads&, KeptLogits<Compute<In>>);
+#define WSCL_INSTANTIATE(In)                                                                                 \
+  template double infonce_reduced<In>(const InfoNCEProblem<In>&, bool, int64_t*, Compute<In>*, In*, double*, \
+                                      const Threads&, KeptLogits<Compute<In>>);
 WSCL_INSTANTIATE(float)
 WSCL_INSTANTIATE(double)
 WSCL_INSTANTIATE(BFloat16)
