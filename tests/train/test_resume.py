@@ -97,6 +97,32 @@ def test_resume_in_the_middle_of_an_epoch(
     assert losses(tmp_path / "runs" / "broken") == losses(tmp_path / "runs" / "whole")
 
 
+def test_resume_with_several_label_columns(
+    own_data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from wscl_fast.train import loop
+
+    levels = ["--data.label-columns", "shape,label", "--cluster.method", "labels",
+              "--cluster.labels.columns", "shape,label", "--train.epochs", "2"]  # fmt: skip
+    assert main(["train", "--name", "whole", *own_data, *levels]) == 0
+    step, taken = loop.Learner.step, 0
+
+    def failing(self: Any, views: Any, clusters: Any, **kwargs: Any) -> Any:
+        nonlocal taken
+        taken += 1
+        assert clusters.shape == (16, 2)
+        if taken == 6:
+            raise KeyboardInterrupt
+        return step(self, views, clusters, **kwargs)
+
+    monkeypatch.setattr(loop.Learner, "step", failing)
+    command = ["train", "--name", "broken", *own_data, *levels, "--train.checkpoint-seconds", "0"]
+    assert main(command) == 130
+    taken = 6
+    assert main([*command, "--resume"]) == 0
+    assert losses(tmp_path / "runs" / "broken") == losses(tmp_path / "runs" / "whole")
+
+
 def test_ctrl_c_says_how_to_go_on(
     own_data: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -62,7 +62,7 @@ def test_auto_takes_what_the_data_has() -> None:
         (ClusterConfig(method="hierarchy"), "needs data.hierarchy_columns"),
         (ClusterConfig(method="ids"), "needs data.cluster_column"),
         (
-            ClusterConfig(method="labels", labels=LabelsConfig("kinf")),
+            ClusterConfig(method="labels", labels=LabelsConfig(("kind", "kinf"))),
             "'kinf' is no label of 'tiny': choose from kind",
         ),
     ],
@@ -111,10 +111,25 @@ def test_samples_without_a_cluster_become_their_own() -> None:
     fitted = fit_clusters(ClusterConfig(tags=TagsConfig(n_clusters=3, min_count=1)), data, "tags")
     assert (fitted.ids[[0, 3]] == -1).all()
     ids = training_ids(fitted, data)
-    assert ids.shape == (8,)
+    assert ids.shape == (8, 1)
+    ids = ids[:, 0]
     assert (ids >= 0).all()
     assert ids[0] != ids[3]
     assert not set(ids[[0, 3]]) & set(ids[[1, 2, 4, 5, 6, 7]])
+
+
+def test_several_label_columns_are_levels_of_clusters() -> None:
+    kinds, breeds = np.arange(N) % 2, np.array([-1, *np.arange(N - 1) % 4])
+    names = {"kind": ["a", "b"], "breed": list("pqrs")}
+    data = dataclasses.replace(FULL, labels={"kind": kinds, "breed": breeds}, label_names=names)
+    fitted = fit_clusters(ClusterConfig(labels=LabelsConfig(("kind", "breed"))), data, "labels")
+    assert np.array_equal(fitted.ids, breeds)
+    ids = training_ids(fitted, data)
+    assert ids[:, 0].tolist() == kinds[:8].tolist()
+    assert ids[1:, 1].tolist() == breeds[1:8].tolist()
+    assert ids[0, 1] not in ids[1:, 1]
+    first = training_ids(fit_clusters(ClusterConfig(), data, "labels"), data)
+    assert np.array_equal(first, kinds[:8, None])
 
 
 def test_kmeans_comes_back_and_starts_late() -> None:

@@ -66,7 +66,7 @@ class LossModule(WithTemperature):
         """
         if self._warned or torch.compiler.is_compiling() or not loss.is_cpu or not loss.numel():
             return
-        if not bool(loss.detach().any()):
+        if not (loss.any() if loss.ndim else loss.item()):
             self._warned = True
             warnings.warn(
                 f"{type(self).__name__}: no query of this batch had a positive key, so its loss is 0; draw"

@@ -76,7 +76,9 @@ class HierarchyConfig:
 class LabelsConfig:
     """The labels as clusters: SupCon, the ceiling."""
 
-    column: str | None = setting(None, "label column; unset: the first")
+    columns: tuple[str, ...] | None = setting(
+        None, "label columns, the coarsest first, each an equal part of the loss; unset: the first"
+    )
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from wscl_fast import ClusteredInfoNCE
+from wscl_fast import ClusteredInfoNCE, HierarchicalInfoNCE
 from wscl_fast.data import Augment, ClusterBatchSampler, ImageDataset, anchor_share
 from wscl_fast.train.checkpoint import MetricsLog, Position, load_checkpoint, save_checkpoint
 from wscl_fast.train.config import Config
@@ -51,7 +51,9 @@ class Learner:
 
     def __init__(self, config: Config, image_size: int, device: torch.device) -> None:
         self.model = make_model(config.model, image_size, seed=config.train.seed).to(device)
-        self.loss_fn = ClusteredInfoNCE(
+        columns = config.cluster.labels.columns or ()
+        levels = config.cluster.method == "labels" and len(columns) > 1
+        self.loss_fn = (HierarchicalInfoNCE if levels else ClusteredInfoNCE)(
             temperature=config.loss.temperature,
             learnable_temperature=config.loss.learnable_temperature,
             positives=config.loss.positives,
@@ -89,13 +91,13 @@ class Learner:
         return int(parts["threads"])
 
     def step(self, views: Tensor, clusters: Tensor, *, lr: float, bfloat16: bool) -> Tensor:
-        """One step of the optimiser on views [B, V, 3, H, W] with cluster ids [B]; returns the loss."""
+        """One step of the optimiser on views [B, V, 3, H, W] with ids [B, levels]; returns the loss."""
         set_learning_rate(self.optimizer, lr)
         flat = views.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         with torch.autocast(views.device.type, torch.bfloat16, enabled=bfloat16):
             features = self.model(flat)
         features = features.float().unflatten(0, views.shape[:2])  # [B, V, d]
-        loss: Tensor = self.loss_fn(features, clusters)
+        loss: Tensor = self.loss_fn(features, clusters if clusters.shape[1] > 1 else clusters[:, 0])
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
@@ -191,8 +193,9 @@ def train(
                 monitor.say(f"epoch {epoch + 1}: {TITLES[found.method]}: {report.n_clusters} clusters{since}")
             assert learner.clustering is not None
             ids = training_ids(learner.clustering, dataset)
+            finest = ids[:, -1]
             sampler = ClusterBatchSampler(
-                ids,
+                finest,
                 batch_size,
                 samples_per_cluster=min(settings.samples_per_cluster, batch_size),
                 seed=settings.seed,
@@ -210,7 +213,7 @@ def train(
                 clusters = torch.from_numpy(ids[picked]).to(device)
                 pending.append(learner.step(views, clusters, lr=lr, bfloat16=bfloat16))
                 position.step += 1
-                position.shares.append(anchor_share(ids[picked]))
+                position.shares.append(anchor_share(finest[picked]))
 
                 log_due = position.step % settings.log_every == 0 or position.step == steps
                 save_due = time.monotonic() - saved_at >= settings.checkpoint_seconds
@@ -311,8 +314,8 @@ def _scalars(report: dict[str, Any]) -> dict[str, Any]:
 def _restored_clustering(saved: dict[str, Any] | None) -> Clustering | None:
     if saved is None:
         return None
-    rest = {name: saved.get(name) for name in ("moved", "nmi")}
-    return Clustering(saved["method"], saved["ids"].numpy(), _to_arrays(saved["state"]), **rest)
+    known = _to_arrays({name: saved[name] for name in ("method", "ids", "state")})
+    return Clustering(**known, **_to_arrays({name: saved.get(name) for name in ("coarser", "moved", "nmi")}))
 
 
 def _to_arrays(state: Any) -> Any:

@@ -11,7 +11,7 @@ from wscl_fast.train.config import Config
 from wscl_fast.train.evaluation import protocol
 from wscl_fast.train.results import Result
 from wscl_fast.train.runs import CURVES, EMBEDDING, NEIGHBOURS
-from wscl_fast.train.stages import TITLES, Clustering, diagnose_training, label_column
+from wscl_fast.train.stages import TITLES, Clustering, diagnose_training, label_columns
 
 Counting = Literal["images", "groups"]
 
@@ -120,7 +120,8 @@ def report(
 def _budget(results: Sequence[Result], config: Config, dataset: ImageDataset, encoder_of: str) -> str:
     supervised = ""
     if any(r.method == "labels" for r in results):
-        supervised = f" SupCon trains on the labels of {label_column(config.cluster, dataset)}."
+        columns = " and ".join(label_columns(config.cluster, dataset))
+        supervised = f" SupCon trains on the labels of {columns}."
     saved = f" `encoder.safetensors` is the encoder of: {encoder_of}." if encoder_of else ""
     return (
         f"{config.train.epochs} epochs of {len(dataset.indices('train')):,} images, batches of "

@@ -49,6 +49,7 @@ class Clustering:
     method: str
     ids: Ids  # int64 [n], −1 where nothing is known
     state: dict[str, Any]  # state_dict of the fitted estimator; empty where nothing was fitted
+    coarser: Ids | None = None  # int64 [levels, n]: ids above these, from the root down
     moved: float | None = None  # share of training samples in another cluster than in the clustering before
     nmi: float | None = None  # normalised mutual information with it
 
@@ -87,21 +88,22 @@ def resolve_method(config: ClusterConfig, dataset: ImageDataset) -> str:
             f"'{dataset.name}' offers {', '.join(offered)}"
         )
     if config.method == "labels":
-        label_column(config, dataset)
+        label_columns(config, dataset)
     return config.method
 
 
-def label_column(config: ClusterConfig, dataset: ImageDataset) -> str:
-    """The label column that method `labels` uses."""
-    column = config.labels.column or next(iter(dataset.labels), None)
-    if column is None:
+def label_columns(config: ClusterConfig, dataset: ImageDataset) -> tuple[str, ...]:
+    """The label columns that method `labels` uses, the coarsest first."""
+    columns = config.labels.columns or tuple(dataset.labels)[:1]
+    if not columns:
         raise ValueError(f"cluster.method 'labels' needs data.label_columns; '{dataset.name}' has no labels")
-    if column not in dataset.labels:
-        raise ValueError(
-            f"cluster.labels.column '{column}' is no label of '{dataset.name}': "
-            f"choose from {', '.join(dataset.labels)}"
-        )
-    return column
+    for column in columns:
+        if column not in dataset.labels:
+            raise ValueError(
+                f"cluster.labels.columns: '{column}' is no label of '{dataset.name}': "
+                f"choose from {', '.join(dataset.labels) or 'none'}"
+            )
+    return columns
 
 
 def fit_clusters(
@@ -129,7 +131,8 @@ def fit_clusters(
     if method == "none":
         return Clustering(method, np.arange(len(dataset.keys)), {})
     if method == "labels":
-        return Clustering(method, dataset.labels[label_column(config, dataset)].astype(np.int64), {})
+        levels = [dataset.labels[column].astype(np.int64) for column in label_columns(config, dataset)]
+        return Clustering(method, levels[-1], {}, np.stack(levels[:-1]) if levels[:-1] else None)
     train = dataset.indices("train")
     estimator: Any
     if method == "tags":
@@ -179,7 +182,8 @@ def _kmeans(
         )
     (found,) = scheduler.step(torch.from_numpy(features[train]))
     model = scheduler.models[0]
-    return Clustering("kmeans", model.predict(features), model.state_dict(), found.moved, found.nmi)
+    ids = model.predict(features)
+    return Clustering("kmeans", ids, model.state_dict(), moved=found.moved, nmi=found.nmi)
 
 
 def _at_most_distinct(config: TagsConfig, samples: Sequence[Sequence[str]]) -> int:
@@ -194,11 +198,18 @@ def _at_most_distinct(config: TagsConfig, samples: Sequence[Sequence[str]]) -> i
 
 
 def training_ids(clustering: Clustering, dataset: ImageDataset) -> Ids:
-    """Ids of the training split for the loss; a sample without a cluster becomes one of its own.
+    """Ids of the training split for the loss, [n, levels], the coarsest level first.
 
-    Such a sample then learns as in InfoNCE: its own views are its positives.
+    A sample without a cluster becomes one of its own, and learns as in InfoNCE: its own views are its
+    positives.
     """
-    ids = clustering.ids[dataset.indices("train")].copy()
+    levels = [*([] if clustering.coarser is None else clustering.coarser), clustering.ids]
+    train = dataset.indices("train")
+    return np.stack([_alone_without_cluster(ids[train]) for ids in levels], axis=1)
+
+
+def _alone_without_cluster(ids: Ids) -> Ids:
+    ids = ids.copy()
     unknown = np.flatnonzero(ids < 0)
     ids[unknown] = ids.max(initial=-1) + 1 + np.arange(len(unknown))
     return ids
