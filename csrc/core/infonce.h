@@ -53,7 +53,7 @@ void infonce_forward(const InfoNCEProblem<In>& problem, Compute<In>* loss /* [n]
 // `direction` and grad_keys are null and everything comes from one half of the symmetric matrix: the forward
 // pass costs half a GEMM, the backward pass one and a half, or one where the forward pass had room for its
 // logits.
-// Null outputs are not computed; there, grad_queries is always wanted.
+// Null outputs are not computed; there, grad_queries is always wanted. With keys it may be `direction` itself.
 template <class In>
 void infonce_backward(const InfoNCEProblem<In>& problem, const Compute<In>* grad_loss, const int64_t* count,
                       const double* stats, const Compute<In>* direction, Compute<In>* grad_queries /* [n, d] */,

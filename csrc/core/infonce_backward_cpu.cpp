@@ -195,19 +195,19 @@ void infonce_backward(const InfoNCEProblem<In>& p, const Compute<In>* grad_loss,
   using T = Compute<In>;
   const std::vector<double> grad = upstream(grad_loss, count, p.n);
   if (!p.keys) return self_backward(p, grad, count, stats, grad_queries, grad_scale, threads, room);
-  if (grad_queries)
-    threads.ranges(p.n, kRowGrain, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const T factor = static_cast<T>(grad[i] * p.scale);
-        for (int64_t c = 0; c < p.d; ++c) grad_queries[i * p.d + c] = factor * direction[i * p.d + c];
-      }
-    });
   if (grad_scale) {
     double sum = 0;
     for (int64_t i = 0; i < p.n; ++i)
       sum += grad[i] * dot(p.queries + i * p.query_stride, direction + i * p.d, p.d);
     *grad_scale = sum;
   }
+  if (grad_queries)  // last: it may lie where the direction does
+    threads.ranges(p.n, kRowGrain, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const T factor = static_cast<T>(grad[i] * p.scale);
+        for (int64_t c = 0; c < p.d; ++c) grad_queries[i * p.d + c] = factor * direction[i * p.d + c];
+      }
+    });
   if (!grad_keys) return;
   if (sizeof(In) != sizeof(T) && (p.inner || p.own))
     key_backward_in_blocks(p, grad, count, stats, grad_keys, threads);

@@ -23,10 +23,8 @@ void softmax_pass(SimilarityParams<In> pass, const Prepared<In>& prepared, Meeti
   pass.row_max = row_max.data();
   pass.row_sum = row_sum.data();
   run_similarity(pass, threads);
-  for (size_t p = 0; p < order.size(); ++p) {
-    stats[order[p]] = row_max[p];
-    stats[prepared.problem.n + order[p]] = row_sum[p];
-  }
+  to_rows(order, row_max, stats);
+  to_rows(order, row_sum, stats + prepared.problem.n);
 }
 
 // The same where the queries are the keys, from one half of the symmetric matrix: a row's softmax is that of

@@ -61,6 +61,11 @@ struct Prepared {
   }
 };
 
+// What a pass found of its rows, to where they stand in the problem.
+inline void to_rows(const std::vector<int64_t>& order, const std::vector<double>& found, double* to) {
+  for (size_t q = 0; q < order.size(); ++q) to[order[q]] = found[q];
+}
+
 template <class In>
 SimilarityParams<In> base_pass(const InfoNCEProblem<In>& p) {
   SimilarityParams<In> pass;

@@ -57,10 +57,8 @@ void forward_and_keys(const InfoNCEProblem<T>& p, bool mean, T* loss, int64_t* c
   columns.offset_row = segments.keys().data();
   run_softmax_both(rows, columns, threads);
 
-  for (size_t q = 0; q < order.size(); ++q) {
-    stats[order[q]] = row_max[q];
-    stats[n + order[q]] = row_sum[q];
-  }
+  to_rows(order, row_max, stats);
+  to_rows(order, row_sum, stats + n);
   pull_to_positives(prepared, sums, count, stats, loss, direction, threads);
   give_back_own(prepared, count, share, grad_keys);
 }
@@ -92,16 +90,8 @@ double infonce_reduced(const InfoNCEProblem<In>& p, bool mean, int64_t* count, C
   const double sum = std::accumulate(loss.begin(), loss.end(), 0.0);
   if (!grad_queries) return sum / size;
   const std::vector<T> upstream(p.n, T(1) / static_cast<T>(size));
-  const auto backward = [&](T* to_queries, double* to_scale) {
-    infonce_backward<In>(p, upstream.data(), count, stats.data(), direction, to_queries, nullptr, to_scale,
-                         threads, room);
-  };
-  if (direction) {  // read before it is written
-    if (grad_scale) backward(nullptr, grad_scale);
-    backward(grad_queries, nullptr);
-  } else {
-    backward(grad_queries, grad_scale);
-  }
+  infonce_backward<In>(p, upstream.data(), count, stats.data(), direction, grad_queries, nullptr, grad_scale,
+                       threads, room);
   return sum / size;
 }
 
