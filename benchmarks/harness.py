@@ -118,18 +118,20 @@ def step(
 def peak_memories(script: str, *, timed: bool = False) -> dict[str, float]:
     """MiB by which a child process grows at most while it runs each of ``measured`` of a script (Linux).
 
-    Freed memory is given back at once, so that what was held at one time counts: glibc would keep up to
-    64 MiB of it or none, as the sizes that came before had it. That takes time: what is ``timed`` too runs
-    without. What the script prints goes to the terminal.
+    Nothing is in reserve, and freed memory is given back at once, so that what was held at one time counts:
+    glibc would keep up to 64 MiB of it or none, as the sizes that came before had it. That takes time: what
+    is ``timed`` too runs without. What the script prints goes to the terminal.
     """
     wrapped = f"""
 {script}
 import ctypes, gc
+from wscl_fast import _C
 def resident(name):
     lines = open("/proc/self/status").read().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(name))
 for name, side in measured.items():
     gc.collect()
+    _C.empty_reserve()
     ctypes.CDLL(None).malloc_trim(0)
     open("/proc/self/clear_refs", "w").write("5")  # the peak starts again from here
     before = resident("VmRSS")

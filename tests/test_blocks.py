@@ -236,6 +236,7 @@ def test_the_tags_of_an_empty_queue(small_blocks: list[int]) -> None:
 MEMORY = """
 import ctypes, gc, sys, torch
 from loss_cases import LOSSES
+from wscl_fast import _C
 torch.set_num_threads(2)
 N, M, D = 128, 1 << 18, 128
 
@@ -262,6 +263,7 @@ for line in sys.stdin:
     step(loss, rows(N, of_q, True), rows(1000, of_k, wants), options)
     q, k = rows(N, of_q, True), rows(M, of_k, wants)
     gc.collect()
+    _C.empty_reserve()
     ctypes.CDLL(None).malloc_trim(0)
     open("/proc/self/clear_refs", "w").write("5")  # the peak starts again from here
     before = resident("VmRSS")

@@ -7,6 +7,7 @@ import sys
 import threading
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from problems import problems
@@ -378,6 +379,26 @@ def test_gradients_of_a_sum_are_made_along_with_it() -> None:
     assert made_along(None)
     q.requires_grad_(False)
     assert not made_along()
+
+
+def test_a_large_gradient_keeps_its_memory_while_anyone_has_it(extension) -> None:  # type: ignore[no-untyped-def]
+    """Memory of gradients is kept for the next one, once nobody reads it any more."""
+    k = torch.randn(1 << 15, 64, requires_grad=True)  # 8 MiB
+
+    def gradient() -> Tensor:
+        k.grad = None
+        q, ids = torch.randn(4, 64), torch.arange(4)
+        clustered_infonce(q, k, query_clusters=ids, key_clusters=torch.arange(1 << 15) % 4).backward()
+        assert k.grad is not None
+        return k.grad
+
+    seen = gradient().numpy()
+    before = seen.copy()
+    other = gradient()
+    assert np.array_equal(seen, before)
+    assert not np.array_equal(other.numpy(), before)
+    extension.empty_reserve()
+    assert np.array_equal(seen, before)
 
 
 def test_wrong_direct_calls_are_refused() -> None:

@@ -9,7 +9,7 @@
 #include <type_traits>
 
 #include "../core/infonce.h"
-#include "pages.h"
+#include "gradient.h"
 #include "room.h"
 #include "tensors.h"
 
@@ -143,10 +143,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> infonce_reduced(
   STD_TORCH_CHECK(need_queries || !(need_keys || need_scale), "need_queries: expected with other gradients");
   Tensor loss = torch::stable::new_empty(queries, {}, dtype);
   Tensor count = torch::stable::new_empty(queries, {n}, ScalarType::Long);
-  Tensor grad_queries = torch::stable::new_empty(queries, {need_queries ? n : 0, d}, dtype);
-  Tensor grad_keys = torch::stable::new_empty(queries, {need_keys ? keys->size(0) : 0, d});
+  Tensor grad_queries = new_gradient(queries, need_queries ? n : 0, d, dtype);
+  Tensor grad_keys = new_gradient(queries, need_keys ? keys->size(0) : 0, d, queries.scalar_type());
   Tensor grad_scale = torch::stable::new_empty(queries, {}, dtype);
-  ask_for_large_pages(grad_keys);
   const Tensor logits = new_room(queries, room);
   dispatch_rows(queries.scalar_type(), [&](auto zero) {
     using In = decltype(zero);
@@ -182,9 +181,8 @@ std::tuple<Tensor, Tensor, Tensor> infonce_backward(
   // Where the queries are the keys, the gradient of the scale is read off that of the queries.
   const bool queries_too = need_queries || (!keys && need_scale);
   const bool keys_too = keys && need_keys;
-  Tensor grad_queries = torch::stable::new_empty(queries, {queries_too ? n : 0, d}, dtype);
-  Tensor grad_keys = torch::stable::new_empty(queries, {keys_too ? m : 0, d});
-  ask_for_large_pages(grad_keys);
+  Tensor grad_queries = new_gradient(queries, queries_too ? n : 0, d, dtype);
+  Tensor grad_keys = new_gradient(queries, keys_too ? m : 0, d, queries.scalar_type());
   Tensor grad_scale = torch::stable::new_zeros(scale, {});
   dispatch_rows(queries.scalar_type(), [&](auto zero) {
     using In = decltype(zero);
@@ -235,7 +233,7 @@ std::tuple<Tensor, Tensor> infonce_backward_in_batch(const Tensor& grad_loss, co
                             inner, ignore_index);
   const Saved saved(grad_loss, count, stats, queries, inner);
   check_room(logits, queries);
-  Tensor grad_queries = torch::stable::new_empty(queries, {queries.size(0), queries.size(1)}, saved.dtype);
+  Tensor grad_queries = new_gradient(queries, queries.size(0), queries.size(1), saved.dtype);
   Tensor grad_scale = torch::stable::new_zeros(scale, {});
   dispatch_rows(queries.scalar_type(), [&](auto zero) {
     using In = decltype(zero);

@@ -5,7 +5,7 @@
 #include <optional>
 #include <tuple>
 
-#include "pages.h"
+#include "gradient.h"
 #include "pairs.h"
 
 namespace {
@@ -41,8 +41,7 @@ Tensor logsumexp_key_gradient(const Tensor& grad, const Tensor& queries, const T
   const int64_t n = queries.size(0);
   const Tensor upstream = check_vector("grad", grad, n, compute_dtype(queries.scalar_type()));
   const Tensor softmax = check_stats("stats", stats, n);
-  Tensor grad_keys = torch::stable::new_empty(queries, {keys.size(0), keys.size(1)});
-  ask_for_large_pages(grad_keys);
+  Tensor grad_keys = new_gradient(queries, keys.size(0), keys.size(1), queries.scalar_type());
   dispatch_rows(queries.scalar_type(), [&](auto zero) {
     using In = decltype(zero);
     using T = wscl::Compute<In>;

@@ -5,7 +5,7 @@
 #include <optional>
 #include <tuple>
 
-#include "pages.h"
+#include "gradient.h"
 #include "pairs.h"
 
 namespace {
@@ -43,8 +43,7 @@ Tensor softplus_sum_key_gradient(const Tensor& grad, const Tensor& queries, cons
   const ScalarType dtype = compute_dtype(queries.scalar_type());
   const Tensor upstream = check_vector("grad", grad, n, dtype);
   const Tensor offsets = check_vector("offset", offset, n, dtype);
-  Tensor grad_keys = torch::stable::new_empty(queries, {keys.size(0), keys.size(1)});
-  ask_for_large_pages(grad_keys);
+  Tensor grad_keys = new_gradient(queries, keys.size(0), keys.size(1), queries.scalar_type());
   dispatch_rows(queries.scalar_type(), [&](auto zero) {
     using In = decltype(zero);
     using T = wscl::Compute<In>;

@@ -5,7 +5,7 @@
 #include <optional>
 #include <tuple>
 
-#include "pages.h"
+#include "gradient.h"
 #include "pairs.h"
 #include "room.h"
 
@@ -61,9 +61,8 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad_rows, const Tensor& grad_
   const Tensor rows = check_stats("row_stats", row_stats, n);
   const Tensor columns = check_stats("column_stats", column_stats, m);
   if (logits) check_room(*logits, queries);
-  Tensor grad_queries = torch::stable::new_empty(queries, {need_queries ? n : 0, d}, dtype);
-  Tensor grad_keys = torch::stable::new_empty(queries, {need_keys ? m : 0, d}, dtype);
-  ask_for_large_pages(grad_keys);
+  Tensor grad_queries = new_gradient(queries, need_queries ? n : 0, d, dtype);
+  Tensor grad_keys = new_gradient(queries, need_keys ? m : 0, d, dtype);
   if (!need_queries && !need_keys) return {grad_queries, grad_keys};
   dispatch_rows(queries.scalar_type(), [&](auto zero) {
     using In = decltype(zero);

@@ -11,7 +11,8 @@ namespace wscl {
 namespace {
 
 constexpr int64_t kLine = 64;
-constexpr int64_t kMostIdle = 32 << 20;
+constexpr int64_t kMostIdle = 64 << 20;
+constexpr int64_t kMostUnused = 32 << 20;  // of a block that is given to who asks for less
 
 int64_t& size_of(char* block) {
   return *reinterpret_cast<int64_t*>(block);
@@ -36,9 +37,12 @@ void* take_from_reserve(int64_t bytes) {
     const std::lock_guard<std::mutex> lock(idle().mutex);
     std::vector<char*>& blocks = idle().blocks;
     size_t best = blocks.size();  // the smallest that is large enough
-    for (size_t i = 0; i < blocks.size(); ++i)
-      if (size_of(blocks[i]) >= bytes && (best == blocks.size() || size_of(blocks[i]) < size_of(blocks[best])))
+    for (size_t i = 0; i < blocks.size(); ++i) {
+      const int64_t size = size_of(blocks[i]);
+      if (size >= bytes && size - bytes <= kMostUnused &&
+          (best == blocks.size() || size < size_of(blocks[best])))
         best = i;
+    }
     if (best < blocks.size()) {
       char* const block = blocks[best];
       blocks.erase(blocks.begin() + static_cast<int64_t>(best));
@@ -53,6 +57,7 @@ void* take_from_reserve(int64_t bytes) {
 
 void give_back_to_reserve(void* memory) {
   char* const block = static_cast<char*>(memory) - kLine;
+  if (size_of(block) > kMostIdle) return std::free(block);
   const std::lock_guard<std::mutex> lock(idle().mutex);
   std::vector<char*>& blocks = idle().blocks;
   blocks.push_back(block);
@@ -63,6 +68,12 @@ void give_back_to_reserve(void* memory) {
     std::free(blocks.front());
     blocks.erase(blocks.begin());
   }
+}
+
+void empty_reserve() {
+  const std::lock_guard<std::mutex> lock(idle().mutex);
+  for (char* block : idle().blocks) std::free(block);
+  idle().blocks.clear();
 }
 
 }  // namespace wscl

@@ -1,5 +1,5 @@
-// Memory that stays for the next call: on a virtual machine fresh pages cost more than what is gained by what
-// is kept in them, logits and weights for a backward pass.
+// Memory that stays for the next call: logits and weights for a backward pass, gradients that were let go. On a
+// virtual machine fresh pages cost more than what is gained by what is kept in them.
 #pragma once
 
 #include <cstdint>
@@ -9,8 +9,11 @@ namespace wscl {
 // At least `bytes`, of any content, in whole cache lines; throws std::bad_alloc. From any thread.
 void* take_from_reserve(int64_t bytes);
 
-// What was taken. Blocks that nobody uses stay up to 32 MiB, together; the others go back to the system.
+// What was taken. Blocks that nobody uses stay up to 64 MiB, together; the others go back to the system.
 void give_back_to_reserve(void* memory);
+
+// All that nobody uses goes back to the system.
+void empty_reserve();
 
 // Room for `count` numbers while it lives.
 template <class T>

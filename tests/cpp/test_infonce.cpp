@@ -234,11 +234,20 @@ void check_reserve() {
   CHECK(wscl::take_from_reserve(4 * kMiB) == first, "the other one");
   wscl::give_back_to_reserve(first);
   wscl::give_back_to_reserve(second);
-  // More than is kept: the oldest go, and this one itself.
-  wscl::give_back_to_reserve(wscl::take_from_reserve(33 * kMiB));
-  void* const third = wscl::take_from_reserve(1);
-  CHECK(third != first && third != second, "a block that had gone back to the system");
+  // More than is kept goes back to the system, and leaves the others alone.
+  wscl::give_back_to_reserve(wscl::take_from_reserve(65 * kMiB));
+  CHECK(wscl::take_from_reserve(2 * kMiB) == second, "a block that is still there");
+  wscl::give_back_to_reserve(second);
+  // All together more than is kept: the oldest go.
+  void* const third = wscl::take_from_reserve(60 * kMiB);
   wscl::give_back_to_reserve(third);
+  void* const fourth = wscl::take_from_reserve(1);
+  CHECK(fourth == second, "the one that came back last but one, the older one has gone");
+  CHECK(wscl::take_from_reserve(20 * kMiB) != third, "a block of which too much would lie unused");
+  CHECK(wscl::take_from_reserve(30 * kMiB) == third, "a block that is large enough");
+  wscl::give_back_to_reserve(third);
+  wscl::give_back_to_reserve(fourth);
+  wscl::empty_reserve();
   test_threads(4).each(64, [&](int64_t i) {
     const wscl::Reserved<char> room(1000 + 300 * i);
     std::memset(room.data(), static_cast<int>(i), 1000 + 300 * i);
