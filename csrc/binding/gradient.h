@@ -27,7 +27,7 @@ inline void ask_for_large_pages(const Tensor& fresh) {
 #endif
 }
 
-constexpr int64_t kLargeGradient = 4 << 20;  // bytes: smaller ones stay with the C library by themselves
+constexpr int64_t kLargeGradient = 1 << 18;  // bytes: smaller ones stay with the C library, larger ones may not
 
 // Not initialised. A gradient of [rows, d] on the device of `like`.
 inline Tensor new_gradient(const Tensor& like, int64_t rows, int64_t d, ScalarType dtype) {
