@@ -2,6 +2,7 @@
 
 #include "reserve.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <mutex>
 #include <new>
@@ -12,7 +13,7 @@ namespace {
 
 constexpr int64_t kLine = 64;
 constexpr int64_t kMostIdle = 64 << 20;
-constexpr int64_t kMostUnused = 32 << 20;  // of a block that is given to who asks for less
+constexpr int64_t kUnused = 4 << 20;  // may lie idle in a block that is given to who asks for less than half
 
 int64_t& size_of(char* block) {
   return *reinterpret_cast<int64_t*>(block);
@@ -39,7 +40,7 @@ void* take_from_reserve(int64_t bytes) {
     size_t best = blocks.size();  // the smallest that is large enough
     for (size_t i = 0; i < blocks.size(); ++i) {
       const int64_t size = size_of(blocks[i]);
-      if (size >= bytes && size - bytes <= kMostUnused &&
+      if (size >= bytes && size - bytes <= std::max(bytes, kUnused) &&
           (best == blocks.size() || size < size_of(blocks[best])))
         best = i;
     }
