@@ -203,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     facts = device_facts()
     print(facts["device"], flush=True)
-    steps = checks(0.55 * left())
+    steps = checks(0.65 * left())
     results: dict[str, Any] = {}
     for name, module in BENCHMARKS.items():
         results_file = options.out.with_name(f"{module}.json")
