@@ -33,6 +33,11 @@ inline Precision precision_of(const Tensor& queries, bool allow_tf32) {
   return dtype == ScalarType::BFloat16 ? Precision::kBFloat16 : Precision::kFloat16;
 }
 
+inline void check_number(const char* name, const Tensor& number) {
+  STD_TORCH_CHECK(number.dim() == 0 && number.scalar_type() == ScalarType::Float, name,
+                  ": expected a 0-dim float32 tensor");
+}
+
 inline Tensor check_rows(const char* name, const Tensor& matrix, const Tensor& queries) {
   STD_TORCH_CHECK(matrix.dim() == 2, name, ": expected a matrix [rows, d], got ", matrix.dim(), " dimensions");
   STD_TORCH_CHECK(matrix.scalar_type() == queries.scalar_type(), name, ": expected the dtype of queries");
@@ -56,23 +61,28 @@ inline SortedIds sort_many(const Tensor& ids) {
   return {torch::stable::detail::to<Tensor>(stack[0]), torch::stable::detail::to<Tensor>(stack[1]), {}};
 }
 
+// Whether so many ids are for the core to sort, all lists in one launch.
+inline bool few(int64_t count) {
+  return count <= cuda::kMostSortedAtOnce;
+}
+
 // Of each list; those that are short enough in one launch.
 inline std::vector<SortedIds> sort_ids(const std::vector<Tensor>& lists, cudaStream_t stream) {
   std::vector<SortedIds> sorted;
-  std::vector<cuda::IdList> few;
+  std::vector<cuda::IdList> short_lists;
   for (const Tensor& ids : lists) {
     const int64_t count = ids.numel();
-    if (count > cuda::kMostSortedAtOnce) {
+    if (!few(count)) {
       sorted.push_back(sort_many(ids));
       continue;
     }
     sorted.push_back({torch::stable::empty_like(ids), torch::stable::empty_like(ids),
                       torch::stable::new_empty(ids, {2 * count})});
     const SortedIds& to = sorted.back();
-    few.push_back({device_data<const int64_t>(ids), count, device_data<int64_t>(to.ids),
-                   device_data<int64_t>(to.order), device_data<int64_t>(*to.spare)});
+    short_lists.push_back({device_data<const int64_t>(ids), count, device_data<int64_t>(to.ids),
+                           device_data<int64_t>(to.order), device_data<int64_t>(*to.spare)});
   }
-  check_launch(cuda::sort_ids(few.data(), static_cast<int>(few.size()), stream));
+  check_launch(cuda::sort_ids(short_lists.data(), static_cast<int>(short_lists.size()), stream));
   return sorted;
 }
 
@@ -81,18 +91,20 @@ struct CudaArguments {
   Tensor queries;
   std::optional<Tensor> keys;
   std::optional<Tensor> query_clusters, key_clusters, own;
-  Tensor scale;
+  std::optional<Tensor> scale;
   std::vector<SortedIds> sorted;  // of the queries' ids and, where there are keys, of theirs
   cuda::InfoNCEProblem problem;
 
   CudaArguments(const Tensor& queries_, const std::optional<Tensor>& keys_,
                 const std::optional<Tensor>& query_clusters_, const std::optional<Tensor>& key_clusters_,
-                const std::optional<Tensor>& own_, const Tensor& scale_, bool exclude_self, bool inner,
-                int64_t ignore_index, bool allow_tf32)
+                const std::optional<Tensor>& own_, const std::optional<Tensor>& scale_, bool exclude_self,
+                bool inner, int64_t ignore_index, bool allow_tf32)
       : queries(check_rows("queries", queries_, queries_)), scale(scale_) {
     STD_TORCH_CHECK(keys_.has_value() || !own_.has_value(), "own: expected none where keys is none");
-    STD_TORCH_CHECK(scale.dim() == 0 && scale.scalar_type() == ScalarType::Float,
-                    "scale: expected a 0-dim float32 tensor");
+    if (scale) {
+      check_number("scale", *scale);
+      problem.scale = device_data<float>(*scale);
+    }
     problem.precision = precision_of(queries, allow_tf32);
     const int64_t size = cuda::element_size(problem.precision);
     problem.n = problem.m = queries.size(0);
@@ -122,7 +134,6 @@ struct CudaArguments {
     problem.exclude_self = exclude_self;
     problem.inner = inner;
     problem.ignore_index = ignore_index;
-    problem.scale = device_data<float>(scale);
   }
 
   void sort(cudaStream_t stream) {
@@ -131,6 +142,18 @@ struct CudaArguments {
     problem.query_order = device_data<int64_t>(sorted.front().order);
     problem.sorted_keys = device_data<int64_t>(sorted.back().ids);
     problem.key_order = device_data<int64_t>(sorted.back().order);
+  }
+
+  // The lists alone that are too long for the core.
+  void sort_long() {
+    const auto sort_one = [&](const Tensor& ids, const int64_t*& to_sorted, const int64_t*& to_order) {
+      if (few(ids.numel())) return;
+      sorted.push_back(sort_many(ids));
+      to_sorted = device_data<int64_t>(sorted.back().ids);
+      to_order = device_data<int64_t>(sorted.back().order);
+    };
+    sort_one(*query_clusters, problem.sorted_queries, problem.query_order);
+    if (keys) sort_one(*key_clusters, problem.sorted_keys, problem.key_order);
   }
 
   Tensor empty(std::initializer_list<int64_t> shape, ScalarType dtype) const {

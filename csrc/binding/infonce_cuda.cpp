@@ -1,5 +1,5 @@
-// infonce_forward and infonce_backward on CUDA tensors: checks, allocation, the sort of the ids. Everything is
-// enqueued on the current stream; nothing waits for the device, so a CUDA graph can capture it.
+// The losses of infonce_cuda.h on CUDA tensors: checks, allocation, the sort of the ids. Everything is enqueued
+// on the current stream; nothing waits for the device, so a CUDA graph can capture it.
 
 #include <tuple>
 
@@ -11,6 +11,12 @@ using namespace wscl::binding;
 
 void check_clusters(const std::optional<Tensor>& keys, const std::optional<Tensor>& key_clusters) {
   STD_TORCH_CHECK(keys.has_value() == key_clusters.has_value(), "keys and key_clusters go together");
+}
+
+// The scale of those who give no tensor of it.
+float check_constant(const std::optional<Tensor>& scale, double constant) {
+  STD_TORCH_CHECK(scale || constant > 0, "constant_scale: expected a number above 0, got ", constant);
+  return static_cast<float>(constant);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> infonce_forward(
@@ -78,9 +84,80 @@ std::tuple<Tensor, Tensor, Tensor> infonce_backward(
   return {grad_queries, grad_keys, grad_scale};
 }
 
+std::tuple<Tensor, Tensor, Tensor, Tensor> infonce_reduced_forward(
+    const Tensor& queries, const std::optional<Tensor>& keys, const Tensor& query_clusters,
+    const std::optional<Tensor>& key_clusters, const std::optional<Tensor>& own,
+    const std::optional<Tensor>& scale, double constant_scale, bool exclude_self, bool inner,
+    int64_t ignore_index, bool mean, bool need_direction, bool allow_tf32) {
+  check_clusters(keys, key_clusters);
+  const DeviceScope scope(queries);
+  CudaArguments arguments(queries, keys, query_clusters, key_clusters, own, scale, exclude_self, inner,
+                          ignore_index, allow_tf32);
+  arguments.problem.constant_scale = check_constant(scale, constant_scale);
+  arguments.sort_long();
+  const int64_t n = queries.size(0), d = queries.size(1);
+  wscl::cuda::InfoNCEReduced outputs;
+  outputs.mean = mean;
+  outputs.need_direction = need_direction && keys.has_value();
+  Tensor loss = arguments.empty({}, ScalarType::Float);
+  Tensor count = arguments.empty({n}, ScalarType::Long);
+  Tensor direction = arguments.empty({outputs.need_direction ? n : 0, d}, ScalarType::Float);
+  Tensor kept = arguments.empty({wscl::cuda::infonce_kept_bytes(arguments.problem)}, ScalarType::Byte);
+  outputs.loss = device_data<float>(loss);
+  outputs.count = device_data<int64_t>(count);
+  outputs.direction = outputs.need_direction ? device_data<float>(direction) : nullptr;
+  outputs.kept = device_data<void>(kept, 1);
+  arguments.run(arguments.problem, outputs, wscl::cuda::infonce_reduced_forward, scope.stream);
+  return {loss, count, direction, kept};
+}
+
+std::tuple<Tensor, Tensor, Tensor> infonce_reduced_backward(
+    const Tensor& grad_loss, const Tensor& queries, const std::optional<Tensor>& keys,
+    const Tensor& query_clusters, const std::optional<Tensor>& key_clusters, const std::optional<Tensor>& own,
+    const std::optional<Tensor>& scale, double constant_scale, bool exclude_self, bool inner,
+    int64_t ignore_index, const Tensor& direction, const Tensor& kept, bool need_queries, bool need_keys,
+    bool need_scale, bool allow_tf32) {
+  check_clusters(keys, key_clusters);
+  const DeviceScope scope(queries);
+  CudaArguments arguments(queries, keys, query_clusters, key_clusters, own, scale, exclude_self, inner,
+                          ignore_index, allow_tf32);
+  arguments.problem.constant_scale = check_constant(scale, constant_scale);
+  check_number("grad_loss", grad_loss);
+  const int64_t n = queries.size(0), d = queries.size(1), m = keys ? keys->size(0) : 0;
+  const Tensor before =
+      check_vector("kept", kept, wscl::cuda::infonce_kept_bytes(arguments.problem), ScalarType::Byte);
+  const Tensor directions = torch::stable::contiguous(direction);
+  STD_TORCH_CHECK(!keys || !(need_queries || need_scale) || directions.size(0) == n,
+                  "direction: expected the forward pass's with need_direction");
+  wscl::cuda::InfoNCEBackward outputs;
+  outputs.need_queries = need_queries;
+  outputs.need_keys = keys && need_keys;
+  outputs.need_scale = need_scale;
+  Tensor grad_queries = arguments.empty({need_queries ? n : 0, d}, queries.scalar_type());
+  Tensor grad_keys = arguments.empty({outputs.need_keys ? m : 0, d}, queries.scalar_type());
+  Tensor grad_scale =
+      need_scale ? arguments.empty({}, ScalarType::Float) : arguments.empty({0}, ScalarType::Float);
+  const int64_t size = wscl::cuda::element_size(arguments.problem.precision);
+  outputs.grad_loss = device_data<float>(grad_loss);
+  outputs.direction = device_data<float>(directions);
+  if (need_queries) outputs.grad_queries = device_data<void>(grad_queries, size);
+  if (outputs.need_keys) outputs.grad_keys = device_data<void>(grad_keys, size);
+  if (need_scale) outputs.grad_scale = device_data<float>(grad_scale);
+  void* const memory = device_data<void>(before, 1);
+  const auto pass = [memory](const wscl::cuda::InfoNCEProblem& problem, wscl::cuda::InfoNCEBackward& to,
+                             cudaStream_t stream) {
+    return wscl::cuda::infonce_reduced_backward(problem, memory, to, stream);
+  };
+  if (need_queries || outputs.need_keys || need_scale)
+    arguments.run(arguments.problem, outputs, pass, scope.stream);
+  return {grad_queries, grad_keys, grad_scale};
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(WSCL_LIBRARY, WSCL_DISPATCH_KEY, m) {
   m.impl("infonce_forward", TORCH_BOX(&infonce_forward));
   m.impl("infonce_backward", TORCH_BOX(&infonce_backward));
+  m.impl("infonce_reduced_forward", TORCH_BOX(&infonce_reduced_forward));
+  m.impl("infonce_reduced_backward", TORCH_BOX(&infonce_reduced_backward));
 }

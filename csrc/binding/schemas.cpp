@@ -21,6 +21,17 @@ STABLE_TORCH_LIBRARY(wscl_fast, m) {
       " bool allow_tf32=False)"
       " -> (Tensor grad_queries, Tensor grad_keys, Tensor grad_scale)");
   m.def(
+      "infonce_reduced_forward(Tensor queries, Tensor? keys, Tensor query_clusters, Tensor? key_clusters,"
+      " Tensor? own, Tensor? scale, float constant_scale, bool exclude_self, bool inner, int ignore_index,"
+      " bool mean, bool need_direction, bool allow_tf32)"
+      " -> (Tensor loss, Tensor count, Tensor direction, Tensor kept)");
+  m.def(
+      "infonce_reduced_backward(Tensor grad_loss, Tensor queries, Tensor? keys, Tensor query_clusters,"
+      " Tensor? key_clusters, Tensor? own, Tensor? scale, float constant_scale, bool exclude_self, bool inner,"
+      " int ignore_index, Tensor direction, Tensor kept, bool need_queries, bool need_keys, bool need_scale,"
+      " bool allow_tf32)"
+      " -> (Tensor grad_queries, Tensor grad_keys, Tensor grad_scale)");
+  m.def(
       "infonce_forward_in_batch(Tensor queries, Tensor clusters, Tensor scale, bool exclude_self, bool inner,"
       " int ignore_index, int room) -> (Tensor loss, Tensor count, Tensor stats, Tensor logits)");
   m.def(

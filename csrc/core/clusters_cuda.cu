@@ -1,5 +1,7 @@
 #include "clusters_cuda.cuh"
 
+#include <algorithm>
+
 namespace wscl::cuda {
 namespace {
 
@@ -30,8 +32,8 @@ struct Places {
   }
 };
 
-__global__ void describe_queries(const InfoNCEProblem p, const Clusters c) {
-  const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+__device__ __forceinline__ void describe_query(const InfoNCEProblem& p, const Clusters& c, int64_t i) {
+  if (i == 0 && c.scale) *c.scale = p.constant_scale;
   if (i >= p.n) return;
   const int64_t id = p.query_clusters ? p.query_clusters[i] : 0;
   const bool ignored = p.query_clusters && id == p.ignore_index;
@@ -56,8 +58,7 @@ __global__ void describe_queries(const InfoNCEProblem p, const Clusters c) {
   c.count[i] = key_end - key_begin - positive;
 }
 
-__global__ void describe_keys(const InfoNCEProblem p, const Clusters c) {
-  const int64_t j = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+__device__ __forceinline__ void describe_key(const InfoNCEProblem& p, const Clusters& c, int64_t j) {
   bool valid = false;
   if (j < p.m) {
     const int64_t id = p.key_clusters ? p.key_clusters[j] : 0;
@@ -73,6 +74,19 @@ __global__ void describe_keys(const InfoNCEProblem p, const Clusters c) {
   // Words are written to their end, past m as well.
   if (threadIdx.x % 32 == 0 && j < (p.m + kValidBits - 1) / kValidBits * kValidBits)
     reinterpret_cast<uint32_t*>(c.key_valid)[j / 32] = bits;
+}
+
+// Searches are long, and rows may be few: small CTAs, so that every multiprocessor has some.
+constexpr unsigned kSearchThreads = 64;
+
+// Queries in the first CTAs, keys in the others.
+__global__ void describe(const InfoNCEProblem p, const Clusters c, unsigned query_blocks) {
+  const bool query = blockIdx.x < query_blocks;
+  const int64_t at = int64_t(query ? blockIdx.x : blockIdx.x - query_blocks) * kSearchThreads + threadIdx.x;
+  if (query)
+    describe_query(p, c, at);
+  else
+    describe_key(p, c, at);
 }
 
 struct SumsParams {
@@ -192,9 +206,9 @@ Clusters::Clusters(const InfoNCEProblem& p, Workspace& space)
       key_valid(space.take<uint64_t>((p.m + kValidBits - 1) / kValidBits)) {}
 
 cudaError_t Clusters::find(const InfoNCEProblem& p, cudaStream_t stream) const {
-  // Searches are long, and queries may be few: small CTAs, so that every multiprocessor has some.
-  if (p.n) describe_queries<<<blocks_for(p.n, 64), 64, 0, stream>>>(p, *this);
-  if (p.m) describe_keys<<<blocks_for(p.m, 64), 64, 0, stream>>>(p, *this);
+  const unsigned queries = blocks_for(scale ? std::max<int64_t>(p.n, 1) : p.n, kSearchThreads);
+  const unsigned blocks = queries + blocks_for(p.m, kSearchThreads);
+  if (blocks) describe<<<blocks, kSearchThreads, 0, stream>>>(p, *this, queries);
   return cudaGetLastError();
 }
 

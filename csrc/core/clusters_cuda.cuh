@@ -25,11 +25,12 @@ struct Clusters {
   int32_t* query_end;
   int32_t* key_begin;  // [n] and in key_order
   int32_t* key_end;
-  int32_t* own;           // [n] the key that a query does not meet, or −1
-  int32_t* own_positive;  // [n] whether that one is of its cluster
-  int64_t* count;         // [n] positives
-  int32_t* key_segment;   // [m] −1 where no query names the cluster
-  uint64_t* key_valid;    // [m bits] keys that have a cluster
+  int32_t* own;            // [n] the key that a query does not meet, or −1
+  int32_t* own_positive;   // [n] whether that one is of its cluster
+  int64_t* count;          // [n] positives
+  int32_t* key_segment;    // [m] −1 where no query names the cluster
+  uint64_t* key_valid;     // [m bits] keys that have a cluster
+  float* scale = nullptr;  // where the problem's constant goes, or null
 
   Clusters() = default;
   Clusters(const InfoNCEProblem& p, Workspace& space);
@@ -97,6 +98,16 @@ __device__ __forceinline__ T warp_sum(T x) {
 #pragma unroll
   for (int lanes = 16; lanes > 0; lanes /= 2) x += __shfl_xor_sync(0xffffffffu, x, lanes);
   return x;
+}
+
+// The sum of a CTA of 1024 threads, for its first.
+__device__ inline double block_sum(double x) {
+  __shared__ double of_warp[32];
+  x = warp_sum(x);
+  __syncthreads();
+  if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = x;
+  __syncthreads();
+  return threadIdx.x < 32 ? warp_sum(of_warp[threadIdx.x]) : 0;
 }
 
 }  // namespace wscl::cuda

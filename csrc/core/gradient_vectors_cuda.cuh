@@ -90,7 +90,8 @@ struct Upstream {
     return given.count ? given.count[i] > 0 : given.stats[problem.n + i] != 0;
   }
   __device__ __forceinline__ float gradient(int64_t i) const {
-    return takes_part(i) ? given.grad_loss[i] : 0.f;
+    if (!takes_part(i)) return 0.f;
+    return given.share ? *given.grad_loss * *given.share : given.grad_loss[i];
   }
 };
 

@@ -61,14 +61,9 @@ __global__ void finish_self(const FinishBackward f) {
 
 // One CTA, so that the order of the sum is fixed.
 __global__ void __launch_bounds__(1024) add_dots(const double* dots, int64_t count, float* to) {
-  __shared__ double of_warp[32];
   double sum = 0;
   for (int64_t i = threadIdx.x; i < count; i += blockDim.x) sum += dots[i];
-  sum = warp_sum(sum);
-  if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = sum;
-  __syncthreads();
-  if (threadIdx.x >= 32) return;
-  sum = warp_sum(of_warp[threadIdx.x]);
+  sum = block_sum(sum);
   if (threadIdx.x == 0) *to = static_cast<float>(sum);
 }
 
@@ -80,7 +75,8 @@ struct Pieces {
   GradientVectors vectors, positive_vectors = {};
   double* row_dot;
 
-  Pieces(const InfoNCEProblem& p, const InfoNCEBackward& to) : space(to.workspace), clusters(p, space) {
+  Pieces(const InfoNCEProblem& p, const InfoNCEBackward& to)
+      : space(to.workspace), clusters(to.clusters ? *to.clusters : Clusters(p, space)) {
     if (p.inner) ranges = MatchedRanges(p, space);
     up = {p, to, clusters, ranges, space.take<GradientScalars>(1), space.take<float>(p.n)};
     vectors = GradientVectors(p.n, space);
@@ -89,7 +85,7 @@ struct Pieces {
   }
 
   cudaError_t find(const InfoNCEProblem& p, cudaStream_t stream) const {
-    cudaError_t error = clusters.find(p, stream);
+    cudaError_t error = up.given.clusters ? cudaSuccess : clusters.find(p, stream);
     if (!error && p.inner) error = ranges.find(p, clusters, stream);
     if (!error) error = find_scalars(up, stream);
     if (!error) error = find_vectors(up, vectors, Vectors::kFirst, stream);

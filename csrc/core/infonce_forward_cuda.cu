@@ -82,7 +82,7 @@ __global__ void finish_forward(const FinishForward f) {
 cudaError_t infonce_forward(const InfoNCEProblem& p, InfoNCEForward& to, cudaStream_t stream) {
   Workspace space(to.workspace);
   const bool output = to.need_direction && !p.self;
-  const Clusters clusters(p, space);
+  const Clusters clusters = to.clusters ? *to.clusters : Clusters(p, space);
 
   SimilarityParams pass = base_pass(p);
   pass.x = query_rows(p);

@@ -19,6 +19,20 @@ extern "C" int wscl_infonce_backward(const InfoNCEProblem* problem, InfoNCEBackw
   return infonce_backward(*problem, *outputs, static_cast<cudaStream_t>(stream));
 }
 
+extern "C" int64_t wscl_infonce_kept_bytes(const InfoNCEProblem* problem) {
+  return infonce_kept_bytes(*problem);
+}
+
+extern "C" int wscl_infonce_reduced_forward(const InfoNCEProblem* problem, InfoNCEReduced* outputs,
+                                            void* stream) {
+  return infonce_reduced_forward(*problem, *outputs, static_cast<cudaStream_t>(stream));
+}
+
+extern "C" int wscl_infonce_reduced_backward(const InfoNCEProblem* problem, void* kept, InfoNCEBackward* outputs,
+                                             void* stream) {
+  return infonce_reduced_backward(*problem, kept, *outputs, static_cast<cudaStream_t>(stream));
+}
+
 extern "C" int wscl_tag_weighted_sum(const TagProblem* problem, TagSums* outputs, void* stream) {
   return tag_weighted_sum(*problem, *outputs, static_cast<cudaStream_t>(stream));
 }
@@ -30,7 +44,7 @@ extern "C" int wscl_sort_ids(const IdList* lists, int count, void* stream) {
 // The sizes of the structs, which ctypes has to agree with.
 extern "C" int wscl_size(int which) {
   const int sizes[] = {sizeof(SimilarityParams), sizeof(InfoNCEProblem), sizeof(InfoNCEForward),
-                       sizeof(InfoNCEBackward)};
+                       sizeof(InfoNCEBackward), sizeof(InfoNCEReduced)};
   return sizes[which];
 }
 

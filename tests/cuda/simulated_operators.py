@@ -14,6 +14,8 @@ from simulator import CSRC, library, ptxsim, staged
 OPERATORS = (
     "infonce_forward",
     "infonce_backward",
+    "infonce_reduced_forward",
+    "infonce_reduced_backward",
     "logsumexp",
     "logsumexp_key_gradient",
     "two_way_logsumexp",

@@ -198,6 +198,7 @@ class InfoNCEProblem(ctypes.Structure):
         ("inner", FLAG),
         ("ignore_index", SIZE),
         ("scale", POINTER),
+        ("constant_scale", ctypes.c_float),
         ("sorted_queries", POINTER),
         ("query_order", POINTER),
         ("sorted_keys", POINTER),
@@ -226,6 +227,7 @@ class InfoNCEForward(ctypes.Structure):
         ("stats", POINTER),
         ("direction", POINTER),
         ("need_direction", FLAG),
+        ("clusters", POINTER),
         ("workspace", POINTER),
         ("workspace_bytes", SIZE),
     )
@@ -236,6 +238,7 @@ class InfoNCEBackward(ctypes.Structure):
 
     _fields_ = (
         ("grad_loss", POINTER),
+        ("share", POINTER),
         ("count", POINTER),
         ("stats", POINTER),
         ("direction", POINTER),
@@ -245,12 +248,28 @@ class InfoNCEBackward(ctypes.Structure):
         ("need_queries", FLAG),
         ("need_keys", FLAG),
         ("need_scale", FLAG),
+        ("clusters", POINTER),
         ("workspace", POINTER),
         ("workspace_bytes", SIZE),
     )
 
 
-STRUCTS = (SimilarityParams, InfoNCEProblem, InfoNCEForward, InfoNCEBackward)
+class InfoNCEReduced(ctypes.Structure):
+    """``wscl::cuda::InfoNCEReduced``."""
+
+    _fields_ = (
+        ("mean", FLAG),
+        ("loss", POINTER),
+        ("count", POINTER),
+        ("direction", POINTER),
+        ("need_direction", FLAG),
+        ("kept", POINTER),
+        ("workspace", POINTER),
+        ("workspace_bytes", SIZE),
+    )
+
+
+STRUCTS = (SimilarityParams, InfoNCEProblem, InfoNCEForward, InfoNCEBackward, InfoNCEReduced)
 
 
 def aligned(tensor: Tensor) -> Tensor:

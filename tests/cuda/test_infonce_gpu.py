@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -82,6 +84,37 @@ def test_hard_numbers(case: Case) -> None:
     check(case, GPU)
 
 
+@gpu
+@pytest.mark.usefixtures("_served")
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("case", [*HARD, *(c for c in CASES if c.n in (1, 65, 300))], ids=str)
+def test_reduced(case: Case, reduction: _ops.Reduction) -> None:
+    """The rows' mean or sum, and their gradients to the bit."""
+    queries, keys, zq, zk, own, _ = (None if x is None else x.to(GPU) for x in arguments(case))
+    assert queries is not None
+    assert zq is not None
+    found = []
+    for asked in (reduction, "none"):
+        x = queries.clone().requires_grad_()
+        y = None if keys is None else keys.clone().requires_grad_()
+        scale = torch.tensor(float(case.scale), device=GPU, requires_grad=True)
+        loss, count = _ops.clustered_infonce(
+            x, y, zq, zk, own, scale,
+            exclude_self=keys is None and case.exclude_self,
+            inner=case.inner, ignore_index=-1, reduction=asked,
+        )  # fmt: skip
+        anchors = int((count > 0).sum()) if reduction == "mean" else 1
+        share = torch.tensor(1 / max(anchors, 1), device=GPU)
+        assert loss.ndim == (asked == "none")
+        loss.backward(None if asked == reduction else share.expand(len(loss)))
+        total = loss.detach() if asked == reduction else loss.detach().double().sum() / max(anchors, 1)
+        found.append((total.float(), count, x.grad, None if y is None else y.grad, scale.grad))
+    (got, *gradients), (want, *wanted) = found
+    torch.testing.assert_close(got, want, rtol=2**-22, atol=0)
+    for one, other in zip(gradients, wanted, strict=True):
+        assert (one is None and other is None) or torch.equal(one, other)
+
+
 def problem(n: int = 2048, m: int = 4096, d: int = 128) -> dict[str, torch.Tensor]:
     return {
         "queries": torch.nn.functional.normalize(torch.randn(n, d), dim=1).to(GPU, torch.bfloat16),
@@ -156,12 +189,26 @@ def test_a_cuda_graph_captures_forward_and_backward() -> None:
         assert torch.equal(one, other)
 
 
+@contextlib.contextmanager
+def filled_memory() -> Iterator[None]:
+    """What no one writes, between the parts of what a forward pass keeps, is the same every time."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 @gpu
 @pytest.mark.usefixtures("_served")
 def test_opcheck() -> None:
     tensors = problem(65, 130, 40)
     given = (*tensors.values(), None, torch.tensor(10.0, device=GPU), False, False, -1, True)
     torch.library.opcheck(torch.ops.wscl_fast.infonce_forward.default, given)
+    for scale in (None, given[5]):
+        reduced = (*given[:5], scale, 10.0, False, False, -1, True, True, False)
+        with filled_memory():
+            torch.library.opcheck(torch.ops.wscl_fast.infonce_reduced_forward.default, reduced)
 
 
 @gpu

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from simulated_infonce import Results, run
+from simulated_infonce import Results, run, run_reduced
 from torch import Tensor
 
 from wscl_fast import reference
@@ -222,6 +222,47 @@ def test_same_bits_every_time() -> None:
     first, second = (run(queries, keys, zq, zk, own, grad_loss=upstream) for _ in range(2))
     for name in ("loss", "grad_queries", "grad_keys", "grad_scale"):
         assert torch.equal(getattr(first, name), getattr(second, name)), name
+
+
+@pytest.mark.parametrize("mean", [True, False], ids=["mean", "sum"])
+@pytest.mark.parametrize("in_batch", [False, True], ids=["keys", "batch"])
+@pytest.mark.parametrize(
+    ("dtype", "inner", "sorted_before"),
+    [
+        (torch.bfloat16, False, False),
+        (torch.float32, True, False),
+        (torch.float16, True, True),
+        (torch.float32, False, True),
+    ],
+)
+def test_a_reduced_loss(
+    dtype: torch.dtype, inner: bool, sorted_before: bool, in_batch: bool, mean: bool
+) -> None:
+    """It is the mean or the sum of the rows', and its gradients are theirs, to the bit."""
+    case = Case(129, None if in_batch else 70, 40, dtype, inner=inner, own=not in_batch)
+    queries, keys, zq, zk, own, _ = arguments(case)
+    got = run_reduced(
+        queries, keys, zq, zk, own, mean=mean, inner=inner, upstream=0.75, sorted_before=sorted_before
+    )
+    anchors = int((got.count > 0).sum())
+    assert anchors > 50
+    share = torch.tensor(1 / anchors if mean else 1.0)
+    want = run(queries, keys, zq, zk, own, inner=inner, grad_loss=(0.75 * share).expand(129).contiguous())
+    total = want.loss.double().sum() / (anchors if mean else 1)
+    torch.testing.assert_close(got.loss[0].double(), total, rtol=2**-23, atol=0)
+    for name in ("count", "grad_queries", "grad_keys", "grad_scale"):
+        one, other = getattr(got, name), getattr(want, name)
+        assert (one is None and other is None) or torch.equal(one, other), name
+
+
+@pytest.mark.parametrize(("n", "m"), [(0, 5), (5, 0), (5, 5)])
+def test_a_reduced_loss_without_a_positive(n: int, m: int) -> None:
+    zq, zk = torch.arange(n), torch.arange(m) + 10
+    got = run_reduced(torch.randn(n, 8), torch.randn(m, 8), zq, zk)
+    assert float(got.loss) == 0
+    assert not got.count.any()
+    for name in ("grad_queries", "grad_keys", "grad_scale"):
+        assert not getattr(got, name).any(), name
 
 
 def test_no_rows() -> None:

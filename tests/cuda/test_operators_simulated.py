@@ -13,6 +13,9 @@ from simulator import ptxsim
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from wscl_fast._ops import infonce as infonce_operators
+from wscl_fast.functional import clustered_infonce
+
 pytestmark = pytest.mark.simulated
 
 
@@ -96,6 +99,101 @@ def test_the_gradient_of_the_scale_alone(ops: Any, dtype: torch.dtype) -> None:
         _, *saved = which.infonce_forward(*arguments, True)
         given.append(which.infonce_backward(grad, *arguments, *saved, False, False, True)[2])
     same(*([one] for one in given), dtype)
+
+
+def reduced(
+    ops: Any, arguments: tuple[Tensor | None, ...], scale: Tensor | None, inner: bool, mean: bool
+) -> list[Tensor]:
+    """Loss, count and the gradients of queries, keys and scale, by the operators of a GPU."""
+    keys = arguments[1] is not None
+    options = scale, 5.0 if scale is None else 0.0, not keys, inner, -1
+    loss, count, direction, kept = ops.infonce_reduced_forward(*arguments, *options, mean, True, False)
+    need = True, keys, scale is not None
+    gradients = ops.infonce_reduced_backward(
+        torch.tensor(1.0), *arguments, *options, direction, kept, *need, False
+    )
+    return [loss, count, *(grad for grad, needed in zip(gradients, need, strict=True) if needed)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("inner", [False, True], ids=["out", "in"])
+@pytest.mark.parametrize("mean", [False, True], ids=["sum", "mean"])
+def test_reduced(ops: Any, dtype: torch.dtype, inner: bool, mean: bool) -> None:
+    """Against the CPU's rows, reduced by PyTorch."""
+    queries, keys, zq, zk, own = rows(dtype)
+    for arguments in ((queries, keys, zq, zk, own), (queries, None, zq, None, None)):
+        plain = torch.ops.wscl_fast
+        options = torch.tensor(5.0), arguments[1] is None, inner, -1
+        loss, count, stats, direction = plain.infonce_forward(*arguments, *options, True)
+        share = 1 / (count > 0).sum() if mean else torch.tensor(1.0)
+        made = plain.infonce_backward(
+            share.expand(50), *arguments, *options, count, stats, direction, True, keys is not None, True
+        )
+        wanted = [loss.sum() * share, count, made[0], *([made[1]] if arguments[1] is not None else [])]
+        for scale in (torch.tensor(5.0), None):
+            got = reduced(ops, arguments, scale, inner, mean)
+            same(got, [*wanted, *([] if scale is None else [made[2]])], dtype)
+
+
+@pytest.fixture
+def as_if_on_a_gpu(ops: Any) -> Iterator[None]:
+    """Operators that a GPU alone has take CPU tensors too."""
+    library = torch.library.Library("wscl_fast", "IMPL")
+    torch.use_deterministic_algorithms(True)  # which fills what lies between the parts of what is kept
+    for name in ("infonce_reduced_forward", "infonce_reduced_backward"):
+        library.impl(name, getattr(torch.ops.wscl_fast_simulated, name).default, "CPU")
+    yield
+    torch.use_deterministic_algorithms(False)
+    library._destroy()
+
+
+@pytest.mark.usefixtures("as_if_on_a_gpu")
+@pytest.mark.parametrize("inner", [False, True], ids=["out", "in"])
+def test_opcheck_of_a_reduced_loss(inner: bool) -> None:
+    queries, keys, zq, zk, own = rows(torch.float32)
+    for scale in (torch.tensor(5.0), None):
+        for keys_ in (keys, None):
+            tensors = (queries, None, zq, None, None) if keys_ is None else (queries, keys, zq, zk, own)
+            tensors = tuple(
+                x.clone().requires_grad_() if x is not None and x.is_floating_point() else x for x in tensors
+            )
+            scale_ = None if scale is None else scale.clone().requires_grad_()
+            options = scale_, 5.0, keys_ is None, inner, -1, True, True, False
+            torch.library.opcheck(torch.ops.wscl_fast.infonce_reduced_forward.default, (*tensors, *options))
+
+
+@pytest.mark.usefixtures("as_if_on_a_gpu")
+def test_gradients_of_a_reduced_loss_through_autograd() -> None:
+    queries, keys, zq, zk, _ = rows(torch.float32)
+    for which in ((0, 1), (0,), (1,)):
+        x, y = queries.clone(), keys.clone()
+        leaves = [(x, y)[i].requires_grad_() for i in which]
+        loss, _, *_ = infonce_operators._reduced_forward_op(
+            x, y, zq, zk, None, None, 5.0, False, False, -1, True, x.requires_grad, False
+        )
+        got = torch.autograd.grad(3 * loss, leaves, create_graph=True)
+        want = torch.autograd.grad(3 * reference_loss(x, y, zq, zk), leaves)
+        same([x.detach() for x in got], want, torch.float32)
+        with pytest.raises(NotImplementedError, match="no second derivative"):
+            got[0].sum().backward()
+
+
+def test_more_ids_than_one_launch_sorts(ops: Any) -> None:
+    """Torch sorts those, and the core takes them over."""
+    keys, zk = normalize(torch.randn(66_000, 8), dim=1), torch.randint(-1, 3, (66_000,))
+    queries, zq = keys[:3].flip(0), torch.tensor([0, 2, -1])
+    got = reduced(ops, (queries, keys, zq, zk, None), None, False, True)
+    x, y = queries.clone().requires_grad_(), keys.clone().requires_grad_()
+    loss = reference_loss(x, y, zq, zk)
+    same(
+        got, [loss, (zq[:, None] == zk).sum(1) * (zq >= 0), *torch.autograd.grad(loss, (x, y))], torch.float32
+    )
+
+
+def reference_loss(queries: Tensor, keys: Tensor, zq: Tensor, zk: Tensor) -> Tensor:
+    return clustered_infonce(
+        queries.double(), keys.double(), query_clusters=zq, key_clusters=zk, temperature=0.2, impl="reference"
+    ).float()
 
 
 def pairs(
@@ -187,6 +285,43 @@ def test_bad_arguments(ops: Any) -> None:
         ),
         (lambda: infonce(ops, queries, keys, zq, None, own, False), "keys and key_clusters go together"),
         (lambda: infonce(ops, queries, None, zq, None, own, False), "own: expected none"),
+        (
+            lambda: reduced(ops, (queries.double(), None, zq, None, None), None, False, True),
+            "expected float32",
+        ),
+        (lambda: reduced(ops, (queries, keys, zq, None, own), None, False, True), "key_clusters go together"),
+        (
+            lambda: reduced(ops, (queries, None, zq, None, None), torch.zeros(2), False, True),
+            "scale: expected a 0-dim float32 tensor",
+        ),
+        (
+            lambda: ops.infonce_reduced_forward(
+                queries, None, zq, None, None, None, 0.0, True, False, -1, True, True, False
+            ),
+            "constant_scale: expected a number above 0, got 0",
+        ),
+        (
+            lambda: ops.infonce_reduced_backward(
+                torch.tensor(1.0),
+                queries,
+                None,
+                zq,
+                None,
+                None,
+                None,
+                5.0,
+                True,
+                False,
+                -1,
+                queries[:0],
+                torch.zeros(3, dtype=torch.uint8),
+                True,
+                False,
+                False,
+                False,
+            ),
+            "kept: expected a vector of length",
+        ),
     ):
         with pytest.raises(RuntimeError, match=message):
             bad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wscl_fast._ops.extension import extension, load_error, serves
+from wscl_fast._ops.extension import extension, load_error, serves, serves_device
 from wscl_fast._ops.infonce import Reduction, clustered_infonce, reduced_infonce
 from wscl_fast._ops.kmeans import (
     MOST_TOP,
@@ -47,6 +47,7 @@ __all__ = [
     "merge_blocks",
     "reduced_infonce",
     "serves",
+    "serves_device",
     "softmax",
     "softplus_block",
     "softplus_block_backward",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import warnings
 from types import ModuleType
@@ -30,6 +31,12 @@ if extension is None:
 def serves(device: torch.device, dtype: torch.dtype = torch.float32) -> bool:
     """Whether the fused kernels run on this device, computing in this dtype (or float32 for halves)."""
     return not obstacle(device, dtype)
+
+
+@functools.cache
+def serves_device(index: int) -> bool:
+    """``serves`` of a CUDA device, asked once: the question takes as long as two launches."""
+    return serves(torch.device("cuda", index))
 
 
 def obstacle(device: torch.device, dtype: torch.dtype, operator: str = "infonce_forward") -> str:

@@ -73,12 +73,24 @@ def reduced_infonce(
     mean: bool,
     sparing: bool = False,
 ) -> tuple[Tensor, Tensor] | None:
-    """The losses' mean or sum and the positives' count, with what gradients they will have; or None.
+    """The losses' mean or sum and the positives' count, by operators that make no more of them; or None.
 
-    Gradients can be made along with the loss on a CPU, that of the keys not of halves, nor of ``inner``. A
+    On a CPU gradients can be made along with the loss, that of the keys not of halves, nor of ``inner``. A
     traced graph has them made in its backward pass, where their memory is needed.
     """
-    if not is_eager() or not queries.is_cpu:
+    if not is_eager():
+        return None
+    ids = query_clusters, key_clusters, own
+    options = constant_scale, exclude_self, inner, ignore_index
+    if queries.is_cuda:
+        need_direction = torch.is_grad_enabled() and (
+            queries.requires_grad or (scale is not None and scale.requires_grad)
+        )
+        loss, count, *_ = _reduced_forward_op(
+            queries, keys, *ids, scale, *options, mean, need_direction, allow_tf32(queries)
+        )
+        return loss, count
+    if not queries.is_cpu:
         return None
     need_queries = need_keys = need_scale = False
     room = 0
@@ -91,9 +103,8 @@ def reduced_infonce(
         if need_queries and keys is None and not sparing:
             room = room_for_logits(queries, None)
     loss, count, *_ = _reduced_op(
-        queries, keys, query_clusters, key_clusters, own, scale, constant_scale, exclude_self, inner,
-        ignore_index, mean, need_queries, need_keys, need_scale, room,
-    )  # fmt: skip
+        queries, keys, *ids, scale, *options, mean, need_queries, need_keys, need_scale, room
+    )
     return loss, count
 
 
@@ -145,6 +156,67 @@ def _fake_reduced(
         queries.new_empty(n if need_queries else 0, d, dtype=dtype),
         queries.new_empty(keys.shape[0] if keys is not None and need_keys else 0, d),
         queries.new_empty((), dtype=dtype),
+    )
+
+
+def _fake_reduced_forward(
+    queries: Tensor,
+    keys: Tensor | None,
+    query_clusters: Tensor,
+    key_clusters: Tensor | None,
+    own: Tensor | None,
+    scale: Tensor | None,
+    constant_scale: float,
+    exclude_self: bool,
+    inner: bool,
+    ignore_index: int,
+    mean: bool,
+    need_direction: bool,
+    allow_tf32: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    n, d = queries.shape
+    dtype = compute_dtype(queries.dtype)
+    return (
+        queries.new_empty((), dtype=dtype),
+        queries.new_empty(n, dtype=torch.int64),
+        queries.new_empty(n if need_direction and keys is not None else 0, d, dtype=dtype),
+        queries.new_empty(_kept_bytes(n, None if keys is None else keys.shape[0], inner), dtype=torch.uint8),
+    )
+
+
+def _kept_bytes(n: int, m: int | None, inner: bool) -> int:
+    """Of ``Kept`` in ``csrc/core/infonce_reduced_cuda.cu``, with ``Clusters``; ``m=None``: within a batch."""
+    keys = n if m is None else m
+    lists = [8 * n] * 2 + ([] if m is None else [8 * m] * 2)
+    numbers = [4, 4, 8 * (4 if inner else 2) * n]
+    clusters = [4 * n] * 7 + [8 * n, 4 * keys, (keys + 63) // 64 * 8]
+    return sum((size + 255) // 256 * 256 for size in (*lists, *numbers, *clusters))
+
+
+def _fake_reduced_backward(
+    grad_loss: Tensor,
+    queries: Tensor,
+    keys: Tensor | None,
+    query_clusters: Tensor,
+    key_clusters: Tensor | None,
+    own: Tensor | None,
+    scale: Tensor | None,
+    constant_scale: float,
+    exclude_self: bool,
+    inner: bool,
+    ignore_index: int,
+    direction: Tensor,
+    kept: Tensor,
+    need_queries: bool,
+    need_keys: bool,
+    need_scale: bool,
+    allow_tf32: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    n, d = queries.shape
+    return (
+        queries.new_empty(n if need_queries else 0, d),
+        queries.new_empty(keys.shape[0] if keys is not None and need_keys else 0, d),
+        queries.new_empty(() if need_scale else 0, dtype=compute_dtype(queries.dtype)),
     )
 
 
@@ -232,6 +304,19 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Te
     )
 
 
+def _backward_of_reduced(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad_loss is None:
+        return (None,) * 13
+    *inputs, _, direction, kept = ctx.saved_tensors
+    needed = [ctx.needs_input_grad[i] for i in (0, 1, 5)]
+    made = _reduced_backward_op(
+        grad_loss, *inputs, *ctx.options, direction, kept, *needed, allow_tf32(inputs[0])
+    )
+    grads = (grad if need else None for grad, need in zip(made, needed, strict=True))
+    grad_queries, grad_keys, grad_scale = grads
+    return grad_queries, grad_keys, *(None,) * 3, grad_scale, *(None,) * 7
+
+
 def _backward_reduced(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad_loss is None:
         return (None,) * 15
@@ -303,6 +388,10 @@ def _keeps_graph() -> bool:
 
 _forward_op = register("infonce_forward", _fake_forward, _backward, tensors=6, options=3)
 _backward_op = register_backward("infonce_backward", _fake_backward)
+_reduced_forward_op = register(
+    "infonce_reduced_forward", _fake_reduced_forward, _backward_of_reduced, tensors=6, options=4
+)
+_reduced_backward_op = register_backward("infonce_reduced_backward", _fake_reduced_backward)
 _reduced_op = register("infonce_reduced", _fake_reduced, _backward_reduced, tensors=6, options=8)
 _forward_in_batch_op = register(
     "infonce_forward_in_batch", _fake_forward_in_batch, _backward_in_batch, tensors=3, options=3

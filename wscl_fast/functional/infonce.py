@@ -184,12 +184,15 @@ def _at_once(
     The checks below, and the steps that follow on them, take longer than the loss of a small batch. The
     operator has its own; what it refuses goes the long way, which says why, or makes it fit.
     """
+    if not _ops.is_eager() or type(queries) is not Tensor:
+        return None
     if keys is not None and key_clusters is None:
         key_clusters = query_clusters
-    tensors = (queries, query_clusters) if keys is None else (queries, query_clusters, keys, key_clusters)
+    device = queries.device
+    others = (query_clusters,) if keys is None else (query_clusters, keys, key_clusters)
     if (
-        not _ops.is_eager()
-        or not all(type(tensor) is Tensor and tensor.is_cpu for tensor in tensors)
+        not all(type(tensor) is Tensor and tensor.device == device for tensor in others)
+        or not (queries.is_cpu or (queries.is_cuda and _ops.serves_device(device.index)))
         or (keys is None and key_clusters is not None)
         or type(temperature) is not float
         or not 0 < temperature < inf
