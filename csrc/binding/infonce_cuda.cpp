@@ -43,6 +43,41 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> infonce_forward(
   return {loss, count, stats, direction};
 }
 
+// What a backward pass is asked for, and where it goes; what is not asked for has no numbers.
+struct Gradients {
+  Tensor direction, queries, keys, scale;
+  wscl::cuda::InfoNCEBackward outputs;
+
+  Gradients(const CudaArguments& arguments, const Tensor& direction_, bool need_queries, bool need_keys,
+            bool need_scale)
+      : direction(torch::stable::contiguous(direction_)) {
+    const wscl::cuda::InfoNCEProblem& problem = arguments.problem;
+    STD_TORCH_CHECK(problem.self || !(need_queries || need_scale) || direction.size(0) == problem.n,
+                    "direction: expected the forward pass's with need_direction");
+    need_keys = need_keys && !problem.self;
+    outputs.need_queries = need_queries;
+    outputs.need_keys = need_keys;
+    outputs.need_scale = need_scale;
+    const ScalarType dtype = arguments.queries.scalar_type();
+    queries = arguments.empty({need_queries ? problem.n : 0, problem.d}, dtype);
+    keys = arguments.empty({need_keys ? problem.m : 0, problem.d}, dtype);
+    scale = need_scale ? arguments.empty({}, ScalarType::Float) : arguments.empty({0}, ScalarType::Float);
+    const int64_t size = wscl::cuda::element_size(problem.precision);
+    outputs.direction = device_data<float>(direction);
+    if (need_queries) outputs.grad_queries = device_data<void>(queries, size);
+    if (need_keys) outputs.grad_keys = device_data<void>(keys, size);
+    if (need_scale) outputs.grad_scale = device_data<float>(scale);
+  }
+
+  template <class Pass>
+  std::tuple<Tensor, Tensor, Tensor> run(const CudaArguments& arguments, const Pass& pass,
+                                         cudaStream_t stream) {
+    if (outputs.need_queries || outputs.need_keys || outputs.need_scale)
+      arguments.run(arguments.problem, outputs, pass, stream);
+    return {queries, keys, scale};
+  }
+};
+
 std::tuple<Tensor, Tensor, Tensor> infonce_backward(
     const Tensor& grad_loss, const Tensor& queries, const std::optional<Tensor>& keys,
     const Tensor& query_clusters, const std::optional<Tensor>& key_clusters, const std::optional<Tensor>& own,
@@ -53,35 +88,20 @@ std::tuple<Tensor, Tensor, Tensor> infonce_backward(
   const DeviceScope scope(queries);
   CudaArguments arguments(queries, keys, query_clusters, key_clusters, own, scale, exclude_self, inner,
                           ignore_index, allow_tf32);
-  const int64_t n = queries.size(0), d = queries.size(1), m = keys ? keys->size(0) : 0;
+  const int64_t n = queries.size(0);
   const Tensor upstream = check_vector("grad_loss", grad_loss, n, ScalarType::Float);
   const Tensor counts = check_vector("count", count, n, ScalarType::Long);
-  const Tensor softmax = torch::stable::contiguous(stats), directions = torch::stable::contiguous(direction);
+  const Tensor softmax = torch::stable::contiguous(stats);
   STD_TORCH_CHECK(softmax.dim() == 2 && softmax.size(0) == (inner ? 4 : 2) && softmax.size(1) == n &&
                       softmax.scalar_type() == ScalarType::Double,
                   "stats: expected the forward pass's");
-  STD_TORCH_CHECK(!keys || !(need_queries || need_scale) || directions.size(0) == n,
-                  "direction: expected the forward pass's with need_direction");
-  wscl::cuda::InfoNCEBackward outputs;
-  outputs.need_queries = need_queries;
-  outputs.need_keys = keys && need_keys;
-  outputs.need_scale = need_scale;
   if (!keys || need_keys)
     arguments.sort(scope.stream);  // gradients of queries alone are read off the direction
-  Tensor grad_queries = arguments.empty({need_queries ? n : 0, d}, queries.scalar_type());
-  Tensor grad_keys = arguments.empty({outputs.need_keys ? m : 0, d}, queries.scalar_type());
-  Tensor grad_scale = torch::stable::new_zeros(scale, {});
-  const int64_t size = wscl::cuda::element_size(arguments.problem.precision);
-  outputs.grad_loss = device_data<float>(upstream);
-  outputs.count = device_data<int64_t>(counts);
-  outputs.stats = device_data<double>(softmax);
-  outputs.direction = device_data<float>(directions);
-  if (need_queries) outputs.grad_queries = device_data<void>(grad_queries, size);
-  if (outputs.need_keys) outputs.grad_keys = device_data<void>(grad_keys, size);
-  outputs.grad_scale = device_data<float>(grad_scale);
-  if (need_queries || outputs.need_keys || need_scale)
-    arguments.run(arguments.problem, outputs, wscl::cuda::infonce_backward, scope.stream);
-  return {grad_queries, grad_keys, grad_scale};
+  Gradients gradients(arguments, direction, need_queries, need_keys, need_scale);
+  gradients.outputs.grad_loss = device_data<float>(upstream);
+  gradients.outputs.count = device_data<int64_t>(counts);
+  gradients.outputs.stats = device_data<double>(softmax);
+  return gradients.run(arguments, wscl::cuda::infonce_backward, scope.stream);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> infonce_reduced_forward(
@@ -123,34 +143,16 @@ std::tuple<Tensor, Tensor, Tensor> infonce_reduced_backward(
                           ignore_index, allow_tf32);
   arguments.problem.constant_scale = check_constant(scale, constant_scale);
   check_number("grad_loss", grad_loss);
-  const int64_t n = queries.size(0), d = queries.size(1), m = keys ? keys->size(0) : 0;
   const Tensor before =
       check_vector("kept", kept, wscl::cuda::infonce_kept_bytes(arguments.problem), ScalarType::Byte);
-  const Tensor directions = torch::stable::contiguous(direction);
-  STD_TORCH_CHECK(!keys || !(need_queries || need_scale) || directions.size(0) == n,
-                  "direction: expected the forward pass's with need_direction");
-  wscl::cuda::InfoNCEBackward outputs;
-  outputs.need_queries = need_queries;
-  outputs.need_keys = keys && need_keys;
-  outputs.need_scale = need_scale;
-  Tensor grad_queries = arguments.empty({need_queries ? n : 0, d}, queries.scalar_type());
-  Tensor grad_keys = arguments.empty({outputs.need_keys ? m : 0, d}, queries.scalar_type());
-  Tensor grad_scale =
-      need_scale ? arguments.empty({}, ScalarType::Float) : arguments.empty({0}, ScalarType::Float);
-  const int64_t size = wscl::cuda::element_size(arguments.problem.precision);
-  outputs.grad_loss = device_data<float>(grad_loss);
-  outputs.direction = device_data<float>(directions);
-  if (need_queries) outputs.grad_queries = device_data<void>(grad_queries, size);
-  if (outputs.need_keys) outputs.grad_keys = device_data<void>(grad_keys, size);
-  if (need_scale) outputs.grad_scale = device_data<float>(grad_scale);
-  void* const memory = device_data<void>(before, 1);
-  const auto pass = [memory](const wscl::cuda::InfoNCEProblem& problem, wscl::cuda::InfoNCEBackward& to,
-                             cudaStream_t stream) {
+  Gradients gradients(arguments, direction, need_queries, need_keys, need_scale);
+  gradients.outputs.grad_loss = device_data<float>(grad_loss);
+  const auto pass = [memory = device_data<void>(before, 1)](const wscl::cuda::InfoNCEProblem& problem,
+                                                            wscl::cuda::InfoNCEBackward& to,
+                                                            cudaStream_t stream) {
     return wscl::cuda::infonce_reduced_backward(problem, memory, to, stream);
   };
-  if (need_queries || outputs.need_keys || need_scale)
-    arguments.run(arguments.problem, outputs, pass, scope.stream);
-  return {grad_queries, grad_keys, grad_scale};
+  return gradients.run(arguments, pass, scope.stream);
 }
 
 }  // namespace

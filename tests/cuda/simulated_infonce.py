@@ -105,12 +105,13 @@ def run_reduced(
     scale: float = 10.0,
     upstream: float = 1.0,
     sorted_before: bool = False,
+    arch: str = "90",
 ) -> Results:
     """The rows' mean or sum, its gradients and the gradient of the scale.
 
     The scale is a number of the host's and the ids are sorted by the core; or both lie in memory before.
     """
-    lib = library()
+    lib = library(arch)
     n, d = queries.shape
     with Device() as device:
         problem = _problem(

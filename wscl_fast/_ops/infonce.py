@@ -242,13 +242,13 @@ def _fake_backward(
     n, d = queries.shape
     dtype = compute_dtype(queries.dtype)
     # A CPU's kernels give this gradient in what they compute with, and within a batch read the scale's off
-    # it; those of CUDA give it in the queries' own dtype, and the scale's by itself.
+    # it; those of CUDA give it in the queries' own dtype, and the scale's by itself, or no number.
     on_cpu = queries.device.type == "cpu"
     from_queries = need_queries or (on_cpu and keys is None and need_scale)
     return (
         queries.new_empty(n if from_queries else 0, d, dtype=dtype if on_cpu else queries.dtype),
         queries.new_empty(keys.shape[0] if keys is not None and need_keys else 0, d),
-        queries.new_empty((), dtype=dtype),
+        queries.new_empty(() if need_scale or on_cpu else 0, dtype=dtype),
     )
 
 
