@@ -28,8 +28,8 @@ extern "C" int wscl_infonce_reduced_forward(const InfoNCEProblem* problem, InfoN
   return infonce_reduced_forward(*problem, *outputs, static_cast<cudaStream_t>(stream));
 }
 
-extern "C" int wscl_infonce_reduced_backward(const InfoNCEProblem* problem, void* kept, InfoNCEBackward* outputs,
-                                             void* stream) {
+extern "C" int wscl_infonce_reduced_backward(const InfoNCEProblem* problem, void* kept,
+                                             InfoNCEBackward* outputs, void* stream) {
   return infonce_reduced_backward(*problem, kept, *outputs, static_cast<cudaStream_t>(stream));
 }
 
