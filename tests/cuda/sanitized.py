@@ -26,10 +26,12 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 def clustered(
     device: torch.device, rows: Rows, dtype: torch.dtype, d: int, positives: str, in_batch: bool
 ) -> Tensor:
-    """The loss that has a kernel of its own."""
+    """The loss that has kernels of its own: its mean, or where d is small every row's loss, with weights."""
     queries, keys = sides(device, rows, dtype, d)
     zq, zk = ids(device, rows)
     given = {} if in_batch else {"keys": keys, "key_clusters": zk}
+    if d < 64:
+        given["weights"] = torch.rand(len(queries), device=device)
     return functional.clustered_infonce(
         queries, query_clusters=zq, positives=positives, temperature=5.0, impl="fused", **given
     )

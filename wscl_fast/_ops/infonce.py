@@ -47,8 +47,7 @@ def clustered_infonce(
         made = reduced_infonce(queries, keys, *ids, scale, 1.0, *options, reduction == "mean", sparing)
         if made is not None:
             return made
-    # The softmax-weighted mean key is carried along only where a gradient will be read off it.
-    need_direction = torch.is_grad_enabled() and (queries.requires_grad or scale.requires_grad)
+    need_direction = _needs_direction(queries, scale)
     room = room_for_logits(queries, None) if need_direction and keys is None and not sparing else 0
     if room:
         loss, count, *_ = _forward_in_batch_op(queries, query_clusters, scale, *options, room)
@@ -83,11 +82,8 @@ def reduced_infonce(
     ids = query_clusters, key_clusters, own
     options = constant_scale, exclude_self, inner, ignore_index
     if queries.is_cuda:
-        need_direction = torch.is_grad_enabled() and (
-            queries.requires_grad or (scale is not None and scale.requires_grad)
-        )
         loss, count, *_ = _reduced_forward_op(
-            queries, keys, *ids, scale, *options, mean, need_direction, allow_tf32(queries)
+            queries, keys, *ids, scale, *options, mean, _needs_direction(queries, scale), allow_tf32(queries)
         )
         return loss, count
     if not queries.is_cpu:
@@ -106,6 +102,12 @@ def reduced_infonce(
         queries, keys, *ids, scale, *options, mean, need_queries, need_keys, need_scale, room
     )
     return loss, count
+
+
+def _needs_direction(queries: Tensor, scale: Tensor | None) -> bool:
+    """The softmax-weighted mean key is carried along only where a gradient will be read off it."""
+    of_scale = scale is not None and scale.requires_grad
+    return torch.is_grad_enabled() and (queries.requires_grad or of_scale)
 
 
 def _fake_forward(
@@ -194,24 +196,9 @@ def _kept_bytes(n: int, m: int | None, inner: bool) -> int:
 
 
 def _fake_reduced_backward(
-    grad_loss: Tensor,
-    queries: Tensor,
-    keys: Tensor | None,
-    query_clusters: Tensor,
-    key_clusters: Tensor | None,
-    own: Tensor | None,
-    scale: Tensor | None,
-    constant_scale: float,
-    exclude_self: bool,
-    inner: bool,
-    ignore_index: int,
-    direction: Tensor,
-    kept: Tensor,
-    need_queries: bool,
-    need_keys: bool,
-    need_scale: bool,
-    allow_tf32: bool,
+    grad_loss: Tensor, queries: Tensor, keys: Tensor | None, *given: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
+    *_, need_queries, need_keys, need_scale, _ = given
     n, d = queries.shape
     return (
         queries.new_empty(n if need_queries else 0, d),
@@ -304,7 +291,9 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Te
     )
 
 
-def _backward_of_reduced(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward_reduced_forward(
+    ctx: Any, grad_loss: Tensor | None, *_: Tensor | None
+) -> tuple[Tensor | None, ...]:
     if grad_loss is None:
         return (None,) * 13
     *inputs, _, direction, kept = ctx.saved_tensors
@@ -389,7 +378,7 @@ def _keeps_graph() -> bool:
 _forward_op = register("infonce_forward", _fake_forward, _backward, tensors=6, options=3)
 _backward_op = register_backward("infonce_backward", _fake_backward)
 _reduced_forward_op = register(
-    "infonce_reduced_forward", _fake_reduced_forward, _backward_of_reduced, tensors=6, options=4
+    "infonce_reduced_forward", _fake_reduced_forward, _backward_reduced_forward, tensors=6, options=4
 )
 _reduced_backward_op = register_backward("infonce_reduced_backward", _fake_reduced_backward)
 _reduced_op = register("infonce_reduced", _fake_reduced, _backward_reduced, tensors=6, options=8)
