@@ -2,7 +2,8 @@
 
 Four processes run every case of a module in groups of 2, 3 and 4 of them, and each tells what failed. A case
 is a function ``case(group)`` that every process of the group calls; it talks first and asserts last, so that
-a failure on one rank leaves no other rank waiting.
+a failure on one rank leaves no other rank waiting. What they say is held to what NCCL can carry, which is
+less than gloo can.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ from wscl_fast.distributed import rank, world_size
 SIZES = (2, 3, 4)
 TIMEOUT = datetime.timedelta(seconds=180)  # who is not in a group waits for those who are
 Case = Callable[[Any], None]
+SPOKEN = ("all_gather", "all_reduce", "all_to_all_single", "batch_isend_irecv", "broadcast", "reduce")
+CARRIED = (torch.bool, torch.uint8, torch.int8, torch.int32, torch.int64)
+CARRIED += (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def close(got: Tensor | None, want: Tensor | None, tolerance: float = 1e-6) -> None:
@@ -65,6 +69,25 @@ def longest_with_width(width: int, step: Callable[[], None]) -> int:
     return longest
 
 
+def check_carried(said: Any) -> None:
+    """Raises AssertionError where NCCL could not carry one of the tensors."""
+    for leaf in tree_leaves(said):
+        tensor = leaf.tensor if isinstance(leaf, dist.P2POp) else leaf
+        if isinstance(tensor, Tensor):
+            assert tensor.dtype in CARRIED, f"NCCL carries no {tensor.dtype}"
+            assert tensor.is_contiguous(), (
+                f"NCCL carries no strides {tensor.stride()} of {tuple(tensor.shape)}"
+            )
+
+
+def _as_nccl_has_it(call: Callable[..., Any]) -> Callable[..., Any]:
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        check_carried((args, kwargs))
+        return call(*args, **kwargs)
+
+    return checked
+
+
 def _work(number: int, module: str, folder: str) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -72,6 +95,8 @@ def _work(number: int, module: str, folder: str) -> None:
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=number, world_size=max(SIZES), timeout=TIMEOUT
     )
+    for name in SPOKEN:
+        setattr(dist, name, _as_nccl_has_it(getattr(dist, name)))
     cases: dict[str, Case] = importlib.import_module(module).CASES
     failures = {}
     for size in SIZES:

@@ -35,6 +35,17 @@ def test_ranks(name: str, size: int, failures: dict[str, str]) -> None:
         pytest.fail(text, pytrace=False)
 
 
+@pytest.mark.parametrize(
+    "said",
+    [torch.zeros(3, dtype=torch.int16), [torch.zeros(2), torch.zeros(2, 3).T]],
+    ids=["int16", "strided"],
+)
+def test_what_nccl_cannot_carry_is_told(said: object) -> None:
+    with pytest.raises(AssertionError, match="NCCL carries no"):
+        ranks.check_carried(said)
+    ranks.check_carried([torch.zeros(2, 3), torch.zeros(3, dtype=torch.bool), 5])
+
+
 def test_one_process_needs_no_group() -> None:
     x = torch.randn(3, 2, requires_grad=True)
     assert (rank(), world_size()) == (0, 1)

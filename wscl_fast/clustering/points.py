@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 
 from wscl_fast import distributed
 from wscl_fast.clustering.arrays import FLOATS
-from wscl_fast.distributed.collectives import Group, least_over_ranks
+from wscl_fast.distributed.collectives import Group, alone, least_over_ranks
 from wscl_fast.functional.kmeans import Metric, kmeans_update
 
 METRICS = get_args(Metric)
@@ -39,6 +39,11 @@ class Ranks:
     def size(self) -> int:
         """How many there are."""
         return distributed.world_size(self.group) if self.sharded else 1
+
+    @property
+    def alone(self) -> bool:
+        """Whether this process has all rows."""
+        return not self.sharded or alone(self.group)
 
     @property
     def rank(self) -> int:
@@ -174,7 +179,7 @@ class Points:
 
     def rows_of_all(self, index: Tensor) -> Tensor:
         """Rows by their number among all ranks' rows, on every rank [len(index), d]."""
-        if self.ranks.size == 1:
+        if self.ranks.alone:
             return self.rows(index)
         local = index - self.first_row
         mine = (local >= 0) & (local < self.n)

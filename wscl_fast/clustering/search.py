@@ -113,7 +113,7 @@ class Search:
             if not bounds.begun and self.patience.ends(self.points, float(searched)):
                 self.bounds = None
         self.assignment = bounds.assignment
-        if self.points.ranks.size == 1:
+        if self.points.ranks.alone:
             return Step(
                 bounds.assignment, bounds.distance, bounds.sums, bounds.counts, bounds.inertia, changed
             )

@@ -15,6 +15,7 @@ from torch import Tensor
 __all__ = [
     "Group",
     "agree",
+    "alone",
     "broadcast",
     "first_row",
     "gather",
@@ -45,6 +46,11 @@ def rank(group: Group = None) -> int:
     return dist.get_rank(group) if _initialised() else 0
 
 
+def alone(group: Group = None) -> bool:
+    """Whether there is nobody to talk to: one process has what all have."""
+    return world_size(group) == 1
+
+
 def sum_over_ranks(tensor: Tensor, group: Group = None) -> Tensor:
     """The sum of all ranks' tensors of one shape, the same bits on every rank. No gradient comes back."""
     return _exchanged(tensor, group, lambda copy: dist.all_reduce(copy, group=group))
@@ -68,7 +74,7 @@ def broadcast(tensor: Tensor, source: int = 0, group: Group = None) -> Tensor:
 def _exchanged(tensor: Tensor, group: Group, in_place: Callable[[Tensor], Any]) -> Tensor:
     """What a collective that works in place makes of a copy; with one rank nothing is copied."""
     tensor = tensor.detach()
-    if world_size(group) == 1:
+    if alone(group):
         return tensor
     copy = tensor.clone(memory_format=torch.contiguous_format)
     in_place(copy)
@@ -100,7 +106,7 @@ def gather(tensor: Tensor, group: Group = None) -> Tensor:
         raise TypeError(f"tensor: expected a tensor, got {type(tensor).__name__}")
     if tensor.ndim == 0:
         raise ValueError("tensor: expected rows [N, ...], got a 0-dim tensor")
-    if world_size(group) == 1:
+    if alone(group):
         return tensor
     rows, wanted = rows_of_ranks(tensor, group)
     if not wanted:
@@ -123,12 +129,12 @@ def rows_of_ranks(tensor: Tensor, group: Group) -> tuple[list[int], bool]:
 
 def largest_over_ranks(values: Tensor, group: Group = None) -> Tensor:
     """The largest of all ranks' numbers ``[K]``, each; its gradient comes back to the rank that has it."""
-    return values if world_size(group) == 1 else gather(values[None], group).amax(0)
+    return values if alone(group) else gather(values[None], group).amax(0)
 
 
 def first_row(tensor: Tensor, group: Group = None) -> int:
     """The number that this rank's first row has among the rows of all ranks."""
-    if world_size(group) == 1:
+    if alone(group):
         return 0
     return sum(rows_of_ranks(tensor.detach(), group)[0][: rank(group)])
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from wscl_fast.distributed.collectives import (
     Group,
+    alone,
     gather,
     largest_over_ranks,
     rank,
@@ -46,7 +47,7 @@ class Shared:
     @property
     def way(self) -> Gather:
         """How keys are gathered; one process alone has them, and the definition is of all of them at once."""
-        if world_size(self.group) == 1:
+        if alone(self.group):
             return "count"
         return "all" if self.gather == "ring" and self.impl == "reference" else self.gather
 

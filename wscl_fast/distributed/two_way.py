@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from wscl_fast.distributed.both_ways import both_ways
-from wscl_fast.distributed.collectives import Group, first_row, world_size
+from wscl_fast.distributed.collectives import Group, alone, first_row
 from wscl_fast.distributed.shared import Gather, Shared
 from wscl_fast.functional import Impl, Positives, Reduction
 from wscl_fast.functional import clip_loss as clip_of_one_process
@@ -63,7 +63,7 @@ def clip_loss(
         TypeError, ValueError: as for one process. An error on one rank alone leaves the others waiting.
     """
     check_choice("gather", gather, Literal["all", "ring"])
-    if world_size(group) == 1:
+    if alone(group):
         return clip_of_one_process(
             x,
             y,
