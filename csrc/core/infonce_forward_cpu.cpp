@@ -7,6 +7,7 @@
 
 #include "infonce.h"
 #include "infonce_positives.h"
+#include "reserve.h"
 #include "softmax_weights.h"
 
 namespace wscl {
@@ -73,7 +74,7 @@ void infonce_forward(const InfoNCEProblem<In>& p, Compute<In>* loss, int64_t* co
   SimilarityParams<In> pass = base_pass(p);
   pass.output = direction;
   pass.output_stride = d;
-  std::vector<T> sums(p.inner ? 0 : prepared.segments.count * d);
+  const Reserved<T> sums(p.inner ? 0 : prepared.segments.count * d);
   if (!p.inner && !prepared.self) {
     pass.segment_sums = sums.data();
     pass.column_segment = prepared.segments.keys().data();
@@ -98,7 +99,7 @@ void infonce_forward(const InfoNCEProblem<In>& p, Compute<In>* loss, int64_t* co
   if (prepared.self)  // only half of each row was read
     segment_sums<In>(prepared.key_rows(), d, prepared.segments.keys().data(), nullptr, prepared.segments.count,
                      sums.data(), threads);
-  pull_to_positives(prepared, sums, count, stats, loss, direction, threads);
+  pull_to_positives(prepared, sums.data(), count, stats, loss, direction, threads);
 }
 
 #define WSCL_INSTANTIATE(In)                                                                                  \

@@ -35,7 +35,7 @@ inline double natural_lse(const double* stats, int64_t n, int64_t i) {
 // The losses, from the sums of the keys of each cluster and from `stats`; the mean of the positives is taken
 // off the direction.
 template <class In>
-void pull_to_positives(const Prepared<In>& prepared, const std::vector<Compute<In>>& sums, const int64_t* count,
+void pull_to_positives(const Prepared<In>& prepared, const Compute<In>* sums, const int64_t* count,
                        const double* stats, Compute<In>* loss, Compute<In>* direction, const Threads& threads) {
   using T = Compute<In>;
   const InfoNCEProblem<In>& p = prepared.problem;
@@ -44,7 +44,7 @@ void pull_to_positives(const Prepared<In>& prepared, const std::vector<Compute<I
     std::vector<T> mean(d);
     for (int64_t i = begin; i < end; ++i) {
       if (count[i] == 0) continue;
-      const T* sum = &sums[prepared.segments.of_query[i] * d];
+      const T* sum = sums + prepared.segments.of_query[i] * d;
       const T share = T(1) / static_cast<T>(count[i]);
       const In* less = prepared.excludes_positive(i) ? prepared.key_rows().row(prepared.own.of(i)) : nullptr;
       for (int64_t c = 0; c < d; ++c) mean[c] = (less ? sum[c] - to_compute(less[c]) : sum[c]) * share;

@@ -7,6 +7,7 @@
 
 #include "infonce.h"
 #include "infonce_positives.h"
+#include "reserve.h"
 
 namespace wscl {
 namespace {
@@ -30,7 +31,7 @@ void forward_and_keys(const InfoNCEProblem<T>& p, bool mean, T* loss, int64_t* c
   if (order.empty()) return;
 
   std::vector<double> row_max(order.size()), row_sum(order.size());
-  std::vector<T> sums(segments.count * d);
+  const Reserved<T> sums(segments.count * d);
   SimilarityParams<T> rows = base_pass(p);
   meeting.set(rows, prepared.query_rows(), prepared.key_rows());
   rows.epilogue = Epilogue::kSoftmax;
@@ -59,7 +60,7 @@ void forward_and_keys(const InfoNCEProblem<T>& p, bool mean, T* loss, int64_t* c
 
   to_rows(order, row_max, stats);
   to_rows(order, row_sum, stats + n);
-  pull_to_positives(prepared, sums, count, stats, loss, direction, threads);
+  pull_to_positives(prepared, sums.data(), count, stats, loss, direction, threads);
   give_back_own(prepared, count, share, grad_keys);
 }
 

@@ -18,7 +18,7 @@ constexpr int64_t kPanelRows = 48;        // at most
 constexpr int64_t kLeastRows = 96;        // fewer rows do not pay for reading a block of columns
 constexpr int64_t kLeastColumns = 1024;   // fewer columns do not pay for a merge
 constexpr int64_t kLeastOwnColumns = 64;  // nor for a thread where columns get results
-constexpr int64_t kManyColumns = 32;      // for a row: to pack it in every thread costs less than to read them
+constexpr int64_t kManyColumns = 16;      // for a row: to pack it in every thread costs less than to read them
 constexpr int64_t kChunkBytes = 1 << 19;  // a chunk's rows, packed: they and their output stay in L2
 constexpr int64_t kSumBytes = 8 << 20;    // a thread's accumulators in segment_sums
 constexpr int64_t kLeastSumColumns = 16;  // a cache line of floats
@@ -32,13 +32,13 @@ int64_t most_slices(int64_t count, int64_t segments, int64_t d) {
   return std::min(count / (kRowsOfSum * segments), kMostSums / (segments * d));
 }
 
-// The slices' sums [slices][size], added up.
+// The sums [slices][size], added up.
 template <class T>
-void add_slices(const std::vector<double>& slices, int64_t size, T* sums, const Threads& threads) {
+void add_slices(const double* slices, int64_t count, int64_t size, T* sums, const Threads& threads) {
   threads.ranges(size, kSumGrain, [&](int64_t begin, int64_t end) {
     for (int64_t at = begin; at < end; ++at) {
       double sum = slices[at];
-      for (size_t s = at + size; s < slices.size(); s += size) sum += slices[s];
+      for (int64_t s = 1; s < count; ++s) sum += slices[s * size + at];
       sums[at] = static_cast<T>(sum);
     }
   });
@@ -117,12 +117,11 @@ void with_segment_sums(const SimilarityParams<In>& p, Parts<In>& parts, int64_t 
   const int64_t size = p.segment_sums ? p.segments * p.d : 0;
   if (size == 0) return run();
   if (most_slices(p.y.count, p.segments, p.d) >= summing * splits) {
-    // Kept by the thread, at most kMostSums: fresh pages would cost more than the sums.
-    static thread_local std::vector<double> sums;
-    sums.resize(summing * splits * size);
+    // In memory that stays, at most kMostSums: fresh pages would cost more than the sums.
+    const Reserved<double> sums(summing * splits * size);
     parts.sum_along(summing, splits, sums.data());
     run();
-    add_slices(sums, size, p.segment_sums, threads);
+    add_slices(sums.data(), summing * splits, size, p.segment_sums, threads);
   } else {
     run();
     segment_sums<In>(p.y, p.d, p.column_segment, nullptr, p.segments, p.segment_sums, threads);
@@ -199,12 +198,14 @@ void segment_sums(const Rows<In>& rows, int64_t d, const int64_t* segment, const
   const int64_t size = segments * d;
   const int64_t slices = std::clamp<int64_t>(most_slices(rows.count, segments, d), 1, threads.count);
   if (slices > 1 && slices >= std::min<int64_t>(threads.count, ceil_div(d, width))) {
-    std::vector<double> parts(slices * size, 0.0);
+    const Reserved<double> parts(slices * size);
     threads.each(slices, [&](int64_t s) {
+      double* const part = parts.data() + s * size;
+      std::fill_n(part, size, 0.0);
       kernels<In>().sum_columns(rows, rows.count * s / slices, rows.count * (s + 1) / slices, 0, d, segment,
-                                weight, &parts[s * size]);
+                                weight, part);
     });
-    return add_slices(parts, size, sums, threads);
+    return add_slices(parts.data(), slices, size, sums, threads);
   }
   threads.each(ceil_div(d, width), [&](int64_t task) {
     const int64_t c0 = task * width, c1 = std::min(d, c0 + width);

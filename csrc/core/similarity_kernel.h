@@ -151,11 +151,16 @@ struct Pass : Epilogues<In, kEpilogue, kGather, kBoth> {
       }
     }
     if constexpr (kPairs<In> && kGather) interleave_rows(y_rows, count, params.d, d_padded, this->y_pairs);
-    if (Base::kSoftmax) this->column_norm = largest_norm<Math>(y_rows, count, params.d);
+    const auto sum_up = [&](int64_t first, int64_t last) {
+      if (part.segment_sums)
+        sum_columns<In>(params.y, larger(c0 + first, part.sums_begin), smaller(c0 + last, part.sums_end), 0,
+                        params.d, params.column_segment, nullptr, part.segment_sums);
+    };
+    if constexpr (Base::kSoftmax)
+      this->column_norm = largest_norm<Math>(y_rows, count, params.d, sum_up);
+    else
+      sum_up(0, count);
     if constexpr (Base::kTwoWay) this->start_columns(count);
-    if (part.segment_sums)  // the block is in L2
-      sum_columns<In>(params.y, larger(c0, part.sums_begin), smaller(c0 + count, part.sums_end), 0, params.d,
-                      params.column_segment, nullptr, part.segment_sums);
     if constexpr (kBoth)
       for (int64_t i = 0; i < count * d_padded; ++i) this->column_output[i] = 0;
 

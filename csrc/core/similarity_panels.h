@@ -74,9 +74,10 @@ void pack_panel(const Rows<In>& rows, int64_t first, int64_t count, int vectors,
   }
 }
 
-// The largest norm of `count` rows of d, with what rounding adds to it; NaN or ∞ where a row has one.
-template <class Math, class T = typename Math::T>
-T largest_norm(const typename Math::Element* const* rows, int64_t count, int64_t d) {
+// The largest norm of `count` rows of d, with what rounding adds to it; NaN or ∞ where a row has one. A few
+// rows at a time, which are in L1 when `then(first, last)` is called of them.
+template <class Math, class Then, class T = typename Math::T>
+T largest_norm(const typename Math::Element* const* rows, int64_t count, int64_t d, const Then& then) {
   constexpr int kWidth = Simd<T>::kWidth, kReach = kWidth * Math::kNumbers, kSums = 4;
   Vector<T> largest = {}, spoilt = {};
   for (int64_t first = 0; first < count; first += kWidth) {
@@ -100,6 +101,7 @@ T largest_norm(const typename Math::Element* const* rows, int64_t count, int64_t
     for (int r = 0; r < kWidth; ++r) norm += sums[r];
     largest = maximum<T>(norm, largest);
     spoilt += norm - norm;  // NaN from then on
+    then(first, smaller(first + kWidth, count));
   }
   return std::sqrt(horizontal_max<T>(largest)) + horizontal_sum<T>(spoilt);
 }
