@@ -25,6 +25,7 @@ ALLOWED = {
     "chunked": {"pairs", "affinity", "reference", "scatter"},
     "_ops": {"pairs", "values"},
     "_build": {"_ops"},
+    "memory": {"_ops"},
     "functional": {
         "_ops",
         "chunked",
@@ -42,7 +43,7 @@ ALLOWED = {
     "clustering": {"functional", "distributed", "arrays", "files", "scatter"},
     "data": {"files"},
     "train": {"files", "losses", "queue", "distributed", "clustering", "data", "functional", "_build"},
-    "__init__": {"_build", "functional", "losses", "queue", "distributed", "clustering"},
+    "__init__": {"_build", "memory", "functional", "losses", "queue", "distributed", "clustering"},
     "__main__": {"train"},
 }
 

@@ -18,6 +18,7 @@ from wscl_fast.functional import (
     soft_infonce,
 )
 from wscl_fast.losses import CLIPLoss, ClusteredInfoNCE, HierarchicalInfoNCE, SigLIPLoss, SoftInfoNCE
+from wscl_fast.memory import empty_reserve
 from wscl_fast.queue import ClusterQueue
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "clip_loss",
     "clustered_infonce",
     "distributed",
+    "empty_reserve",
     "functional",
     "hierarchical_infonce",
     "siglip_loss",

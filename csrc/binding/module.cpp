@@ -35,7 +35,7 @@ PYBIND11_MODULE(_C, m) {
       },
       pybind11::arg("name"));
   m.def("empty_reserve", &wscl::empty_reserve,
-        "Give memory back to the system that the CPU's operators keep for their next call, 64 MiB at most");
+        "Give memory back to the system that the CPU's operators keep for their next call, 256 MiB at most");
   m.def("has_bfloat16_candidates", &wscl::has_bfloat16_candidates,
         "Whether k-means can find its candidates by products of bfloat16 here");
   m.def(

@@ -12,7 +12,7 @@ namespace wscl {
 namespace {
 
 constexpr int64_t kLine = 64;
-constexpr int64_t kMostIdle = 64 << 20;
+constexpr int64_t kMostIdle = 256 << 20;
 constexpr int64_t kUnused = 4 << 20;  // may lie idle in a block that is given to who asks for less than half
 
 int64_t& size_of(char* block) {

@@ -9,7 +9,7 @@ namespace wscl {
 // At least `bytes`, of any content, in whole cache lines; throws std::bad_alloc. From any thread.
 void* take_from_reserve(int64_t bytes);
 
-// What was taken. Blocks that nobody uses stay up to 64 MiB, together; the others go back to the system.
+// What was taken. Blocks that nobody uses stay up to 256 MiB, together; the others go back to the system.
 void give_back_to_reserve(void* memory);
 
 // All that nobody uses goes back to the system.

@@ -235,17 +235,17 @@ void check_reserve() {
   wscl::give_back_to_reserve(first);
   wscl::give_back_to_reserve(second);
   // More than is kept goes back to the system, and leaves the others alone.
-  wscl::give_back_to_reserve(wscl::take_from_reserve(65 * kMiB));
+  wscl::give_back_to_reserve(wscl::take_from_reserve(257 * kMiB));
   CHECK(wscl::take_from_reserve(2 * kMiB) == second, "a block that is still there");
   wscl::give_back_to_reserve(second);
   // All together more than is kept: the oldest go.
-  void* const third = wscl::take_from_reserve(60 * kMiB);
+  void* const third = wscl::take_from_reserve(252 * kMiB);
   wscl::give_back_to_reserve(third);
   void* const fourth = wscl::take_from_reserve(1);
   CHECK(fourth == second, "the one that came back last but one, the older one has gone");
   void* const fifth = wscl::take_from_reserve(20 * kMiB);
   CHECK(fifth != third, "a block of which too much would lie unused");
-  CHECK(wscl::take_from_reserve(30 * kMiB) == third, "a block that is large enough");
+  CHECK(wscl::take_from_reserve(126 * kMiB) == third, "a block that is large enough");
   for (void* const taken : {third, fourth, fifth}) wscl::give_back_to_reserve(taken);
   wscl::empty_reserve();
   test_threads(4).each(64, [&](int64_t i) {
