@@ -218,6 +218,8 @@ def bench_case(case: Case, turns: int) -> list[Row]:
                 "peak GFLOP/s": f"{1e-9 * peak:.0f}",
                 "share of peak": f"{2 * work * p.gemms / (ours.median * peak):.3f}",
                 "in the fewest GEMMs": f"{2 * work * p.fewest / (ours.median * peak):.3f}",
+                "least ms": f"{1e3 * min(ours.seconds):.2f}",
+                "share, least": f"{2 * work * p.gemms / (min(ours.seconds) * peak):.3f}",
                 "x torch.mm": faster_than(times.get("torch.mm")),
                 "x oneDNN": faster_than(times.get("oneDNN")),
                 "x naive": faster_than(times.get(f"naive {p.name}")),

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RESULTS = Path(__file__).parent / "results"
-SHORT = 0.02  # seconds
+SHORT = 0.1  # seconds: threads that were woken on one core stay there for some milliseconds
 IDLE = 0.005  # until torch's threads no longer spin
 _PEAK = "peak of"  # how a child marks its lines
 
