@@ -39,13 +39,19 @@ $(VENV)/.created: | check-tools
 	@$(PYTHON) -m venv --clear $(VENV)
 	@touch $@
 
-# One list for every verb: what the build needs, then the extras that pyproject.toml names. torch comes first
-# and alone, so that nothing can draw in another build of it.
+# What every verb needs: what the build does, then the trainer's extra as pyproject.toml names it. torch comes
+# first and alone, so that nothing can draw in another build of it.
 $(VENV)/.installed: $(VENV)/.created constraints.txt pyproject.toml
-	@echo "wscl_fast: installing PyTorch and the tools"
+	@echo "wscl_fast: installing PyTorch and what the trainer needs"
 	@$(PIP) install --constraint constraints.txt torch numpy
 	@$(PIP) install --constraint constraints.txt setuptools wheel pybind11 ninja \
-	  $$($(BIN)/python tools/requirements.py train test lint)
+	  $$($(BIN)/python tools/requirements.py train)
+	@touch $@
+
+# What whoever trains does not wait for.
+$(VENV)/.tools: $(VENV)/.installed
+	@echo "wscl_fast: installing the tools"
+	@$(PIP) install --constraint constraints.txt $$($(BIN)/python tools/requirements.py test lint)
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.installed setup.py $(CORE_SOURCES)
@@ -54,7 +60,7 @@ $(VENV)/.built: $(VENV)/.installed setup.py $(CORE_SOURCES)
 	@$(BIN)/python -c 'import wscl_fast; print(wscl_fast.build_info())'
 	@touch $@
 
-setup: $(VENV)/.built
+setup: $(VENV)/.built $(VENV)/.tools
 
 # What the benchmarks compare with lives in an environment of its own, which sees torch and wscl_fast in .venv
 # and never changes it. Without it the comparison is with plain PyTorch alone.
@@ -70,10 +76,10 @@ $(PEERS)/.installed: $(VENV)/.built benchmarks/requirements-peers.txt
 
 # --- the verbs ----------------------------------------------------------------------------------------------
 
-train: setup
+train: $(VENV)/.built
 	@$(BIN)/wscl-fast compare
 
-reproduce: setup
+reproduce: $(VENV)/.built
 	@$(BIN)/python -m benchmarks.folds reproduce --recipe reproduce
 
 # Files of tests run side by side; threads that wait leave the cores to the others.
