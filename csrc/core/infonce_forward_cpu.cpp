@@ -74,6 +74,7 @@ void infonce_forward(const InfoNCEProblem<In>& p, Compute<In>* loss, int64_t* co
   SimilarityParams<In> pass = base_pass(p);
   pass.output = direction;
   pass.output_stride = d;
+  // Written wherever a query has positives: no other reads its cluster's sum.
   const Reserved<T> sums(p.inner ? 0 : prepared.segments.count * d);
   if (!p.inner && !prepared.self) {
     pass.segment_sums = sums.data();
