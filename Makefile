@@ -39,17 +39,21 @@ $(VENV)/.created: | check-tools
 	@$(PYTHON) -m venv --clear $(VENV)
 	@touch $@
 
-# What every verb needs: what the build does, then the trainer's extra as pyproject.toml names it. torch comes
-# first and alone, so that nothing can draw in another build of it.
+# What the build needs. torch comes first and alone, so that nothing can draw in another build of it.
 $(VENV)/.installed: $(VENV)/.created constraints.txt pyproject.toml
-	@echo "wscl_fast: installing PyTorch and what the trainer needs"
+	@echo "wscl_fast: installing PyTorch"
 	@$(PIP) install --constraint constraints.txt torch numpy
-	@$(PIP) install --constraint constraints.txt setuptools wheel pybind11 ninja \
-	  $$($(BIN)/python tools/requirements.py train)
+	@$(PIP) install --constraint constraints.txt setuptools wheel pybind11 ninja
+	@touch $@
+
+# The trainer's extra as pyproject.toml names it.
+$(VENV)/.trainer: $(VENV)/.installed
+	@echo "wscl_fast: installing what the trainer needs"
+	@$(PIP) install --constraint constraints.txt $$($(BIN)/python tools/requirements.py train)
 	@touch $@
 
 # What whoever trains does not wait for.
-$(VENV)/.tools: $(VENV)/.installed
+$(VENV)/.tools: $(VENV)/.trainer
 	@echo "wscl_fast: installing the tools"
 	@$(PIP) install --constraint constraints.txt $$($(BIN)/python tools/requirements.py test lint)
 	@touch $@
@@ -60,7 +64,11 @@ $(VENV)/.built: $(VENV)/.installed setup.py $(CORE_SOURCES)
 	@$(BIN)/python -c 'import wscl_fast; print(wscl_fast.build_info())'
 	@touch $@
 
-setup: $(VENV)/.built $(VENV)/.tools
+# Two at a time: what is installed waits for the disk and one core while the compiler has the others.
+TOGETHER = $(MAKE) --silent --no-print-directory --jobs=2
+
+setup:
+	@$(TOGETHER) $(VENV)/.built $(VENV)/.tools
 
 # What the benchmarks compare with lives in an environment of its own, which sees torch and wscl_fast in .venv
 # and never changes it. Without it the comparison is with plain PyTorch alone.
@@ -76,10 +84,12 @@ $(PEERS)/.installed: $(VENV)/.built benchmarks/requirements-peers.txt
 
 # --- the verbs ----------------------------------------------------------------------------------------------
 
-train: $(VENV)/.built
+train:
+	@$(TOGETHER) $(VENV)/.built $(VENV)/.trainer
 	@$(BIN)/wscl-fast compare
 
-reproduce: $(VENV)/.built
+reproduce:
+	@$(TOGETHER) $(VENV)/.built $(VENV)/.trainer
 	@$(BIN)/python -m benchmarks.folds reproduce --recipe reproduce
 
 # Files of tests run side by side; threads that wait leave the cores to the others.
