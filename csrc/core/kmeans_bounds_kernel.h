@@ -165,8 +165,7 @@ struct BoundedRows : KMeansPass<Op> {
       for (int i = 0; i < kWidth; ++i) apart[i] = anew >> i & 1 ? taken[i] : apart[i];
     }
     const Vector<T> square = load(apart);
-    if ((at_least<T>(square, broadcast(T(1e-25))) & at_least<T>(broadcast(T(1e37)), square)) != kAll)
-      return false;
+    if (!all_in_range_of_squares<T>(square)) return false;
     const int64_t farthest = movement.order[0];
     const T most_moved = movement.length[0], others_moved = movement.length[1];
     T moved[kWidth], halves[kWidth];
@@ -241,8 +240,15 @@ struct BoundedRows : KMeansPass<Op> {
     return minimum<T>(length, most) * down - slack;
   }
 
-  WSCL_INLINE T bound_of(int64_t at, T score) const {
-    return bounds_of(broadcast(norm[at]), broadcast(margin[at]), broadcast(score))[0];
+  // What bounds_of() takes of the rows in slots first …
+  WSCL_INLINE void load_slots(int64_t first, int64_t n, Vector<T>* norms, Vector<T>* margins) const {
+    T of_rows[2][kWidth] = {};
+    for (int64_t i = 0; i < n; ++i) {
+      of_rows[0][i] = norm[slot[first + i]];
+      of_rows[1][i] = margin[slot[first + i]];
+    }
+    *norms = load(of_rows[0]);
+    *margins = load(of_rows[1]);
   }
 
   // Searches the listed rows; false where one is not finite.
@@ -264,7 +270,7 @@ struct BoundedRows : KMeansPass<Op> {
       Base::score_group(
           v, last, left, [&](int64_t i) { return slot[i]; },
           [&](int64_t i) {
-            if (next + i + kRows <= turn_end) Base::prefetch(next + i);
+            if (next + i < turn_end) Base::prefetch_row(next + i);
           });
       v = last;
       if (v < stage || v >= vectors) continue;
@@ -303,16 +309,16 @@ struct BoundedRows : KMeansPass<Op> {
     for (int64_t first = 0; first < before; first += kWidth) {
       T best[kWidth], second[kWidth];
       best_two(first, best, second);
-      T score[kWidth] = {}, norms[kWidth] = {}, margins[kWidth] = {}, met[kWidth];
+      T score[kWidth] = {}, met[kWidth];
       const int64_t n = smaller(kWidth, before - first);
       for (int64_t i = 0; i < n; ++i) {
-        const int64_t at = slot[first + i];
+        const int64_t own = problem.assignment[row[slot[first + i]]];
         // Where the own centroid was met, it is the best, or the second is no farther than it.
-        score[i] = movement.place[problem.assignment[row[at]]] < seen ? second[i] : best[i];
-        norms[i] = norm[at];
-        margins[i] = margin[at];
+        score[i] = movement.place[own] < seen ? second[i] : best[i];
       }
-      store(met, bounds_of(load(norms), load(margins), load(score)));
+      Vector<T> norms, margins;
+      load_slots(first, n, &norms, &margins);
+      store(met, bounds_of(norms, margins, load(score)));
       for (int64_t i = 0; i < n; ++i) {
         const int64_t at = slot[first + i], r = row[at], own = problem.assignment[r];
         const T last = last_bound(r, own, seen), rest = last < met[i] ? last : met[i];
@@ -342,26 +348,27 @@ struct BoundedRows : KMeansPass<Op> {
   // Decides rows first … of those that met every column.
   void finish_searched(int64_t first, int64_t n) {
     const bool unknown = !problem.previous || blind;  // the distances from the own centroids
-    T best[kWidth], second[kWidth];
+    T best[kWidth], second[kWidth], least[kWidth], beyond_best[kWidth], beyond_least[kWidth];
     best_two(first, best, second);
-    Vector<T> squares[kWidth];
+    Vector<T> norms, margins, squares[kWidth];
+    load_slots(first, n, &norms, &margins);
+    store(least, larger_of<T>(load(best) - margins, broadcast(-Base::kInfinity)));  // of ∞ − ∞ too
+    store(beyond_best, bounds_of(norms, margins, load(second)));
+    store(beyond_least, bounds_of(norms, margins, load(least)));
     for (int64_t i = 0; i < kWidth; ++i) squares[i] = Vector<T>{};
     int64_t nearest[kWidth];
     for (int64_t i = 0; i < n; ++i) {
       const int64_t at = slot[first + i], r = row[at];
       const RowState<T>& state = states[first + i];
-      T least = best[i] - margin[at];
-      if (!(least > -Base::kInfinity)) least = -Base::kInfinity;  // ∞ − ∞ too
-      nearest[i] = decider.decided(state, least);
-      if (nearest[i] >= 0) {
-        problem.lower[r] = bound_of(at, second[i]);
-      } else {
+      nearest[i] = decider.decided(state, least[i]);
+      problem.lower[r] = beyond_best[i];
+      if (nearest[i] < 0) {
         double next;
-        nearest[i] = decider.closer_look(point(r), length[at], state, least, &next);
+        nearest[i] = decider.closer_look(point(r), length[at], state, least[i], &next);
         const double other = std::sqrt(table.cosine ? 2 * next : next);
         const T near = static_cast<T>(other < 1e38 ? other : 1e38) * (1 - 8 * eps) - slack;
-        const T far = bound_of(at, least);  // of those that were not looked at
-        problem.lower[r] = near < far ? near : far;
+        // Those below `least` were not looked at.
+        problem.lower[r] = near < beyond_least[i] ? near : beyond_least[i];
       }
       if (kSquares && !table.cosine && (unknown || nearest[i] != problem.assignment[r]))
         squares[i] = squares_of(point(r), table.centroids + nearest[i] * table.d, table.d);

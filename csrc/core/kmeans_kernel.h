@@ -57,7 +57,7 @@ struct KMeansPass {
   Memory memory;          // allocated by run(), so that a pass derived from this one may reserve more
   Element* block;         // [block_rows][stride]
   RowState<T>* states;    // [block_rows]
-  RowKeys<T>* keys;       // [block_rows]
+  RowState<T>* further;   // [block_rows] of the columns at hand, where they are not the first
   T* norm;                // [block_rows] ‖p‖², as the product sees the row
   T* margin;              // [block_rows] twice the bound of a row's scores' error
   double* length;         // [block_rows] of the points, for the cosine
@@ -76,7 +76,7 @@ struct KMeansPass {
         vectors(round_up(table.k, kWidth) / kWidth) {
     memory.reserve(&block, block_rows * stride + kWidth);
     memory.reserve(&states, block_rows);
-    memory.reserve(&keys, block_rows);
+    memory.reserve(&further, block_rows);
     memory.reserve(&norm, block_rows);
     memory.reserve(&margin, block_rows);
     memory.reserve(&length, block_rows);
@@ -119,17 +119,15 @@ struct KMeansPass {
     }
     const Vector<T> squared = sums_of<T>(norms);
     store(norm + first, squared);  // of rows beyond count too: their own memory
-    Vector<T> loss = {};
-    if (Op::kRounds) loss = sums_of<T>(losses);
-    for (int64_t i = 0; i < count; ++i) {
-      if (!(squared[i] < T(1e30))) {
-        if (!check_finite(number(first + i))) return false;
-        margin[first + i] = kInfinity;  // too far out for the product: every centroid is looked at
-      } else {
-        // Norms were summed up in T: a little more than their own rounding.
-        margin[first + i] = T(2.001) * (T(table.per_norm) * std::sqrt(squared[i]) + T(table.constant) +
-                                        (Op::kRounds ? T(table.per_loss) * std::sqrt(loss[i]) : T(0)));
-      }
+    // Norms were summed up in T: a little more than their own rounding.
+    Vector<T> bound = T(table.per_norm) * square_root<T>(squared) + T(table.constant);
+    if (Op::kRounds) bound += T(table.per_loss) * square_root<T>(sums_of<T>(losses));
+    store(margin + first, T(2.001) * bound);
+    constexpr uint32_t kAll = (uint64_t(1) << kWidth) - 1;
+    for (uint32_t far = kAll & ~at_least<T>(broadcast(T(1e30)), squared); far; far &= far - 1) {
+      const int i = __builtin_ctz(far);
+      if (!check_finite(number(first + i))) return false;
+      margin[first + i] = kInfinity;  // too far out for the product: every centroid is looked at
     }
     return true;
   }
@@ -182,45 +180,48 @@ struct KMeansPass {
     for (int64_t first = 0; first < vectors; first += kGroupVectors)
       score_group(
           first, smaller(vectors, first + kGroupVectors), count, [](int64_t i) { return i; },
-          [&](int64_t i) { prefetch(row0 + block_rows + i); });
+          [&](int64_t i) {
+            if (row0 + block_rows + i < part.row1) prefetch_row(row0 + block_rows + i);
+          });
   }
 
   // Scores of vectors [first, last) of columns, at most a group of them, into the states of `count` rows, of
-  // which place(i) is where the i-th lies in the block. `ahead` is called once for every tile of rows.
+  // which place(i) is where the i-th lies in the block. With the first group ahead(i) asks for the i-th row of
+  // the next block, a few for each tile: many at once would have to wait for each other.
   template <class Place, class Ahead>
   WSCL_INLINE void score_group(int64_t first, int64_t last, int64_t count, const Place& place,
                                const Ahead& ahead) {
     using Bits = typename Simd<T>::Bits;
     const Bits index_mask = Bits{} + ((decltype(Bits{}[0] + 0)(1) << table.index_bits) - 1);
     const Element* panel = static_cast<const Element*>(table.panels) + first * kWidth * table.depth;
+    const int64_t panels = (last - first + kVectors - 1) / kVectors;
+    RowState<T>* const group = first == 0 ? states : further;
     for (int64_t i = 0; i < round_up(count, kRows); ++i)
-      keys[i] = {broadcast(-kInfinity), broadcast(-kInfinity)};
+      group[i].best = group[i].second = broadcast(-kInfinity);
     for (int64_t v = first; v < last; v += kVectors) {
       const T* offset = table.offset + v * kWidth;
       for (int64_t i = 0; i < count; i += kRows) {
         const Element* rows[kRows];
         for (int64_t r = 0; r < kRows; ++r) rows[r] = block + place(smaller(i + r, count - 1)) * stride;
-        if (v == 0) ahead(i);
+        const int64_t at = (v - first) / kVectors;
+        for (int64_t r = kRows * at / panels; first == 0 && r < kRows * (at + 1) / panels; ++r) ahead(i + r);
         if (v + kVectors <= last)
-          score_tile<Op, kVectors>(rows, panel, table.depth, offset, v - first, index_mask, keys + i);
+          score_tile<Op, kVectors>(rows, panel, table.depth, offset, v - first, index_mask, group + i);
         else
-          score_tile<Op, 1>(rows, panel, table.depth, offset, v - first, index_mask, keys + i);
+          score_tile<Op, 1>(rows, panel, table.depth, offset, v - first, index_mask, group + i);
       }
       panel += kVectors * kWidth * table.depth;
     }
     merge_group(first, index_mask, count);
   }
 
-  // The keys of a group of vectors from `first` on, into the rows' states.
+  // A group of vectors from `first` on is part of the rows' states.
   WSCL_INLINE void merge_group(int64_t first, typename Simd<T>::Bits index_mask, int64_t count) {
     using Bits = typename Simd<T>::Bits;
-    for (int64_t i = 0; i < count; ++i) {
-      const Vector<T> best = keys[i].best, second = keys[i].second;
+    for (int64_t i = 0; first == 0 && i < count; ++i) states[i].vector = (Bits)states[i].best & index_mask;
+    for (int64_t i = 0; first > 0 && i < count; ++i) {
+      const Vector<T> best = further[i].best, second = further[i].second;
       const Bits where = ((Bits)best & index_mask) + static_cast<decltype(index_mask[0] + 0)>(first);
-      if (first == 0) {
-        states[i] = {best, second, where};
-        continue;
-      }
       RowState<T>& state = states[i];
       const Vector<T> lower = minimum<T>(best, state.best);
       state.second = larger_of<T>(larger_of<T>(state.second, second), lower);
@@ -229,16 +230,10 @@ struct KMeansPass {
     }
   }
 
-  // Rows of the next block, while this one is computed. (Inline: compilers take a function that does nothing
-  // else for one that does nothing.)
-  WSCL_INLINE void prefetch(int64_t row) const {
-    if (!direct || row + kRows > part.row1) return;
-    for (int64_t r = 0; r < kRows; ++r) prefetch_row(row + r);
-  }
-
   WSCL_INLINE void prefetch_row(int64_t row) const {
     const char* line = reinterpret_cast<const char*>(direct + row * problem.x.row_stride);
     for (int64_t b = 0; direct && b < table.d * int64_t(sizeof(T)); b += 64) __builtin_prefetch(line + b, 0, 2);
+    asm volatile("");  // compilers take a function that only prefetches for one that does nothing
   }
 
   // The same where there is one centroid; false where a row is not finite.
@@ -267,14 +262,14 @@ struct KMeansPass {
     Vector<T> top[kWidth];
 #pragma GCC unroll 16
     for (int i = 0; i < kWidth; ++i) top[i] = state[i].best;  // of rows beyond count too: their own memory
-    store(least, largest_of<T>(top) - load(margin + first));
+    const Vector<T> lowest = broadcast(-kInfinity);
+    store(least, larger_of<T>(largest_of<T>(top) - load(margin + first), lowest));  // of ∞ − ∞ too
 
     Vector<T> squares[kWidth];
     for (int64_t i = 0; i < kWidth; ++i) squares[i] = Vector<T>{};
     int64_t nearest[kWidth];
     double second;
     for (int64_t i = 0; i < count; ++i) {
-      if (!(least[i] > -kInfinity)) least[i] = -kInfinity;  // ∞ − ∞ too
       nearest[i] = decider.decided(state[i], least[i]);
       if (nearest[i] < 0)
         nearest[i] = decider.closer_look(point(row + i), length[first + i], state[i], least[i], &second);
@@ -293,9 +288,16 @@ struct KMeansPass {
       const double weight = problem.weights ? problem.weights[row + i] : 1;
       add_row(problem, point(row + i), nearest[i], weight, length[first + i], part);
     }
+    // ‖x − c‖² in T where its range allows: no digits cancel there.
+    if (kSquares && count == kWidth && !problem.weights && all_in_range_of_squares<T>(squared)) {
+      store(problem.distance + row, squared);
+      Vector<double> sum = {};
+      for (int i = 0; i < kWidth; i += Simd<double>::kWidth) sum += widen(problem.distance + row + i);
+      part.inertia += horizontal_sum<double>(sum);
+      return;
+    }
     double inertia = 0;
     for (int64_t i = 0; i < count; ++i) {
-      // ‖x − c‖² in T where its range allows: no digits cancel there.
       const bool exact = !kSquares || !in_range_of_squares<T>(squared[i]);
       const double distance =
           exact ? exact_distance(table, point(row + i), length[first + i], nearest[i]) : double(squared[i]);

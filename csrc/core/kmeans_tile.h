@@ -35,17 +35,13 @@ struct FullOperands {
 };
 
 // What is known of a row's scores so far. Lane l has seen columns l, l + kWidth, l + 2 · kWidth, …
+//
+// Within a group of at most kGroupVectors vectors of columns the low bits of a score give way to its vector's
+// number in the group, so that the largest score brings its column along; `vector` is taken from there.
 template <class T>
 struct RowState {
   Vector<T> best, second;
   typename Simd<T>::Bits vector;  // of the best: its column is vector · kWidth + lane
-};
-
-// The same within a group of at most kGroupVectors vectors of columns. The low bits of a score give way to its
-// vector's number in the group, so that the largest score brings its column along.
-template <class T>
-struct RowKeys {
-  Vector<T> best, second;
 };
 
 // Scores of rows[0 … kRows) against kCount vectors of columns, of which the first is the group's `vector`.
@@ -53,7 +49,7 @@ template <class Op, int kCount>
 WSCL_INLINE void score_tile(const typename Op::Element* const* rows, const typename Op::Element* panel,
                             int64_t depth, const typename Op::Number* offset, int64_t vector,
                             typename Simd<typename Op::Number>::Bits index_mask,
-                            RowKeys<typename Op::Number>* keys) {
+                            RowState<typename Op::Number>* states) {
   using T = typename Op::Number;
   using Bits = typename Simd<T>::Bits;
   constexpr int kWidth = Simd<T>::kWidth;
@@ -79,14 +75,15 @@ WSCL_INLINE void score_tile(const typename Op::Element* const* rows, const typen
   for (int v = 0; v < kCount; ++v) index[v] = Bits{} + static_cast<decltype(index_mask[0] + 0)>(vector + v);
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
-    Vector<T> best = keys[r].best, second = keys[r].second;
+    Vector<T> best = states[r].best, second = states[r].second;
 #pragma GCC unroll 2
     for (int v = 0; v < kCount; ++v) {
       const Vector<T> key = with_bits<T>(sum[r][v], index_mask, index[v]);
       second = larger_of<T>(second, minimum<T>(key, best));  // of a key that is NaN nothing stays
       best = larger_of<T>(key, best);
     }
-    keys[r] = {best, second};
+    states[r].best = best;
+    states[r].second = second;
   }
 }
 
