@@ -12,24 +12,6 @@
 namespace wscl {
 namespace WSCL_ISA {
 
-// Lane i of *best and *second become the two largest of all lanes of best[i] and second[i], which are used up.
-template <class T, int kCount = Simd<T>::kWidth>
-WSCL_INLINE void fold_best_two(Vector<T>* best, Vector<T>* second) {
-  if constexpr (kCount > 1) {
-    constexpr int kWidth = Simd<T>::kWidth;
-#pragma GCC unroll 16
-    for (int i = 0; i < kCount / 2; ++i) {
-      const Vector<T> a = best[i], b = best[i + kCount / 2], c = second[i], d = second[i + kCount / 2];
-      const Vector<T> low = shuffle<T>(a, b, Interleave<kWidth, 0>()),
-                      high = shuffle<T>(a, b, Interleave<kWidth, 1>());
-      best[i] = larger_of<T>(low, high);
-      second[i] = larger_of<T>(minimum<T>(low, high), larger_of<T>(shuffle<T>(c, d, Interleave<kWidth, 0>()),
-                                                                   shuffle<T>(c, d, Interleave<kWidth, 1>())));
-    }
-    fold_best_two<T, kCount / 2>(best, second);
-  }
-}
-
 template <class Op>
 struct BoundedRows : KMeansPass<Op> {
   using Base = KMeansPass<Op>;
