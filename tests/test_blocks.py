@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from loss_cases import FUSED, LOSSES, ROWWISE, problem, values
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from wscl_fast.affinity import Affinity
 from wscl_fast.functional import _passes, _requests, _terms, _trips, clustered_infonce, soft_infonce
@@ -156,6 +158,52 @@ def test_gradients_once_more_and_no_further(small_blocks: list[int]) -> None:
         only = LOSSES[name](q, leaves[1], qc, kc, impl="fused", **options)
         torch.testing.assert_close(torch.autograd.grad(only, leaves[1])[0], first[1])
     assert small_blocks
+
+
+@pytest.mark.parametrize("name", [name for name in ROWWISE if name not in PLAIN])
+def test_no_keys_at_all(name: str, small_blocks: list[int]) -> None:
+    q, _, qc, _ = problem(9, 4, 5, seed=3)
+    q.requires_grad_()
+    loss = LOSSES[name](q, q.new_empty(0, 5), qc, qc[:0], impl="fused")
+    want = LOSSES[name](q, q.new_empty(0, 5), qc, qc[:0], impl="reference")
+    torch.testing.assert_close(loss, want)
+    assert not torch.autograd.grad(loss, q)[0].any()
+    assert small_blocks
+
+
+@pytest.mark.parametrize("name", ["other", "siglip"])
+def test_under_a_checkpoint_of_the_user(name: str, small_blocks: list[int]) -> None:
+    q, k, qc, kc = problem(9, 30, 4, seed=2)
+    gradients = []
+    for through in (lambda loss, *x: loss(*x), partial(checkpoint, use_reentrant=False)):
+        leaves = [q.clone().requires_grad_(), k.clone().requires_grad_()]
+        value = through(lambda q, k: LOSSES[name](q, k, qc, kc, impl="fused"), *leaves)
+        gradients.append(torch.autograd.grad(value, leaves))
+    for plain, again in zip(*gradients, strict=True):
+        assert plain.equal(again)
+    assert small_blocks
+
+
+@pytest.mark.parametrize("name", ["other", "siglip", "clip"])
+def test_ids_that_change_before_the_backward_pass_are_refused(name: str, small_blocks: list[int]) -> None:
+    q, k, qc, kc = problem(9, 30, 4, seed=2)
+    for ids in (qc, kc):
+        loss = LOSSES[name](q.requires_grad_(), k.requires_grad_(), qc, kc, impl="fused")
+        ids.add_(1)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+
+
+@pytest.mark.parametrize("positives", ["out", "in"])
+def test_one_large_side_twice(positives: str, small_blocks: list[int]) -> None:
+    """One tensor on both sides, with and without a graph of its gradient."""
+    x, _, ids, _ = problem(13, 4, 5, seed=1)
+    x.requires_grad_()
+    options = {"temperature": 0.4, "positives": positives}
+    (want,) = torch.autograd.grad(LOSSES["clip"](x, x, ids, ids, impl="reference", **options), x)
+    for graph in (False, True):
+        value = LOSSES["clip"](x, x, ids, ids, impl="fused", **options)
+        torch.testing.assert_close(torch.autograd.grad(value, x, create_graph=graph)[0].detach(), want)
 
 
 @pytest.mark.parametrize("positives", ["out", "in"])

@@ -182,6 +182,57 @@ def test_autocast_does_not_touch_the_logits(impl: str) -> None:
     torch.testing.assert_close(inside, outside, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("impl", IMPLS)
+def test_vectors_of_no_numbers_meet_the_keys_all_the_same(impl: str) -> None:
+    for keys in (2, 0):
+        loss = clustered_infonce(
+            torch.empty(4, 0),
+            torch.empty(keys, 0),
+            query_clusters=torch.zeros(4, dtype=torch.int64),
+            key_clusters=torch.zeros(keys, dtype=torch.int64),
+            impl=impl,
+        )
+        torch.testing.assert_close(loss, torch.tensor(math.log(keys) if keys else 0.0))
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_weights_of_rows_that_take_no_part_say_nothing(impl: str) -> None:
+    x, ids = torch.randn(6, 4), torch.tensor([0, 0, 1, 1, 2, -1])
+    weights = torch.tensor([1.0, 2.0, 1.0, 1.0, 0.0, 0.0])
+    for reduction in ("mean", "sum", "none"):
+        options = {"query_clusters": ids, "reduction": reduction, "impl": impl}
+        want = clustered_infonce(x, weights=weights, **options)
+        spoilt = torch.cat([weights[:4], torch.tensor([torch.nan, torch.inf])])
+        assert clustered_infonce(x, weights=spoilt, **options).equal(want)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("denominator", ["all", "other", "decoupled"])
+@pytest.mark.parametrize("positives", ["out", "in"])
+def test_an_own_key_beyond_the_keys_is_none(positives: str, denominator: str, impl: str) -> None:
+    x, k = torch.randn(6, 4), torch.randn(5, 4)
+    options = {
+        "query_clusters": torch.zeros(6, dtype=torch.int64),
+        "key_clusters": torch.arange(5) % 2,
+        "positives": positives,
+        "denominator": denominator,
+    }
+    own = torch.tensor([9, 4, -5, 0, 1, 5])
+    want = clustered_infonce(x, k, exclude_self=own.where(own < 5, -1), impl="reference", **options)
+    got = clustered_infonce(x, k, exclude_self=own, impl=impl, **options)
+    torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("impl", [*IMPLS, "reference"])
+def test_a_prior_at_a_low_temperature(impl: str) -> None:
+    """Logits whose exponentials float32 has not got."""
+    x = torch.nn.functional.normalize(torch.randn(16, 4, dtype=torch.float64), dim=1)
+    options = {"query_clusters": torch.arange(16) // 2, "temperature": 0.01, "prior": 0.1}
+    want = clustered_infonce(x, impl="reference", **options)
+    got = clustered_infonce(x.float(), impl=impl, **options)
+    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
+
+
 GOOD = {"queries": torch.randn(4, 3), "query_clusters": torch.zeros(4, dtype=torch.int64)}
 KEYS = {"keys": torch.randn(5, 3), "key_clusters": torch.zeros(5, dtype=torch.int64)}
 
@@ -234,6 +285,12 @@ KEYS = {"keys": torch.randn(5, 3), "key_clusters": torch.zeros(5, dtype=torch.in
             TypeError,
             "weights: expected a floating-point dtype",
         ),
+        (
+            {"queries": torch.zeros(4, 3).to(torch.float8_e4m3fn)},
+            TypeError,
+            "queries: expected float32, .* got",
+        ),
+        ({"ignore_index": 1 << 63}, ValueError, "ignore_index: expected an int of 64 bits, got 9223"),
         ({"ignore_index": 0.5}, TypeError, "ignore_index: expected an int, got float"),
         (
             {"exclude_self": torch.zeros(4, dtype=torch.int64)},

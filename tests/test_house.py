@@ -22,7 +22,7 @@ ALLOWED = {
     "scatter": set(),
     "values": set(),
     "matching": {"pairs", "scatter", "values"},
-    "chunked": {"pairs", "affinity", "reference", "scatter"},
+    "chunked": {"pairs", "affinity", "reference", "scatter", "values"},
     "_ops": {"pairs", "values"},
     "_build": {"_ops"},
     "memory": {"_ops"},

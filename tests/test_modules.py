@@ -219,6 +219,33 @@ def test_numbers_of_numpy_are_numbers() -> None:
     torch.testing.assert_close(got, want)
 
 
+@pytest.mark.parametrize("ignore_index", [-1, 0, 2])
+def test_a_sample_numbered_as_no_cluster_is_a_sample(ignore_index: int) -> None:
+    views, clusters = torch.randn(4, 2, 8), torch.tensor([11, 12, 13, 14])
+    rows = ClusteredInfoNCE(own_views=True, ignore_index=ignore_index, reduction="none")(views, clusters)
+    assert (rows > 0).all()
+    torch.testing.assert_close(rows, ClusteredInfoNCE(own_views=True, reduction="none")(views, clusters))
+
+
+def test_zero_vectors_of_float16_have_no_direction() -> None:
+    loss = ClusteredInfoNCE()(torch.zeros(2, 2, 4, dtype=torch.float16), torch.zeros(2, dtype=torch.int64))
+    torch.testing.assert_close(loss, torch.tensor(3.0).log())
+
+
+@pytest.mark.parametrize(
+    ("module", "known", "given"),
+    [
+        (ClusteredInfoNCE(contrast="cross"), torch.arange(4), "key_clusters"),
+        (ClusteredInfoNCE(contrast="cross", own_views=True), torch.arange(4), "key_samples"),
+        (HierarchicalInfoNCE(contrast="cross"), torch.zeros(4, 2, dtype=torch.int64), "key_clusters"),
+        (SoftInfoNCE("shared", contrast="cross"), torch.ones(4, dtype=torch.int64), "key_auxiliary"),
+    ],
+)
+def test_views_across_have_no_other_keys(module: torch.nn.Module, known: torch.Tensor, given: str) -> None:
+    with pytest.raises(ValueError, match=f"{given}: expected None with contrast='cross'"):
+        module(torch.randn(4, 2, 3), known, **{given: known})
+
+
 def test_refusals() -> None:
     x = torch.randn(4, 3)
     for call, error, message in (

@@ -158,6 +158,53 @@ def test_second_derivatives_or_a_clear_error(name: str) -> None:
             sum(g.square().sum() for g in gradients).backward()
 
 
+BY_IDS = ("out", "in", "other", "decoupled", "clip", "siglip")  # which read the ids as they were given
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("name", [*BY_IDS, "hierarchical"])
+def test_what_stands_in_rows_without_an_id_leaves_the_temperature_alone(name: str, impl: str) -> None:
+    q, k, qc, kc = problem(12, 20, 4, seed=3)
+    qc[4] = kc[5] = -1
+    each = torch.full((12,), 0.5, dtype=q.dtype)
+    for start in (torch.tensor(0.5, dtype=q.dtype), *([] if name == "clip" else [each])):
+        gradients = []
+        for bad in (0.0, torch.nan, torch.inf):
+            q[4] = k[5] = bad
+            temperature = start.clone().requires_grad_()
+            loss = LOSSES[name](q, k, qc, kc, temperature=temperature, impl=impl)
+            gradients += torch.autograd.grad(loss, temperature)
+        for gradient in gradients[1:]:
+            torch.testing.assert_close(gradient, gradients[0])
+
+
+@pytest.mark.parametrize("impl", ["chunked", *FUSED])
+@pytest.mark.parametrize("name", BY_IDS)
+def test_ids_that_change_before_the_backward_pass_are_refused(name: str, impl: str) -> None:
+    q, k, qc, kc = problem(6, 9, 3, seed=2)
+    for ids in (qc, kc):
+        loss = LOSSES[name](q.requires_grad_(), k, qc, kc, reduction="none", impl=impl).sum()
+        ids.add_(1)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_forward_mode_is_refused_or_right(name: str) -> None:
+    q, k, qc, kc = problem(6, 9, 3, seed=2)
+    v = torch.ones_like(q)
+
+    def tangent(impl: str) -> Tensor:
+        return torch.func.jvp(lambda q: LOSSES[name](q, k, qc, kc, impl=impl), (q,), (v,))[1]
+
+    leaf = q.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(LOSSES[name](leaf, k, qc, kc, impl="reference"), leaf)
+    torch.testing.assert_close(tangent("reference"), gradient.sum())
+    for impl in FUSED:
+        with pytest.raises((NotImplementedError, RuntimeError), match=r"forward-mode|forward mode|jvp"):
+            tangent(impl)
+
+
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("name", LOSSES)
 def test_vmap_is_refused(name: str, impl: str) -> None:
@@ -167,6 +214,7 @@ def test_vmap_is_refused(name: str, impl: str) -> None:
         lambda: torch.vmap(lambda x: LOSSES[name](x, k, qc, kc, impl=impl))(batch),
         lambda: torch.vmap(torch.func.grad(lambda x: LOSSES[name](x, k, qc, kc, impl=impl)))(batch),
         lambda: torch.vmap(lambda ids: LOSSES[name](q, k, ids, kc, impl=impl))(qc.expand(3, 6)),
+        lambda: torch.vmap(lambda t: LOSSES[name](q, k, qc, kc, temperature=t, impl=impl))(torch.ones(3)),
     ):
         with pytest.raises(NotImplementedError, match=r"torch\.vmap is not supported"):
             call()

@@ -32,7 +32,10 @@ class Pairs(NamedTuple):
 
     def folded(self) -> Pairs:
         """The scale folded into the queries, so that the passes' gradients meet before one is taken of it."""
-        return self._replace(queries=self.scale * self.queries, scale=torch.ones_like(self.scale))
+        queries = self.queries
+        if self.scale.requires_grad:  # which rows without an id have no part in
+            queries = present(queries, self.query_ids, self.ignore_index)
+        return self._replace(queries=self.scale * queries, scale=torch.ones_like(self.scale))
 
     def swapped(self) -> Pairs:
         """The keys as queries of the queries, where no one has an own key."""

@@ -19,8 +19,9 @@ class ClusterQueue(nn.Module):
     """The last ``size`` keys with their cluster ids, as negatives and positives of later batches.
 
     In plain PyTorch: ``keys = torch.cat([keys, batch])[-size:]``, and the same for ids and sample indices;
-    here the oldest slots of a ring are written over. Slots that were never written have the cluster id −1,
-    which makes them no one's positive or negative, so a queue can be used from the first step on::
+    here the oldest slots of a ring are written over. Slots that were never written have ``ignore_index`` for
+    a cluster id, which makes them no one's positive or negative, so a queue can be used from the first step
+    on::
 
         loss = loss_fn(features, clusters, keys=queue.keys, key_clusters=queue.clusters)
         loss.backward()
@@ -44,7 +45,8 @@ class ClusterQueue(nn.Module):
         group: the process group of ``gather="all"``; by default all processes.
 
     Shape:
-        ``keys`` ``[size, dim]``; ``clusters`` and ``samples`` ``[size]`` int64, −1 where unknown.
+        ``keys`` ``[size, dim]``; ``clusters`` and ``samples`` ``[size]`` int64, ``ignore_index`` and −1 where
+        unknown.
 
     Note:
         DistributedDataParallel copies rank 0's buffers to all ranks at every forward pass. With
@@ -106,7 +108,7 @@ class ClusterQueue(nn.Module):
         Args:
             keys: any floating-point dtype; stored in the queue's, without their graph. Of a batch larger
                 than the queue the last ``size`` stay.
-            clusters: int64; −1 for a key that is to be no one's positive or negative.
+            clusters: int64; ``ignore_index`` for a key that is to be no one's positive or negative.
             samples: ``[B]`` int64, the index of each key's sample, by which :meth:`refresh` finds its new
                 cluster; −1 where there is none.
 
@@ -140,7 +142,8 @@ class ClusterQueue(nn.Module):
         """Give every key the cluster that its sample has now; call it whenever the clustering changes.
 
         In plain PyTorch: ``clusters = clusters_of_samples[samples]``. A key that was enqueued without its
-        sample's index has no cluster any more (−1): an id of the old clustering would be a wrong label.
+        sample's index has no cluster any more (``ignore_index``): an id of the old clustering would be a
+        wrong label.
 
         Args:
             clusters_of_samples: ``[number of samples]`` int64, the cluster id of every sample.

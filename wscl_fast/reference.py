@@ -76,9 +76,8 @@ def clustered_infonce(
         if prior:
             assert floor is not None
             taken = math.log(prior) + mean_exponential
-            left = (mean.exp() - taken.exp()) / (1 - prior)
-            low = floor.exp().expand_as(left)
-            mean = torch.where(left > low, left, low).log()
+            left, low = log_difference(mean, taken) - math.log1p(-prior), floor.expand_as(mean)
+            mean = torch.where(left > low, left, low)
         mass = torch.where(negatives > 0, size + mean, -torch.inf)
     mass = torch.where(mass == -torch.inf, torch.finfo(s.dtype).min / 4, mass)
 
@@ -174,7 +173,7 @@ def row_stats(
     positive: Pairs, negative: Pairs, scale: Tensor, *, everyone: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The rows of ``functional.statistics.RowStats`` by their definitions, in N × M memory."""
-    s, is_positive, is_negative = logits(positive), positive.tile("same"), negative.tile("other")
+    s, is_positive, is_negative = logits(negative), positive.tile("same"), negative.tile("other")
     met = is_positive | is_negative if everyone else is_negative
     queries = positive.queries * (positive.scale / scale).expand(len(s))[:, None]
     similarity, distance = queries @ positive.keys.T, torch.cdist(queries, positive.keys).square()

@@ -90,14 +90,14 @@ struct Saved {
   }
 };
 
-// Problems of no keys at all are given a pointer that says "keys" rather than "the queries are the keys".
+// Keys of no numbers at all are given a pointer that says "keys" rather than "the queries are the keys".
 template <class In>
 void mark_empty_keys(wscl::InfoNCEProblem<In>& p, const Arguments& arguments) {
   static const In nothing{};
   static const int64_t no_cluster{};
-  if (!arguments.keys || p.m > 0) return;
-  p.keys = &nothing;
-  p.key_clusters = &no_cluster;
+  if (!arguments.keys) return;
+  if (!p.keys) p.keys = &nothing;
+  if (!p.key_clusters) p.key_clusters = &no_cluster;
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> infonce_forward(

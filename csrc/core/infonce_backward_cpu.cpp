@@ -181,7 +181,9 @@ void self_backward(const InfoNCEProblem<In>& p, const std::vector<double>& grad,
   // Every logit has two rows of x in it: Σ_i ⟨x_i, ∂L/∂x_i⟩ counts each of them twice.
   if (grad_scale) {
     double sum = 0;
-    for (int64_t i = 0; i < n; ++i) sum += dot(p.queries + i * p.query_stride, grad_queries + i * d, d);
+    for (int64_t i = 0; i < n; ++i)
+      if (prepared.segments.of_query[i] != kIgnored)
+        sum += dot(p.queries + i * p.query_stride, grad_queries + i * d, d);
     *grad_scale = sum / (2 * p.scale);
   }
 }
@@ -198,7 +200,7 @@ void infonce_backward(const InfoNCEProblem<In>& p, const Compute<In>* grad_loss,
   if (grad_scale) {
     double sum = 0;
     for (int64_t i = 0; i < p.n; ++i)
-      sum += grad[i] * dot(p.queries + i * p.query_stride, direction + i * p.d, p.d);
+      if (grad[i] != 0) sum += grad[i] * dot(p.queries + i * p.query_stride, direction + i * p.d, p.d);
     *grad_scale = sum;
   }
   if (grad_queries)  // last: it may lie where the direction does

@@ -21,7 +21,7 @@ from wscl_fast._ops.logsumexp import (
     merge_blocks,
     softmax,
 )
-from wscl_fast._ops.registration import is_eager
+from wscl_fast._ops.registration import is_eager, once
 from wscl_fast._ops.softplus import SoftplusBlock, softplus_block, softplus_block_backward, softplus_sum
 from wscl_fast._ops.tags import tag_weighted_sum
 from wscl_fast._ops.two_way import two_way_block, two_way_block_backward, two_way_logsumexp
@@ -45,6 +45,7 @@ __all__ = [
     "logsumexp_block",
     "logsumexp_block_backward",
     "merge_blocks",
+    "once",
     "reduced_infonce",
     "serves",
     "serves_device",

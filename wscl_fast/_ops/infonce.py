@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from wscl_fast._ops.extension import allow_tf32, compute_dtype, require
-from wscl_fast._ops.registration import Once, is_eager, register, register_backward
+from wscl_fast._ops.registration import is_eager, once, register, register_backward
 from wscl_fast._ops.room import room_for_logits, room_for_weights
 from wscl_fast.values import may_look
 
@@ -316,9 +316,11 @@ def _backward_reduced(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> 
             "need_queries, need_keys, need_scale: expected True where there is a gradient to be had"
         )
     factor = float(grad_loss) if type(grad_loss) is Tensor and may_look(grad_loss) else grad_loss
-    grads = [_multiplied(grad, factor) if need else None for grad, need in zip(made, needed, strict=True)]
+    grads: tuple[Tensor | None, ...] = tuple(
+        _multiplied(grad, factor) if need else None for grad, need in zip(made, needed, strict=True)
+    )
     if torch.is_grad_enabled():
-        grads = Once.apply(grad_loss, queries, keys, scale, *grads)  # type: ignore[no-untyped-call]
+        grads = once("infonce_reduced", (grad_loss, queries, keys, scale), grads)
     grad_queries, grad_keys, grad_scale = grads
     return (
         None if grad_queries is None else grad_queries.to(queries.dtype),

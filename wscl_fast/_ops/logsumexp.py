@@ -145,7 +145,9 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor 
     # Whatever comes from above for a row that meets nothing, even NaN, goes nowhere.
     grad = torch.where(stats[1] == 0, 0.0, grad)
     grad_queries = ((scale * grad)[:, None] * mean).to(queries.dtype) if need_queries else None
-    grad_scale = (grad * (queries * mean).sum(1)).sum() if need_scale else None
+    grad_scale = None
+    if need_scale:
+        grad_scale = torch.where(stats[1] == 0, 0.0, grad * (queries * mean).sum(1)).sum()
     grad_keys = None
     if need_keys:
         grad_keys = _key_gradient_op(

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from wscl_fast._ops.extension import extension
 
@@ -91,6 +92,7 @@ def _register(
     function: Any = type(operator, (torch.autograd.Function,), of_gradient)
 
     def call(*inputs: Any) -> Any:
+        _refuse_tangents(operator, inputs)
         if not is_eager():
             return overload(*inputs)
         if torch.is_grad_enabled() and any(
@@ -113,18 +115,25 @@ def is_eager() -> bool:
     )
 
 
-class Once(torch.autograd.Function):
-    """``apply(*what gradients hang on, *gradients [3])``: the gradients, which refuse a second derivative."""
+def once(
+    operator: str, hangs_on: tuple[Tensor | None, ...], grads: tuple[Tensor | None, ...]
+) -> tuple[Tensor | None, ...]:
+    """The gradients, in a graph where they hang on these tensors and refuse a second derivative."""
+    made: tuple[Tensor | None, ...] = _Once.apply(  # type: ignore[no-untyped-call]
+        operator, len(grads), *hangs_on, *grads
+    )
+    return made
 
+
+class _Once(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, *inputs: Tensor | None) -> tuple[Tensor | None, ...]:
-        """The last three inputs."""
-        return tuple(None if grad is None else grad.view_as(grad) for grad in inputs[-3:])
+    def forward(ctx: Any, operator: str, count: int, *inputs: Tensor | None) -> tuple[Tensor | None, ...]:
+        ctx.operator = operator
+        return tuple(None if grad is None else grad.view_as(grad) for grad in inputs[-count:])
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> NoReturn:
-        """Refuses."""
-        _refuse_second_derivative("infonce_reduced")
+        _refuse_second_derivative(ctx.operator)
 
 
 def _refuse_second_derivative(operator: str) -> NoReturn:
@@ -132,6 +141,20 @@ def _refuse_second_derivative(operator: str) -> NoReturn:
         f"wscl_fast::{operator}: the fused kernels have no second derivative;"
         " impl='chunked' and impl='reference' have"
     )
+
+
+def _refuse_tangents(operator: str, inputs: tuple[Any, ...]) -> None:
+    """Forward mode: what PyTorch does with an operator that has no rule is to lose the tangent."""
+    if torch.compiler.is_compiling() or getattr(forward_ad, "_current_level", -1) < 0:
+        return
+    for value in inputs:
+        if not isinstance(value, Tensor):
+            continue
+        if forward_ad.unpack_dual(value).tangent is not None:  # type: ignore[no-untyped-call]
+            raise NotImplementedError(
+                f"wscl_fast::{operator}: the fused kernels have no forward-mode derivative;"
+                " impl='reference' has"
+            )
 
 
 def _absent(*_: Any) -> NoReturn:

@@ -121,7 +121,7 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor 
         ((scale * grad)[:, None] * direction).to(queries.dtype) if need_queries else None,
         grad_keys,
         *(None,) * 3,
-        (grad * (queries * direction).sum(1)).sum() if need_scale else None,
+        torch.where(slope == 0, 0.0, grad * (queries * direction).sum(1)).sum() if need_scale else None,
         grad * slope if need_offset else None,
         *(None,) * 4,
     )

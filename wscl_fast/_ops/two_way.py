@@ -157,7 +157,10 @@ def _gradients(
     grad_scale = None
     if need_scale:
         vectors, gradient = (queries, grad_queries) if through_queries else (keys, grad_keys)
-        grad_scale = (vectors * gradient).sum() / scale
+        products = torch.where(
+            gradient == 0, 0.0, vectors * gradient
+        )  # whatever stands in rows without an id
+        grad_scale = products.sum() / scale
     return (
         grad_queries.to(queries.dtype) if need_queries else None,
         grad_keys.to(keys.dtype) if need_keys else None,

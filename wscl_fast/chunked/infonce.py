@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from wscl_fast.pairs import Meets, Pairs, present
 from wscl_fast.reference import masked_logsumexp
+from wscl_fast.values import Unchanged
 
 SORTED_ROWS = 128  # fewer rows span fewer ids, and so a narrower range of keys
 
@@ -137,7 +138,8 @@ def _reduce_by_id(
     own = pairs.own
     if own is not None and len(key_order):
         place = key_order.argsort()
-        own = torch.where(own < 0, -1, place[own.clamp(min=0, max=len(place) - 1)])[query_order]
+        there = (own >= 0) & (own < len(place))
+        own = torch.where(there, place[own.where(there, 0)], -1)[query_order]
     query_ids, key_ids = pairs.query_ids[query_order], pairs.key_ids[key_order]
     ordered = pairs._replace(
         queries=pairs.queries.index_select(0, query_order),
@@ -206,7 +208,7 @@ def _row_block(
             logits = scale * logits_of(pairs, q, k, rows, columns)
             return function(logits, pairs.tile(meets, rows, columns), *of_rows)
 
-        parts.append(again(tile, queries, keys, pairs.scale, *vectors))
+        parts.append(again(tile, queries, keys, pairs.scale, *vectors, ids=pairs[2:5]))
     return join(torch.stack(parts))
 
 
@@ -216,7 +218,16 @@ def logits_of(pairs: Pairs, queries: Tensor, keys: Tensor, rows: slice, columns:
     return queries @ present(keys, pairs.key_ids[columns], pairs.ignore_index).T
 
 
-def again(function, *inputs: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-    """The function, computed again for the backward pass instead of kept."""
-    result: Tensor = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+def again(  # type: ignore[no-untyped-def]
+    function, *inputs: Tensor, ids: tuple[Tensor | None, ...] = ()
+) -> Tensor:
+    """The function, computed again for the backward pass instead of kept; beside its inputs it reads ids."""
+    unchanged = Unchanged(*inputs, *ids)
+
+    def checked(*inputs: Tensor) -> Tensor:
+        unchanged.check()
+        made: Tensor = function(*inputs)
+        return made
+
+    result: Tensor = checkpoint(checked, *inputs, use_reentrant=False, preserve_rng_state=False)
     return result

@@ -133,7 +133,7 @@ def weighted_logsumexp(
                 above = reference.weighted_logsumexp(logits, weights)
                 return torch.stack([above, torch.full_like(above, -torch.inf)])
 
-            tiles.append(again(tile, q, k, pairs.scale, of_q, of_k))
+            tiles.append(again(tile, q, k, pairs.scale, of_q, of_k, ids=pairs[2:5]))
         results.append(torch.stack([_logsumexp(parts) for parts in torch.stack(tiles, -1)]))
     return torch.cat(results, 1)
 

@@ -9,6 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+INT64 = torch.iinfo(torch.int64)
+
 
 def check_number(name: str, value: object, kind: str = "a number") -> float:
     """Python's own number, of numpy's too."""
@@ -37,6 +40,8 @@ def check_id(name: str, value: object) -> int:
     """A whole number."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+    if not INT64.min <= value <= INT64.max:
+        raise ValueError(f"{name}: expected an int of 64 bits, got {value}")
     return value
 
 
@@ -67,6 +72,8 @@ def check_floating(name: str, value: object) -> Tensor:
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
     if not value.is_floating_point():
         raise TypeError(f"{name}: expected a floating-point dtype, got {value.dtype}")
+    if value.dtype not in FLOATING:
+        raise TypeError(f"{name}: expected float32, float64, bfloat16 or float16, got {value.dtype}")
     if value.layout != torch.strided:
         raise TypeError(f"{name}: expected a dense tensor, got {value.layout}")
     refuse_vmap(name, value)

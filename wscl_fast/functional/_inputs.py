@@ -18,9 +18,10 @@ from wscl_fast.functional._checks import (
     check_matrix,
     check_positive,
     check_vector,
+    refuse_vmap,
 )
 from wscl_fast.functional._passes import Passes, in_blocks
-from wscl_fast.pairs import Pairs
+from wscl_fast.pairs import Pairs, present
 from wscl_fast.values import may_look
 
 Impl = Literal["auto", "fused", "chunked", "reference"]
@@ -96,6 +97,8 @@ def check_inputs(batch: Batch, *, keep_halves: bool, keep_keys: Callable[[Tensor
             keys = keys.to(dtype)
         queries = keys if in_batch else queries.to(dtype)
     if scale.ndim:  # a scale for each row is a scaling of the rows
+        if scale.requires_grad:
+            queries = present(queries, batch.query_clusters, batch.ignore_index)
         queries, scale, in_batch = queries * scale[:, None], scale.new_ones(()), False
     query_ids, key_ids = batch.query_clusters.contiguous(), key_clusters.contiguous()
     pairs = Pairs(queries, keys, query_ids, key_ids, own, scale, batch.ignore_index)
@@ -162,7 +165,8 @@ def weighted_rows(loss: Tensor, count: Tensor, weights: Tensor | None) -> tuple[
         return loss, anchors
     check_vector("weights", weights, len(loss), loss, integer=False)
     weights = weights.to(loss.dtype).view(-1, *(1,) * (loss.ndim - 1))
-    return loss * weights, torch.where(anchors, weights, 0.0)
+    weights = torch.where(anchors, weights, 0.0)
+    return loss * weights, weights
 
 
 def _own_keys(
@@ -193,6 +197,7 @@ def scale_of(temperature: float | Tensor, queries: Tensor, dtype: torch.dtype) -
                 "temperature: expected a number, or a floating-point tensor that is 0-dim or of shape"
                 f" ({len(queries)},), got shape {tuple(temperature.shape)}, {temperature.dtype}"
             )
+        refuse_vmap("temperature", temperature)
         check_device("temperature", temperature, queries)
         if may_look(temperature) and temperature.numel():
             check_positive("temperature", temperature.detach().amin().item())

@@ -18,6 +18,7 @@ from torch import Tensor
 from wscl_fast.functional._requests import Request
 from wscl_fast.functional._terms import Needs, Term, term_of
 from wscl_fast.matching import dot
+from wscl_fast.values import Unchanged
 
 __all__ = ["Luggage", "Route", "Slices", "Trip", "Visit", "inputs_of"]
 
@@ -60,7 +61,7 @@ class Slices(NamedTuple):
         rows = [keys, *luggage.columns]
         step = max(BLOCK // max(keys.shape[1], 1), LEAST_ROWS)
         grad = known
-        for start in range(0, len(keys), step):
+        for start in range(0, max(len(keys), 1), step):
             block = slice(start, start + step)
             mine = visit(luggage.unpacked(queries, [x[block] for x in rows], start))
             if mine is None:
@@ -154,21 +155,23 @@ class Trip(torch.autograd.Function):
         ctx.mark_non_differentiable(*without, *unwanted)
         ctx.save_for_backward(queries, keys, scale, *inputs)
         # Of the requests the backward pass reads all but the tensors that were saved.
+        ctx.unchanged = Unchanged(*(x for request in requests for x in _unsaved(request)))
         ctx.needs, ctx.route, ctx.terms, ctx.requests = needs, route, terms, requests
         ctx.shapes = [value.shape for value in values]
         return *values, *again
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        ctx.unchanged.check()
         *of_values, known = grads
         known_of_queries = known if ctx.one else of_values.pop()
-        queries = ctx.saved_tensors[0]
+        saved = ctx.saved_tensors
         of_values = [
-            queries.new_zeros(shape) if grad is None else grad
+            saved[0].new_zeros(shape) if grad is None else grad
             for grad, shape in zip(of_values, ctx.shapes, strict=True)
         ]
         grad_queries, grad_keys, grad_scale, *of_inputs = _Return.apply(  # type: ignore[no-untyped-call]
-            ctx, known_of_queries, known, len(of_values), *of_values, *ctx.saved_tensors
+            ctx, known_of_queries, known, len(of_values), *of_values, *saved
         )
         if not ctx.needs_input_grad[0]:
             grad_queries = None
@@ -234,6 +237,12 @@ class _Return(torch.autograd.Function):
 def inputs_of(requests: list[Request]) -> list[Tensor]:
     """The tensors beside queries and keys that get a gradient, in the order in which a trip takes them."""
     return [getattr(request, name) for request in requests for name in request.inputs]
+
+
+def _unsaved(request: Request) -> list[Tensor | None]:
+    """What a trip reads of it beside queries, keys and what gets a gradient."""
+    pairs, more = request.pairs, {*request.of_queries, *request.of_keys} - {*request.inputs}
+    return [pairs.query_ids, pairs.key_ids, pairs.own, *(getattr(request, name) for name in sorted(more))]
 
 
 def _detached(request: Request) -> Request:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from wscl_fast import reference
 from wscl_fast.functional._arrays import takes_arrays
-from wscl_fast.functional._checks import check_choice, check_id, check_range
+from wscl_fast.functional._checks import check_choice, check_id, check_range, refuse_vmap
 from wscl_fast.functional._inputs import Batch, Impl, Reduction, no_autocast, prepare, reduce_rows
 from wscl_fast.functional._passes import Passes
 from wscl_fast.functional._requests import (
@@ -120,6 +120,7 @@ class Levels:
                     "level_weights: expected a floating-point vector,"
                     f" got shape {tuple(weights.shape)}, {weights.dtype}"
                 )
+            refuse_vmap("level_weights", weights)
         elif weights is not None:
             if isinstance(weights, str) or not isinstance(weights, Sequence):
                 raise TypeError(

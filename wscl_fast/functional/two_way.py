@@ -19,6 +19,7 @@ from wscl_fast.functional._requests import SoftplusSum, two_way_logsumexp
 from wscl_fast.functional._variant import Positives
 from wscl_fast.matching import add_gradients, dot, matching_count, matching_logits, products
 from wscl_fast.pairs import Meets, Pairs
+from wscl_fast.values import Unchanged
 
 __all__ = ["clip_loss", "siglip_loss"]
 
@@ -131,37 +132,48 @@ class _Sums(torch.autograd.Function):
         if not inner:
             values += [scale * products(side) for side in (pairs, pairs.swapped())]
         ctx.save_for_backward(x, y, scale, *(side for sides in stats for side in sides))
+        ctx.unchanged = Unchanged(pairs.query_ids, pairs.key_ids, pairs.own)
         ctx.pairs, ctx.kinds = pairs._replace(queries=x.new_empty(0), keys=x.new_empty(0)), kinds
         return tuple(values)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, y, scale, *stats = ctx.saved_tensors
-        pairs, inner = ctx.pairs._replace(queries=x, keys=y, scale=scale), len(ctx.kinds) == 2
+        ctx.unchanged.check()
+        pairs = ctx.pairs._replace(queries=x, keys=y, scale=scale)
+        with torch.no_grad():
+            made = _gradients(pairs, ctx.kinds, stats, grads, ctx.needs_input_grad[2])
         if torch.is_grad_enabled():  # a graph of the gradients is asked for
-            values = _sums(pairs.folded(), inner, fused=True)
-            wanted = [
-                side for side, needed in zip((x, y, scale), ctx.needs_input_grad, strict=False) if needed
-            ]
-            made = iter(torch.autograd.grad(values, wanted, grads, create_graph=True))
-            return *(next(made) if needed else None for needed in ctx.needs_input_grad[:3]), None, None
-        found = []
-        for number, kind in enumerate(ctx.kinds):
-            place = slice(2 * number, 2 * number + 2)
-            rows, columns = (
-                (side, torch.where(side[1] == 0, 0.0, grad))
-                for side, grad in zip(stats[place], grads[place], strict=True)
-            )
-            found.append(blocks.two_way_backward(pairs, kind, rows, columns, fused=True))
-        (of_x, of_y), *more = found
-        for to_x, to_y in more:
-            of_x.add_(to_x)
-            of_y.add_(to_y)
-        if not inner:
-            add_gradients(pairs, scale * grads[2], of_x, of_y)
-            add_gradients(pairs.swapped(), scale * grads[3], of_y, of_x)
-        of_scale = dot(x, of_x).to(scale.dtype) / scale if ctx.needs_input_grad[2] else None
-        return of_x, of_y, of_scale, None, None
+            made = _ops.once("two_way_logsumexp", (x, y, scale, *grads), made)
+        return *made, None, None
+
+
+def _gradients(
+    pairs: Pairs,
+    kinds: tuple[Meets, ...],
+    stats: list[Tensor],
+    grads: tuple[Tensor, ...],
+    of_scale: bool,
+) -> tuple[Tensor | None, ...]:
+    """Of both sides and, if asked for, the scale."""
+    found = []
+    for number, kind in enumerate(kinds):
+        place = slice(2 * number, 2 * number + 2)
+        rows, columns = (
+            (side, torch.where(side[1] == 0, 0.0, grad))
+            for side, grad in zip(stats[place], grads[place], strict=True)
+        )
+        found.append(blocks.two_way_backward(pairs, kind, rows, columns, fused=True))
+    (of_x, of_y), *more = found
+    for to_x, to_y in more:
+        of_x.add_(to_x)
+        of_y.add_(to_y)
+    if len(kinds) == 1:
+        add_gradients(pairs, pairs.scale * grads[2], of_x, of_y)
+        add_gradients(pairs.swapped(), pairs.scale * grads[3], of_y, of_x)
+    if not of_scale:
+        return of_x, of_y, None
+    return of_x, of_y, dot(pairs.queries, of_x).to(pairs.scale.dtype) / pairs.scale
 
 
 def clip_rows(lse: Tensor, own_kind: Tensor, count: Tensor, inner: bool) -> Tensor:

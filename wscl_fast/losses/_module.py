@@ -57,10 +57,13 @@ class LossModule(WithTemperature):
     def _directions(self, name: str, vectors: Tensor) -> Tensor:
         """Vectors of length one, where the module makes them so."""
         check_floating(name, vectors)
-        return nn.functional.normalize(vectors, dim=-1) if self.normalize else vectors
+        if not self.normalize:
+            return vectors
+        eps = max(1e-12, torch.finfo(vectors.dtype).tiny)  # which float16 has not got
+        return nn.functional.normalize(vectors, dim=-1, eps=eps)
 
     def _warn_without_positives(self, loss: Tensor) -> None:
-        """Say once that no query had a positive: the loss is then exactly zero, and nothing is learnt.
+        """Say once that the loss is exactly zero, as where no query has a positive: nothing is learnt then.
 
         Only of a loss on the CPU, and never while a graph is traced.
         """
@@ -69,7 +72,8 @@ class LossModule(WithTemperature):
         if not (loss.any() if loss.ndim else loss.item()):
             self._warned = True
             warnings.warn(
-                f"{type(self).__name__}: no query of this batch had a positive key, so its loss is 0; draw"
-                " batches with several samples that belong together or several views per sample",
+                f"{type(self).__name__}: the loss is exactly 0, most likely since no query of this batch had a"
+                " positive key; draw batches with several samples that belong together or several views per"
+                " sample",
                 stacklevel=3,
             )

@@ -28,9 +28,9 @@ def check_rows(name: str, value: object, batch: int, *, dimensions: tuple[int, .
         raise ValueError(f"{name}: expected a tensor of shape {shape}, got {tuple(value.shape)}")
 
 
-def check_across(views: Tensor, keys: Tensor | None, exclude_self: object) -> None:
-    """Refuse what does not go with ``contrast="cross"``."""
-    for name, value in (("keys", keys), ("exclude_self", exclude_self)):
+def check_across(views: Tensor, given: dict[str, object]) -> None:
+    """Refuse what does not go with ``contrast="cross"``: arguments that say who meets whom, and one view."""
+    for name, value in given.items():
         if value is not None:
             raise ValueError(f"{name}: expected None with contrast='cross', which says who meets whom")
     if views.shape[1] < 2:

@@ -187,7 +187,8 @@ class ClusteredInfoNCE(LossModule):
         samples = self._samples(clusters, samples, keys, key_samples)
         rows = _Rows(views, clusters, samples, weights, temperature)
         if self.contrast == "cross":
-            check_across(views, keys, exclude_self)
+            given = {"key_clusters": key_clusters, "key_samples": key_samples}
+            check_across(views, {"keys": keys, "exclude_self": exclude_self, **given})
             loss = self._cross(rows, options)
         else:
             loss = self._compute(options)(
@@ -230,6 +231,8 @@ class ClusteredInfoNCE(LossModule):
         if samples is None:
             start = 0 if self.gather == "none" else first_row(clusters, self.group)
             samples = torch.arange(len(clusters), device=clusters.device) + start
+            if self.ignore_index >= 0:  # which no sample may be numbered
+                samples = samples + (samples >= self.ignore_index)
         return samples
 
     def _compute(self, options: dict[str, Any]) -> Callable[..., Any]:

@@ -74,7 +74,7 @@ class _OfViews(LossModule):
                 exclude_self=exclude_self,
             )
             return loss.view(batch, count, *loss.shape[1:]) if self.reduction == "none" else loss
-        check_across(views, keys, exclude_self)
+        check_across(views, {"keys": keys, "exclude_self": exclude_self, f"key_{name}": of_keys})
         of_others = of_views(of_samples, count - 1)
         each = [
             compute(
