@@ -118,6 +118,16 @@ def test_memory_is_shared() -> None:
         assert isinstance(give(tensor), type(array))
 
 
+def test_a_field_of_records() -> None:
+    """Its rows are no whole number of elements apart."""
+    from wscl_fast.arrays import as_tensor
+
+    field = np.zeros(30, dtype=[("p", "i1"), ("b", "f4", (3,))])["b"]
+    field[:] = np.arange(90).reshape(30, 3)
+    assert as_tensor(field, "x")[0].tolist() == field.tolist()
+    assert KMeans(2).fit(field).labels_.shape == (30,)
+
+
 def test_bad_arrays_are_told_by_name() -> None:
     tensors = {name: x.numpy() for name, x in problem().items()}
     with pytest.raises(TypeError, match=r"query_clusters: expected int64, got torch\.int32"):

@@ -401,10 +401,11 @@ def test_distances_equal_the_definition(candidates, metric, dtype, weighted, n, 
         torch.testing.assert_close(got.inertia, total, rtol=3e-6, atol=1e-14)
 
 
-def test_distances_refuse_no_centroid():
+@pytest.mark.parametrize("impl", IMPLS)
+def test_distances_refuse_no_centroid(impl):
     for number in (-1, 2):
         with pytest.raises(RuntimeError, match=f"assignment: expected 0 to 1, got {number}"):
-            kmeans_distances(torch.ones(3, 4), torch.ones(2, 4), torch.tensor([0, number, 1]), impl="fused")
+            kmeans_distances(torch.ones(3, 4), torch.ones(2, 4), torch.tensor([0, number, 1]), impl=impl)
     with pytest.raises(TypeError, match="assignment: expected int64"):
         kmeans_distances(torch.ones(3, 4), torch.ones(2, 4), torch.zeros(3))
 

@@ -40,7 +40,8 @@ def as_tensor(array: Any, name: str) -> tuple[Tensor, Callable[[Tensor], Any]]:
             raise ValueError(f"{name}: expected numbers, got {error}") from error
     if made.dtype.itemsize > 8 or not made.dtype.isnative:
         made = made.astype(np.float64 if made.dtype.itemsize >= 8 else np.float32)
-    if any(stride < 0 for stride in made.strides):  # torch takes none
+    # torch takes strides of whole elements only, and none below 0.
+    if any(stride < 0 or stride % made.itemsize for stride in made.strides):
         made = np.ascontiguousarray(made)
     with warnings.catch_warnings():  # a read-only map is only read
         warnings.filterwarnings("ignore", message=".*not writable.*")

@@ -12,9 +12,11 @@ import torch
 from wscl_fast.clustering import (
     BalancedKMeans,
     BisectingKMeans,
+    ClusterScheduler,
     FeatureFiles,
     HierarchicalKMeans,
     KMeans,
+    method_from_state_dict,
 )
 
 
@@ -165,6 +167,99 @@ def test_tensors_on_any_device(model, device, tmp_path):
     assert isinstance(files.labels_, np.ndarray)
     if getattr(model, "batch_size", None) is None:  # batches are drawn within blocks
         assert np.array_equal(files.labels_, here.labels_.numpy())
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("model", EVERY_KIND, ids=repr)
+def test_samples_that_are_not_finite_are_refused(model, value):
+    x = blobs(100, 4, 8)
+    fitted = type(model)(**model.get_params()).fit(x)
+    x[3, 1] = value
+    for method in (fitted.predict, fitted.transform, fitted.score, fitted.fit):
+        with pytest.raises(ValueError, match=r"[xX]: expected finite numbers"):
+            method(x)
+
+
+@pytest.mark.parametrize("make", [KMeans, BalancedKMeans])
+def test_zero_vectors_make_no_cluster(make):
+    model = make(2, metric="cosine")
+    with pytest.raises(
+        ValueError, match="n_clusters: expected at most the 1 samples that are not zero, got 2"
+    ):
+        model.fit(np.eye(4, 3)[[0, 3, 3, 3]])
+
+
+@pytest.mark.parametrize("weights", [None, [1, 1, 1, 0]])
+def test_bisecting_needs_a_direction(weights):
+    x = np.eye(4, 3)[[3, 3, 3, 3 if weights is None else 0]]
+    with pytest.raises(
+        ValueError, match=r"X: expected a sample that is not zero and has a weight \(cosine\)"
+    ):
+        BisectingKMeans(2, metric="cosine").fit(x, sample_weight=weights)
+
+
+def test_a_zero_vector_is_no_start_of_balanced_clusters():
+    x = np.concatenate([np.zeros((6, 3)), blobs(6, 3, 6)])
+    for seed in range(8):
+        model = BalancedKMeans(6, metric="cosine", init="random", random_state=seed).fit(x)
+        np.testing.assert_allclose(np.linalg.norm(model.cluster_centers_, axis=1), 1)
+
+
+def test_state_of_balanced_clusters():
+    x, new = blobs(90, 4, 3), blobs(40, 4, 3, seed=1)
+    model = BalancedKMeans(3, cap=1.2, temperature=0.1, sinkhorn_iter=4, metric="cosine", tol=0).fit(x)
+    for again in (
+        BalancedKMeans.from_state_dict(model.state_dict()),
+        method_from_state_dict(model.state_dict()),
+    ):
+        assert isinstance(again, BalancedKMeans)
+        assert again.get_params() == model.get_params()
+        assert np.array_equal(again.predict(new), model.predict(new))
+        assert np.array_equal(again.transform(new), model.transform(new))
+        assert np.array_equal(again.prices_, model.prices_)
+    with pytest.raises(ValueError, match="expected one of KMeans, got method='BalancedKMeans'"):
+        KMeans.from_state_dict(model.state_dict())
+
+
+@pytest.mark.filterwarnings("ignore:k-means left")
+def test_levels_of_few_distinct_samples():
+    x = np.repeat(blobs(5, 3, 5), 40, axis=0)
+    model = HierarchicalKMeans((64, 8), n_resampling=1, members=10).fit(x)
+    assert [len(level) for level in model.levels_] == [64, 8]
+
+
+def test_levels_stand_in_for_their_numbers():
+    x = blobs(60, 3, 4)
+    model = HierarchicalKMeans(iter((4, 2))).fit(x)
+    assert len(model.sample(10)) == 10
+    distance = HierarchicalKMeans((4, 2)).fit_transform(x)
+    assert np.array_equal(distance, model.transform(x))
+
+
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr, torch.sparse_csc])
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_sparse_tensors_are_refused(layout):
+    with pytest.raises(TypeError, match=r"X: a sparse matrix came .* use X\.toarray"):
+        KMeans(2).fit(torch.eye(4).to_sparse(layout=layout))
+
+
+def test_numbers_of_numpy():
+    x = blobs(20, 3, 2)
+    for weight in (2, np.float32(2), np.int64(2)):
+        assert KMeans(2).fit(x, sample_weight=weight).counts_.sum() == 40
+    assert KMeans(2, random_state=np.int64(3)).fit(x).state_dict()["random_state"] == 3
+    assert ClusterScheduler(np.int64(4)).n_clusters == [4]
+    with pytest.raises(TypeError, match="n_clusters: expected an int, got float"):
+        ClusterScheduler(4.0)
+
+
+def test_not_fitted_survives_a_pickle():
+    exceptions = pytest.importorskip("sklearn.exceptions")
+    with pytest.raises(exceptions.NotFittedError) as caught:
+        KMeans(2).predict(np.eye(2))
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert isinstance(again, exceptions.NotFittedError)
+    assert str(again) == str(caught.value) == "KMeans is not fitted: call fit first"
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -64,6 +64,55 @@ def test_files_are_one_matrix(kind, tmp_path):
     assert files.take(torch.empty(0, dtype=torch.int64)).shape == (0, 6)
 
 
+def parquet(file: Path, **columns: object) -> Path:
+    pytest.importorskip("polars").DataFrame(columns).write_parquet(file)
+    return file
+
+
+def lists(values: list[list[float] | None]) -> object:
+    polars = pytest.importorskip("polars")
+    return polars.Series(values, dtype=polars.List(polars.Float32))
+
+
+@pytest.mark.parametrize(
+    ("rows", "start", "message"),
+    [
+        ([[1, 2], [3], [4, 5, 6]], 0, "lists of 2 numbers, got 1 in row 1"),
+        ([[1, 2, 3], [9], [8]], 1, "lists of 3 numbers, got 1 in row 1"),
+        ([[1, 2], [3, 4], []], 0, "lists of 2 numbers, got 0 in row 2"),
+        ([[1], [2], None], 0, "lists of 1 numbers, got 0 in row 2"),
+    ],
+)
+def test_lists_of_several_lengths_are_refused(rows, start, message, tmp_path):
+    files = FeatureFiles(parquet(tmp_path / "x.parquet", x=lists(rows)))
+    with pytest.raises(ValueError, match=rf"x\.parquet: expected {message}"):
+        files.read(start, 3)
+
+
+@pytest.mark.parametrize("first", [[], None])
+def test_a_first_list_of_nothing_is_refused(first, tmp_path):
+    with pytest.raises(ValueError, match=r"expected a matrix .* got an empty list in row 0"):
+        FeatureFiles(parquet(tmp_path / "x.parquet", x=lists([first, [1.0]])))
+
+
+def test_shards_of_no_lists(tmp_path):
+    none = [parquet(tmp_path / f"{name}.parquet", x=lists([])) for name in "ac"]
+    some = parquet(tmp_path / "b.parquet", x=lists([[1, 2], [3, 4]]))
+    files = FeatureFiles([none[0], some, none[1]])
+    assert files.shape == (2, 2)
+    assert files.read(0, 2).tolist() == [[1, 2], [3, 4]]
+    assert KMeans(2).fit(files).inertia_ == 0
+    with pytest.raises(ValueError, match=r"a\.parquet: expected a matrix .* got lists of no numbers"):
+        FeatureFiles(none)
+
+
+def test_parquet_columns_of_integers_are_left_out(tmp_path):
+    files = FeatureFiles(
+        parquet(tmp_path / "x.parquet", sample=[7, 8], a=[1.0, 2.0], label=[0, 1], b=[3.0, 4.0])
+    )
+    assert files.read(0, 2).tolist() == [[1, 3], [2, 4]]
+
+
 @pytest.mark.parametrize("kind", ["npy", "parquet-arrays"])
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
 @pytest.mark.parametrize("init", ["k-means++", "k-means||"])
@@ -228,6 +277,21 @@ def test_killed_and_resumed_equals_unbroken(tmp_path):
     state.write_bytes(b"torn")
     with pytest.raises(ValueError, match="cannot be read"):
         KMeans(**parameters, checkpoint=state).fit(files)
+
+
+def test_another_column_is_another_fit(tmp_path):
+    save_file = pytest.importorskip("safetensors.numpy").save_file
+    x = np.random.default_rng(0).normal(size=(2, 60, 3)).astype(np.float32)
+    save_file({"a": x[0], "b": x[1]}, tmp_path / "x.safetensors")
+    model = KMeans(3, checkpoint=tmp_path / "state")
+    model.fit(FeatureFiles(tmp_path / "x.safetensors", column="a"))
+    with pytest.raises(ValueError, match="belongs to another fit, with other samples"):
+        model.fit(FeatureFiles(tmp_path / "x.safetensors", column="b"))
+    weights = np.arange(60.0)
+    weighted = KMeans(3, checkpoint=tmp_path / "weighted")
+    weighted.fit(FeatureFiles(tmp_path / "x.safetensors", column="a"), sample_weight=weights)
+    with pytest.raises(ValueError, match="belongs to another fit, with other samples"):
+        weighted.fit(FeatureFiles(tmp_path / "x.safetensors", column="a"), sample_weight=weights[::-1])
 
 
 def _counting(report, lines):  # type: ignore[no-untyped-def]

@@ -98,6 +98,15 @@ def test_attributes_unseen_joint_value_has_no_cluster():
     assert ids[1:3] == [-1, -1]
 
 
+def test_attributes_are_numbers_of_numpy_in_any_column():
+    column = [np.int64(3), None, np.float32(0.5), np.int64(3)]
+    for values in (column, np.array(column, dtype=object)):
+        model = AttributeClusters().fit({"a": values})
+        assert model.values_ == [[None, 0.5, 3]]
+        assert [type(value) for value in model.values_[0]] == [type(None), float, int]
+        assert model.predict({"a": values}).tolist() == [2, 0, 1, 2]
+
+
 def test_attributes_predict_reads_the_chosen_columns_only():
     model = AttributeClusters(top_k=1).fit(INFO)
     assert np.array_equal(model.predict({"quarter": INFO["quarter"]}), model.predict(INFO))

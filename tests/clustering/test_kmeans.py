@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import io
+import pickle
 import warnings
 from itertools import pairwise
 
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from wscl_fast.clustering import KMeans
+from wscl_fast.clustering import BalancedKMeans, BisectingKMeans, HierarchicalKMeans, KMeans
 from wscl_fast.clustering.bounds import Bounds
 from wscl_fast.clustering.points import Points
 
@@ -259,6 +261,100 @@ def test_state_dict_round_trip(metric):
     first, second = model.state_dict(), again.state_dict()
     assert np.array_equal(first.pop("centroids"), second.pop("centroids"))
     assert first == second
+
+
+@pytest.mark.parametrize("change", ["metric", "dtype"])
+def test_bounds_of_another_metric_or_dtype_are_left_out(change):
+    x = blobs(300, 4, 5)
+    model = KMeans(5, warm_start=True, algorithm="hamerly", max_iter=1).fit(x)
+    if change == "metric":
+        model.set_params(metric="cosine")
+    else:
+        x = x.astype(np.float32)
+    model.fit(x, drift=np.zeros(300))
+    assert np.array_equal(model.labels_, model.predict(x))
+
+
+def test_what_a_user_writes_into_results_does_not_reach_the_next_fit():
+    x = torch.from_numpy(blobs(300, 4, 5))
+    model = KMeans(5, warm_start=True, algorithm="hamerly").fit(x)
+    expected = model.labels_.clone()
+    model.labels_[:5] = -1
+    model.fit(x, drift=torch.zeros(300))
+    assert torch.equal(model.labels_, expected)
+    counts = KMeans(5).partial_fit(x)
+    before, kept = counts.counts_, counts.counts_.clone()
+    counts.partial_fit(x)
+    assert torch.equal(before, kept)
+
+
+@pytest.mark.parametrize("offset", [1e4, 1e7])
+def test_a_pickle_without_a_memo_predicts_the_same(offset):
+    """joblib's: one array that is held twice comes back as two."""
+    x = (np.random.default_rng(0).normal(size=(300, 3)) * 1e-2 * offset / 1e4 + offset).astype(np.float32)
+    model = KMeans(8).fit(x)
+    file = io.BytesIO()
+    pickler = pickle.Pickler(file)
+    pickler.fast = True
+    pickler.dump(model)
+    again = pickle.loads(file.getvalue())
+    assert np.array_equal(again.predict(x), model.predict(x))
+    assert again.score(x) == model.score(x)
+    model.cluster_centers_ = x[:8].copy()  # what a user set is not lost either
+    assert np.array_equal(pickle.loads(pickle.dumps(model)).predict(x), model.predict(x))
+
+
+@pytest.mark.parametrize("exponent", [-660, 660])
+@pytest.mark.parametrize("make", [KMeans, BisectingKMeans, BalancedKMeans, HierarchicalKMeans])
+def test_float64_of_any_scale(make, exponent):
+    x = blobs(60, 3, 4)
+    scaled = np.ldexp(x, exponent)
+    plain, model = (make((4, 2) if make is HierarchicalKMeans else 4).fit(rows) for rows in (x, scaled))
+    assert np.array_equal(model.labels_, plain.labels_)
+    far = np.ldexp(model.transform(scaled), -exponent)
+    np.testing.assert_allclose(far, plain.transform(x), atol=1e-9)
+    for found, value in ((model.inertia_, plain.inertia_), (model.score(scaled), plain.score(x))):
+        with np.errstate(over="ignore"):
+            assert found == pytest.approx(np.ldexp(value, 2 * exponent), rel=1e-9)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("make", [KMeans, BisectingKMeans, BalancedKMeans, HierarchicalKMeans])
+def test_a_zero_vector_is_at_distance_one(make, weighted):
+    x = blobs(50, 3, 4)
+    x[:5] = 0
+    weights = np.random.default_rng(1).random(50) + 1 if weighted else np.ones(50)
+    model = make((4, 2) if make is HierarchicalKMeans else 4, metric="cosine")
+    if weighted and make in (BalancedKMeans, HierarchicalKMeans):
+        pytest.skip("takes no weights")
+    model = model.fit(x, sample_weight=weights) if weighted else model.fit(x)
+    far = model.transform(x)
+    assert model.inertia_ == pytest.approx(far[np.arange(50), model.labels_] ** 2 @ weights)
+    assert model.score(x, sample_weight=weights) == pytest.approx(-(far.min(axis=1) ** 2) @ weights)
+    np.testing.assert_allclose(model.nearest(x, 3)[1], np.sort(far, axis=1)[:, :3], atol=1e-7)
+
+
+@pytest.mark.parametrize("other", ["samples", "weights", "init"])
+def test_a_checkpoint_refuses_another_problem(other, tmp_path):
+    rng = np.random.default_rng(0)
+    given = {
+        "samples": rng.normal(size=(640, 3)),
+        "weights": np.arange(640.0),
+        "init": rng.normal(size=(4, 3)),
+    }
+
+    def fit(samples, weights, init):
+        return KMeans(4, init=init, checkpoint=tmp_path / "state").fit(samples, sample_weight=weights)
+
+    first = fit(**given)
+    assert np.array_equal(fit(**given).labels_, first.labels_)
+    given[other] = given[other].copy()
+    if other == "samples":
+        given[other][1:10] *= 5
+    else:
+        given[other] = given[other][::-1]
+    with pytest.raises(ValueError, match=r"belongs to another fit, with other (samples|init)"):
+        fit(**given)
 
 
 # --- errors -------------------------------------------------------------------------------------------

@@ -158,6 +158,25 @@ def test_carried_bounds_spare_work(searched):
     assert max(searched) < 300
 
 
+def test_carried_bounds_of_features_that_are_renewed_in_place():
+    x = torch.cat([torch.randn(100, 1) * 0.1, torch.randn(100, 1) * 0.1 + 2, torch.tensor([[-3.0]])])
+    x.requires_grad_()
+    start = torch.tensor([[0.0], [2.0]])
+    scheduler = ClusterScheduler(2, carry_bounds=True, metric="euclidean", init=start, algorithm="hamerly")
+    assert scheduler.step(x)[0].clusters[-1] == 0
+    with torch.no_grad():
+        x[-1] = 1.6
+    assert scheduler.step(x)[0].clusters[-1] == 1
+    assert not scheduler._last[0].requires_grad
+
+
+def test_carried_bounds_of_another_dtype_are_left_out():
+    x, _ = blobs(200, 4, 5)
+    scheduler = ClusterScheduler(5, carry_bounds=True, algorithm="hamerly")
+    first = scheduler.step(x)[0]
+    assert torch.equal(scheduler.step(x.double())[0].clusters, first.clusters)
+
+
 def test_targets_are_told():
     x, _ = blobs(300, 6, 5)
     queue = ClusterQueue(64, 6)

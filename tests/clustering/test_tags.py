@@ -174,6 +174,11 @@ def test_transposed():
         (lambda: TagClusters(3, min_count=0), ValueError, "min_count: expected at least 1"),
         (lambda: TagClusters(3, smoothing=-1), ValueError, "smoothing"),
         (lambda: TagClusters(3, smoothing=float("nan")), ValueError, "smoothing"),
+        (
+            lambda: TagClusters(3, smoothing=400).fit(themed(300)[0]),
+            ValueError,
+            r"smoothing: expected at most \d+ for these tags, got 400",
+        ),
         (lambda: TagClusters(3, seed=1.5), TypeError, "seed: expected an int, got float"),
         (lambda: TagClusters().fit("red"), TypeError, "info: expected a sequence .* got str"),
         (

@@ -65,6 +65,44 @@ def test_mini_batches_are_the_same_every_time():
     assert np.array_equal(a.cluster_centers_, b.cluster_centers_)
 
 
+def test_mini_batch_inertias_are_of_all_samples_and_their_weight():
+    x, _ = blobs(1050, 4, 6)  # the last batch is a short one
+    plain, heavy = (
+        KMeans(6, batch_size=100, max_iter=3).fit(x, sample_weight=weight)
+        for weight in (None, np.full(1050, 5.0))
+    )
+    assert heavy.inertia_history_ == pytest.approx([5 * value for value in plain.inertia_history_])
+    alone = KMeans(1, init=np.zeros((1, 4)), batch_size=1050, max_iter=1).fit(x)
+    assert alone.inertia_history_[0] == pytest.approx((x**2).sum())
+
+
+def test_partial_fit_leaves_zero_vectors_out_of_every_batch():
+    x = blobs(40, 4, 3)[0]
+    x[:5] = x[20:24] = 0
+    model = KMeans(3, metric="cosine").partial_fit(x[:20])
+    assert model.counts_.sum() == 15
+    assert model.partial_fit(x[20:]).counts_.sum() == 31
+    with pytest.raises(ValueError, match="at most the 0 samples that are not zero, got 3"):
+        KMeans(3, metric="cosine").partial_fit(np.zeros((5, 4)))
+
+
+def test_partial_fit_has_a_state_and_nothing_of_a_fit_before():
+    x = blobs(60, 4, 3)[0]
+    model = KMeans(3).fit(x).partial_fit(x)
+    assert not any(hasattr(model, name) for name in ("inertia_", "inertia_history_", "n_iter_"))
+    again = KMeans.from_state_dict(model.state_dict())
+    assert np.array_equal(again.predict(x), model.predict(x))
+    assert again.state_dict()["inertia"] is None
+
+
+def test_partial_fit_goes_on_from_inference_mode():
+    x = torch.from_numpy(blobs(60, 4, 3)[0])
+    with torch.inference_mode():
+        model = KMeans(3).partial_fit(x[:30])
+    model.partial_fit(x[30:])
+    assert torch.equal(model.counts_, KMeans(3).partial_fit(x[:30]).partial_fit(x[30:]).counts_)
+
+
 # --- balanced -----------------------------------------------------------------------------------------
 
 
@@ -272,6 +310,38 @@ def test_even_shares(sizes, total):
     assert not cut or max(shares.tolist()) <= min(cut) + 1
 
 
+# --- new numbers --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [KMeans, BisectingKMeans, BalancedKMeans, HierarchicalKMeans])
+def test_everything_follows_new_numbers(make):
+    x = torch.from_numpy(blobs(200, 4, 5)[0])
+    model = make((5, 2) if make is HierarchicalKMeans else 5).fit(x)
+    labels, predicted = model.labels_, model.predict(x)
+    names = torch.tensor([1, 2, 3, 4, 0])
+    upper = model.labels_of(1) if make is HierarchicalKMeans else None
+    prices = getattr(model, "prices_", None)
+    model.rename(names)
+    assert torch.equal(model.labels_, names[labels])
+    assert torch.equal(model.predict(x), names[predicted])
+    if upper is not None:
+        assert torch.equal(model.labels_of(1), upper)
+        assert torch.equal(model.levels_[0], model.cluster_centers_)
+    if prices is not None:
+        assert torch.equal(model.prices_[names], prices)
+
+
+def test_batches_go_on_under_new_numbers():
+    x = torch.from_numpy(blobs(200, 4, 5)[0])
+    plain, renamed = (KMeans(5).partial_fit(x[:100]) for _ in range(2))
+    names = torch.tensor([1, 2, 3, 4, 0])
+    renamed.rename(names)
+    plain.partial_fit(x[100:])
+    renamed.partial_fit(x[100:])
+    assert torch.equal(renamed.cluster_centers_[names], plain.cluster_centers_)
+    assert torch.equal(renamed.counts_[names], plain.counts_)
+
+
 # --- empty clusters, starts, bounds -------------------------------------------------------------------
 
 
@@ -288,6 +358,16 @@ def test_empty_clusters(empty, algorithm):
     else:
         model.fit(x)
         assert model.counts_.min() > 0
+
+
+def test_the_only_sample_of_a_cluster_stays_whatever_the_weights_round_to():
+    """0.6 − 0.3 − 0.2 is more than 0.1."""
+    x = np.concatenate([[[1.0, 0, 0], [0, 1.1, 0], [0, 0, 1.2]], np.full((4, 3), 100.0)])
+    weights = np.array([0.1, 0.2, 0.3, 1, 1, 1, 1])
+    start = np.concatenate([[[0.0, 0, 0], [100, 100, 100]], np.full((3, 3), 1e3) + np.arange(3)[:, None]])
+    with pytest.warns(UserWarning, match="clusters empty"):
+        model = KMeans(5, init=start, max_iter=1, algorithm="lloyd").fit(x, sample_weight=weights)
+    np.testing.assert_allclose(model.cluster_centers_[0], x[0], atol=1e-9)
 
 
 @pytest.mark.parametrize("init", ["k-means++", "k-means||", "random"])

@@ -46,6 +46,7 @@ __all__ = [
 
 _METHODS: tuple[type[ClusterMethod[Any, Any]], ...] = (
     AttributeClusters,
+    BalancedKMeans,
     HierarchyClusters,
     IdClusters,
     KMeans,

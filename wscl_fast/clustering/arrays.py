@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,7 +35,8 @@ def as_samples(array: Any, name: str, *, least: int = 1) -> Samples:
         TypeError: a sparse matrix.
         ValueError: not two-dimensional, complex, or empty.
     """
-    if type(array).__module__.startswith("scipy.sparse") or (isinstance(array, Tensor) and array.is_sparse):
+    sparse = isinstance(array, Tensor) and array.layout != torch.strided
+    if sparse or type(array).__module__.startswith("scipy.sparse"):
         raise TypeError(f"{name}: a sparse matrix came where dense data is required; use {name}.toarray()")
     x, give = as_tensor(array, name)
     if x.is_complex():
@@ -60,7 +62,7 @@ def as_weights(weights: Any, x: Any, name: str = "sample_weight") -> Tensor | No
     """
     if weights is None:
         return None
-    if isinstance(weights, int | float):
+    if isinstance(weights, Real):
         weights = torch.full((len(x),), float(weights), dtype=torch.float64)
     w = as_tensor(weights, name)[0].to(x.device, torch.float64, copy=True)
     if w.ndim != 1:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from wscl_fast.clustering.base import check_count
-from wscl_fast.clustering.bounds import cluster_sums, distances
+from wscl_fast.arrays import as_tensor
+from wscl_fast.clustering.base import check_count, check_enough
+from wscl_fast.clustering.bounds import cluster_sums, distances, squared
 from wscl_fast.clustering.centroid_model import Array
 from wscl_fast.clustering.kmeans import KMeans
 from wscl_fast.clustering.lloyd import Clustering, next_centroids
@@ -104,16 +107,37 @@ class BalancedKMeans(KMeans):
         """Not offered: a cap holds for all samples together."""
         raise NotImplementedError("partial_fit: a cap needs all samples at once; use fit")
 
+    def state_dict(self) -> dict[str, Any]:
+        """As of :class:`KMeans`, and the cap and the prices that kept it."""
+        return {
+            **super().state_dict(),
+            "method": "BalancedKMeans",
+            **{name: getattr(self, name) for name in _STATE},
+            "prices": as_tensor(self.prices_, "prices_")[0].cpu().numpy().copy(),
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> Self:
+        """The fitted method that `state_dict` described, its centroids and prices as numpy."""
+        cls._check_state(state)
+        self = cls(**{name: state[name] for name in _STATE})
+        vars(self).update(vars(KMeans.from_state_dict({**state, "method": "KMeans"})))
+        self.prices_ = np.array(state["prices"], dtype=np.float64)
+        return self
+
+    def rename(self, names: Tensor) -> None:
+        """As :meth:`CentroidModel.rename`; the prices follow."""
+        super().rename(names)
+        self.prices_ = self.prices_[names.argsort().to(self.prices_.device)]
+
     def _fit(self, points: Points, give: Any, drift: Any = None) -> None:
         survey = points.settle()
-        if points.n_all < self.n_clusters:
-            raise ValueError(
-                f"n_clusters: expected at most the {points.n_all} samples, got {self.n_clusters}"
-            )
-        points.weights = None  # a zero vector takes up room as any other
+        check_enough(self.n_clusters, points.n_all, survey.n_directionless)
+        starts = self._starts(points)
+        points.weights = None  # a zero vector is no start, but takes up room as any other
         room = math.ceil(self.cap * points.n_all / self.n_clusters)
         best: tuple[Clustering, Tensor] | None = None
-        for start in self._starts(points):
+        for start in starts:
             run = self._run(points, start, room, self.tol * survey.variance)
             if best is None or run[0].inertia < best[0].inertia:
                 best = run
@@ -121,7 +145,7 @@ class BalancedKMeans(KMeans):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a wide cap may leave a cluster empty
             self._keep(best[0], points, 0, give)
-        self.prices_ = give(best[1] / points.frame.scale**2)
+        self.prices_ = give(points.frame.unsee_square(best[1]))
 
     def _run(
         self, points: Points, centroids: Tensor, room: int, tolerance: float
@@ -146,7 +170,7 @@ class BalancedKMeans(KMeans):
             movement = float((moved.double() - centroids.double()).square().sum())
             centroids = moved
             if self.verbose and points.ranks.rank == 0:
-                print(f"Iteration {n_iter}, inertia {history[-1] / points.frame.scale**2:g}.")
+                print(f"Iteration {n_iter}, inertia {points.frame.unsee_square(history[-1]):g}.")
         return Clustering(centroids, labels, counts, history[-1], history, n_iter, None), prices
 
 
@@ -166,8 +190,9 @@ def raise_prices(
     k = len(centroids)
     nearest = torch.zeros((), dtype=torch.float64, device=points.device)
     for _, block in points.blocks():
-        nearest += kmeans_assign(block, centroids, metric=points.metric).distance.double().sum()
-    nearest = points.ranks.sum(nearest) * (2 if points.metric == "cosine" else 1)
+        one = kmeans_assign(block, centroids, metric=points.metric)
+        nearest += squared(points, block, one.distance).double().sum()
+    nearest = points.ranks.sum(nearest)
     epsilon = temperature * float(nearest) / points.n_all
     if epsilon == 0:  # every sample lies on a centroid
         return prices
@@ -227,3 +252,6 @@ def fill_rooms(points: Points, centroids: Tensor, prices: Tensor, room: int) -> 
             return labels
         asking = refused[(refused >= 0) & (refused < n)].sort().values
         labels[asking] = -1
+
+
+_STATE = ("cap", "temperature", "sinkhorn_iter")

@@ -72,6 +72,14 @@ def check_count(value: int, name: str, *, least: int = 1) -> int:
     return int(value)
 
 
+def check_enough(n_clusters: int, n_samples: int, n_zero: int) -> None:
+    """Refuse more clusters than samples, of which `n_zero` have no direction to be clustered by."""
+    usable = n_samples - n_zero
+    if usable < n_clusters:
+        what = "samples that are not zero" if n_zero else "samples"
+        raise ValueError(f"n_clusters: expected at most the {usable} {what}, got {n_clusters}")
+
+
 def as_values(column: Sequence[Any] | npt.NDArray[Any] | Tensor, name: str) -> list[Value]:
     """A column as a list of plain values, one per sample, which JSON can hold."""
     if isinstance(column, np.ndarray | Tensor):
@@ -79,9 +87,10 @@ def as_values(column: Sequence[Any] | npt.NDArray[Any] | Tensor, name: str) -> l
             raise ValueError(f"{name}: expected one value per sample (1-D), got {column.ndim} dimensions")
         values = column.tolist()
     elif isinstance(column, Sequence) and not isinstance(column, str | bytes):
-        values = [v.item() if isinstance(v, np.generic) else v for v in column]
+        values = list(column)
     else:
         raise TypeError(f"{name}: expected a sequence with one value per sample, got {type(column).__name__}")
+    values = [v.item() if isinstance(v, np.generic) else v for v in values]
     for row, value in enumerate(values):
         if not (value is None or isinstance(value, str | int | float)):
             raise TypeError(f"{name}[{row}]: expected a string or a number, got {type(value).__name__}")

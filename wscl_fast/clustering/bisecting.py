@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from wscl_fast.clustering.arrays import seed_of
-from wscl_fast.clustering.base import check_count
+from wscl_fast.clustering.base import check_count, check_enough
 from wscl_fast.clustering.bounds import cluster_sums, distances
 from wscl_fast.clustering.centroid_model import Array, WeightedModel
 from wscl_fast.clustering.halves import halve, nearer_is_right, rows_for
 from wscl_fast.clustering.points import Points, Ranks, check_metric
 from wscl_fast.clustering.streamed import as_points
 from wscl_fast.distributed.collectives import Group
+from wscl_fast.functional.kmeans import check_finite
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -78,7 +79,8 @@ class BisectingKMeans(WeightedModel):
         """Grow the tree.
 
         Raises:
-            TypeError, ValueError: as :meth:`KMeans.fit` does.
+            TypeError, ValueError: as :meth:`KMeans.fit` does, but that a cosine needs one sample only that is
+                not zero.
         """
         check_count(self.n_clusters, "n_clusters")
         check_count(self.max_iter, "max_iter")
@@ -91,14 +93,11 @@ class BisectingKMeans(WeightedModel):
             ranks=Ranks(self.sharded, self.group),
             least=0 if self.sharded else 1,
         )
-        variance = points.settle().variance
-        if points.n_all < self.n_clusters:
-            raise ValueError(
-                f"n_clusters: expected at most the {points.n_all} samples, got {self.n_clusters}"
-            )
+        survey = points.settle()
+        check_enough(self.n_clusters, points.n_all, 0)  # where fewer are not zero there are fewer leaves
         seed = points.ranks.first(torch.tensor(seed_of(self.random_state), device=points.device))
         generator = torch.Generator().manual_seed(int(seed))
-        growing = _Growing(points, self.split, variance)
+        growing = _Growing(points, self.split, survey.variance)
         growing.grow(self.n_clusters, self.max_iter, self.tol, generator)
         self._tree, labels = growing.pruned(self.n_clusters)
         leaves = self._tree.number >= 0
@@ -107,7 +106,7 @@ class BisectingKMeans(WeightedModel):
         counts = points.ranks.sum(counts if points.weights is None else counts.double())
         square = distances(points, centroids, labels)
         total = points.ranks.sum(square.sum() if points.weights is None else square @ points.weights)
-        self.inertia_ = float(total) / points.frame.scale**2
+        self.inertia_ = points.frame.unsee_square(float(total)) + survey.lost
         self._frame, self._seen = points.frame, centroids
         self.cluster_centers_ = self._seen_as = give(points.frame.unsee(centroids))
         self.labels_, self.counts_ = give(labels), give(counts)
@@ -115,12 +114,23 @@ class BisectingKMeans(WeightedModel):
         self._take_columns(X, points.dim)
         return self
 
+    def rename(self, names: Tensor) -> None:
+        """As :meth:`CentroidModel.rename`; the leaves of the tree follow."""
+        super().rename(names)
+        number = self._tree.number
+        self._tree = self._tree._replace(number=names.to(number.device)[number].where(number >= 0, -1))
+
     def predict(self, X: Array) -> Array:
-        """The leaf that each sample comes to, going to the nearer child at every node, int64 [n]."""
+        """The leaf that each sample comes to, going to the nearer child at every node, int64 [n].
+
+        Raises:
+            ValueError: NaN or infinity in X, or other columns than `fit` saw.
+        """
         points, _, give = self._view(X)
         tree = _Tree(*(part.to(points.device) for part in self._tree))
         found = torch.empty(points.n, dtype=torch.int64, device=points.device)
         for rows, block in rows_for(points, len(tree.centers)):
+            check_finite("X", block)
             at = torch.zeros(len(block), dtype=torch.int64, device=points.device)
             inner = torch.arange(len(block), device=points.device)
             while len(inner := inner[tree.number[at[inner]] < 0]):
@@ -154,6 +164,8 @@ class _Growing:
         sums = points.ranks.sum(cluster_sums(points, self.node, 1))
         rows = float(points.n) if points.weights is None else float(points.weights.sum())
         weight = float(points.ranks.sum(sums.new_tensor(rows)))
+        if weight == 0:
+            raise ValueError("X: expected a sample that is not zero and has a weight (cosine), got none")
         self.centers = points.directions((sums / weight).to(points.dtype))
         self.left = torch.full((1,), -1, device=device)
         self.parent = torch.zeros(1, dtype=torch.int64, device=device)

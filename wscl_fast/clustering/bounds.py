@@ -26,6 +26,12 @@ class Carried(NamedTuple):
     assignment: Tensor  # int64 [n]
     lower: Tensor  # [n], bound of the distance to any other
     centroids: Tensor  # [K, d] that they were taken to
+    metric: str
+
+    def fits(self, points: Points) -> bool:
+        """Whether the bounds are of as many samples, in their metric and dtype."""
+        alike = self.metric == points.metric and self.lower.dtype == points.dtype
+        return alike and len(self.assignment) == points.n
 
 
 class Bounds:
@@ -106,7 +112,8 @@ class Bounds:
         """What the next fit can use, or None where nothing was searched."""
         if self.centroids is None:
             return None
-        return Carried(self.assignment, self.lower, self.centroids)
+        # What the fit gives out shares no memory with it: a user may write there.
+        return Carried(self.assignment.clone(), self.lower, self.centroids.clone(), self.points.metric)
 
     @classmethod
     def resumed(cls, points: Points, carried: Carried, drift: Tensor) -> Bounds:
@@ -167,10 +174,21 @@ def nearest(points: Points, centroids: Tensor) -> Tensor:
 def distances(points: Points, centroids: Tensor, assignment: Tensor) -> Tensor:
     """Squared distance of each row of this rank from its centroid, float64 [n]."""
     found = torch.empty(points.n, dtype=torch.float64, device=points.device)
-    scale = 2 if points.metric == "cosine" else 1
     for rows, block in points.blocks():
-        found[rows] = (
-            scale
-            * kmeans_distances(block, centroids, assignment[rows], metric=points.metric).distance.double()
-        )
+        one = kmeans_distances(block, centroids, assignment[rows], metric=points.metric)
+        found[rows] = squared(points, block, one.distance).double()
     return found
+
+
+def squared(points: Points, block: Tensor, distance: Tensor) -> Tensor:
+    """What `kmeans_assign` found for a block's rows, [n] or [n, top], as squared distances.
+
+    When cosine, of unit vectors: 2 (1 − cos), but 1 for a zero vector, whose cosine is 0 with all.
+    """
+    if points.metric != "cosine":
+        return distance
+    square = 2 * distance
+    several = distance.view(len(block), -1)
+    maybe = (several[:, 0] == 1).nonzero()[:, 0]
+    square[maybe[~block[maybe].any(dim=1)]] = 1
+    return square

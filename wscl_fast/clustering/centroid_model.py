@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from wscl_fast.clustering.arrays import as_samples, as_weights
-from wscl_fast.clustering.bounds import Carried, nearest
+from wscl_fast.clustering.bounds import Carried, nearest, squared
 from wscl_fast.clustering.estimator import Estimator, not_fitted
 from wscl_fast.clustering.points import Frame, Points, check_metric
 from wscl_fast.clustering.streamed import as_points
@@ -31,6 +31,17 @@ class CentroidModel(Estimator):
     _seen: Tensor  # the centroids as the frame sees them
     _seen_as: Array  # `cluster_centers_` when they were
     _carried: Carried | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        if "_seen" in state and self._seen_as is self.cluster_centers_:
+            del state["_seen_as"]  # a pickler may make two of one array
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if "_seen" in state and "_seen_as" not in state:
+            self._seen_as = self.cluster_centers_
 
     def rename(self, names: Tensor) -> None:
         """Give cluster k the number `names[k]`, a permutation of 0 … K − 1; labels and centroids follow."""
@@ -56,11 +67,10 @@ class CentroidModel(Estimator):
         shape = (points.n, top)
         found = torch.empty(shape, dtype=torch.int64, device=points.device)
         distance = torch.empty(shape, dtype=points.dtype, device=points.device)
-        scale = 2 if points.metric == "cosine" else 1
         for rows, block in points.blocks():
             several = kmeans_assign(block, centroids, metric=points.metric, top=top)
             found[rows] = several.assignment.view(-1, top)
-            distance[rows] = (scale * several.distance.view(-1, top)).sqrt()
+            distance[rows] = squared(points, block, several.distance).view(-1, top).sqrt()
         return give(found), give(distance / points.frame.scale)
 
     @torch.no_grad()
@@ -86,8 +96,9 @@ class CentroidModel(Estimator):
         weights = as_weights(sample_weight, points.x)
         square = torch.empty(points.n, dtype=torch.float64, device=points.device)
         for rows, block in points.blocks():
-            square[rows] = kmeans_assign(block, centroids, metric=points.metric).distance.double()
-        square *= (2 if points.metric == "cosine" else 1) / points.frame.scale**2
+            one = kmeans_assign(block, centroids, metric=points.metric)
+            square[rows] = squared(points, block, one.distance).double()
+        square = points.frame.unsee_square(square)
         return -float(square.sum() if weights is None else square @ weights)
 
     def get_feature_names_out(self, input_features: Any = None) -> Any:

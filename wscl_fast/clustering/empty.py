@@ -47,6 +47,9 @@ def fill_empty(
     offered = offered[offered[:, 1].argsort()]
     offered = offered[offered[:, 0].argsort(descending=True, stable=True)][: 2 * len(empty)]
     sums, counts = sums.clone(), counts.clone()
+    members = counts.clone()
+    if weights is not None:  # whose sums, less what left, need not come out as the weight of those that stay
+        members = points.ranks.sum(torch.bincount(assignment, (weights > 0).double(), minlength=len(counts)))
     for some in torch.split(offered, points.rows_at_once()):
         if not empty:
             break
@@ -55,7 +58,7 @@ def fill_empty(
             donor = int(cluster)
             if not empty:
                 break
-            if far < 0 or counts[donor] <= w:
+            if far < 0 or members[donor] <= 1:
                 continue
             target = empty.pop(0)
             if 0 <= donor - first < len(sums):
@@ -64,6 +67,7 @@ def fill_empty(
                 sums[target - first] = w * row
             counts[donor] -= w
             counts[target] = w
+            members[donor] -= 1
     return sums, counts
 
 

@@ -15,14 +15,21 @@ if TYPE_CHECKING:
 class NotFittedError(RuntimeError, ValueError, AttributeError):
     """An estimator was used before `fit`; scikit-learn's class of this name too, where that is loaded."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _not_fitted, self.args  # the class may be made anew where it is unpickled
+
 
 def not_fitted(estimator: object) -> NotFittedError:
     """The error to raise when `estimator` is used before `fit`."""
+    return _not_fitted(f"{type(estimator).__name__} is not fitted: call fit first")
+
+
+def _not_fitted(*args: object) -> NotFittedError:
     kind: type[NotFittedError] = NotFittedError
     theirs = getattr(sys.modules.get("sklearn.exceptions"), "NotFittedError", None)
     if theirs is not None:
         kind = type("NotFittedError", (NotFittedError, theirs), {})
-    return kind(f"{type(estimator).__name__} is not fitted: call fit first")
+    return kind(*args)
 
 
 class Estimator:

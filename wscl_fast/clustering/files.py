@@ -41,7 +41,7 @@ class FeatureFiles:
         memory: bytes that blocks of samples may take in all. Beyond it, a fit keeps about 50 bytes a sample,
             and the centroids.
         column: the tensor of a safetensors file (where it has several), or the list column of a Parquet file;
-            by default the only one, or all columns of numbers side by side.
+            by default the only one, or all columns of floats side by side (integers count as ids or labels).
         device: where blocks go once they are read, and where the samples are clustered ("cuda").
 
     Attributes:
@@ -52,7 +52,8 @@ class FeatureFiles:
     Raises:
         FileNotFoundError: no such file, or nothing of these kinds in the folder.
         TypeError: integers, or another dtype that is no float.
-        ValueError: another kind of file, not a matrix, or files that do not fit together.
+        ValueError: another kind of file, not a matrix, files that do not fit together, or (once they are
+            read) lists of several lengths.
         ImportError: Parquet without polars.
     """
 
@@ -65,11 +66,14 @@ class FeatureFiles:
         device: torch.device | str = "cpu",
     ) -> None:
         check_count(memory, "memory")
+        self.column = column
         files = _listed(paths)
         self.parts = [_open(file, column) for file in files]
-        first = self.parts[0]
+        first = next((part for part in self.parts if part.width), self.parts[0])
+        if not first.width:
+            raise ValueError(f"{first.file}: expected a matrix [samples, features], got lists of no numbers")
         for part in self.parts:
-            if (part.width, part.dtype) != (first.width, first.dtype):
+            if (part.width or first.width, part.dtype) != (first.width, first.dtype):
                 raise ValueError(
                     f"{part.file}: expected {first.width} columns of {first.dtype} as in {first.file}, "
                     f"got {part.width} of {part.dtype}"
@@ -132,11 +136,12 @@ class FeatureFiles:
 
     def fingerprint(self) -> list[Any]:
         """What tells whether the files are still the same."""
-        return [[str(p.file), p.rows, p.width, os.stat(p.file).st_mtime_ns] for p in self.parts]
+        parts = [[str(p.file), p.rows, p.width, os.stat(p.file).st_mtime_ns] for p in self.parts]
+        return [self.column, *parts]
 
 
 class _Part(ABC):
-    """One file's matrix."""
+    """One file's matrix, of width 0 where no row tells it."""
 
     def __init__(self, file: Path, rows: int, width: int, dtype: torch.dtype) -> None:
         self.file, self.rows, self.width, self.dtype = file, rows, width, dtype
@@ -197,6 +202,8 @@ class _Parquet(_Part):
         rows = int(self._frame.select(polars.len()).collect().item())
         super().__init__(file, rows, 0, torch.float32)
         sample = self._rows(0, 1)
+        if rows and not sample.shape[1]:
+            raise ValueError(f"{file}: expected a matrix [samples, features], got an empty list in row 0")
         super().__init__(file, rows, sample.shape[1], sample.dtype)
 
     def read(self, start: int, stop: int, out: Tensor) -> None:
@@ -208,7 +215,15 @@ class _Parquet(_Part):
         frame = self._frame.select(self._columns).slice(start, stop - start).collect()
         series = frame.to_series(0)
         if series.dtype.base_type() == polars.List:
-            values = series.explode().to_numpy().reshape(len(series), -1)
+            lengths = series.list.len().fill_null(0).to_numpy()
+            width = self.width or int(lengths[:1].sum())  # the first list tells
+            other = np.flatnonzero(lengths != width)
+            if len(other):
+                row = int(other[0])
+                raise ValueError(
+                    f"{self.file}: expected lists of {width} numbers, got {lengths[row]} in row {start + row}"
+                )
+            values = series.explode().to_numpy()[: width * len(series)].reshape(len(series), width)
         else:
             values = series.to_numpy() if series.dtype.base_type() == polars.Array else frame.to_numpy()
         if values.ndim != 2 or values.dtype.str not in _DTYPES:

@@ -104,10 +104,17 @@ class HierarchicalKMeans(CentroidModel):
         self.labels_ = give(links[0])
         self.counts_ = give(torch.bincount(links[0], minlength=sizes[0]))
         square = distances(points, levels[0], links[0])
-        self.inertia_ = float(square.sum()) / points.frame.scale**2
+        self.inertia_ = points.frame.unsee_square(float(square.sum()))
         self.n_clusters_ = sizes[0]
         self._take_columns(X, points.dim)
         return self
+
+    def rename(self, names: Tensor) -> None:
+        """As :meth:`CentroidModel.rename`, for the clusters of the first level."""
+        super().rename(names)
+        self.levels_[0] = self.cluster_centers_
+        if self.parents_:
+            self.parents_[0] = self.parents_[0][names.argsort().to(self.parents_[0].device)]
 
     def predict(self, X: Array, level: int = 0) -> Array:
         """Cluster of each sample on a level, int64 [n]: the nearest on the first, then up by the parents."""
@@ -135,8 +142,8 @@ class HierarchicalKMeans(CentroidModel):
         generator = torch.Generator().manual_seed(seed_of(random_state))
         parents = [torch.as_tensor(p).cpu() for p in self.parents_]
         counts = [torch.bincount(labels, minlength=self.n_clusters_)]
-        for parent, k in zip(parents, list(self.n_clusters)[1:], strict=True):
-            counts.append(torch.zeros(k, dtype=torch.int64).index_add_(0, parent, counts[-1]))
+        for parent, level in zip(parents, self.levels_[1:], strict=True):
+            counts.append(torch.zeros(len(level), dtype=torch.int64).index_add_(0, parent, counts[-1]))
         shares = even_shares(counts[-1], size)
         for parent, below in zip(parents[::-1], counts[-2::-1], strict=True):
             dealt = torch.zeros_like(below)
@@ -154,6 +161,10 @@ class HierarchicalKMeans(CentroidModel):
     def fit_predict(self, X: Array, y: Any = None) -> Array:
         """`fit(X).labels_`."""
         return self.fit(X).labels_
+
+    def fit_transform(self, X: Array, y: Any = None) -> Array:
+        """`fit(X).transform(X)`."""
+        return self.fit(X).transform(X)
 
     def _up(self, labels: Tensor, level: int) -> Tensor:
         if not 0 <= level < len(self.levels_):
@@ -174,6 +185,8 @@ class HierarchicalKMeans(CentroidModel):
             sizes = torch.bincount(labels, minlength=k)
             place = torch.arange(points.n, device=order.device) - (sizes.cumsum(0) - sizes)[labels[order]]
             kept = order[place < self.members].sort().values
+            if len(kept) < k:  # few distinct samples: their clusters have no members to spare
+                break
             # A fresh start: from the last centroids, each would stay among its own few members.
             few = KMeans(k, init=self.init, random_state=seed + number + 1, **settings)
             centroids = torch.as_tensor(few.fit(points.rows(kept)).cluster_centers_).to(points.dtype)

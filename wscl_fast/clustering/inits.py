@@ -29,10 +29,11 @@ def choose_start(
 ) -> Tensor:
     """Centroids to start from, on every rank, as `points.blocks` sees samples [n_clusters, d].
 
-    With `in_shards` those of this rank's shard alone; no rank holds all of them at any time.
+    With `in_shards` those of this rank's shard alone; no rank holds all of them at any time. Of fewer samples
+    of weight above 0 than clusters all are chosen, and some of no weight, or some again.
 
     Raises:
-        ValueError: no such `init`, or fewer samples (of weight above 0) than clusters.
+        ValueError: no such `init`.
     """
     if init not in INITS:
         raise ValueError(f"init: expected one of {INITS} or an array of centroids, got {init!r}")

@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wscl_fast.clustering.arrays import as_drift, seed_of
-from wscl_fast.clustering.base import ClusterMethod, check_count
+from wscl_fast.clustering.arrays import as_drift, as_samples, seed_of
+from wscl_fast.clustering.base import ClusterMethod, check_count, check_enough
 from wscl_fast.clustering.bounds import Bounds, nearest
 from wscl_fast.clustering.centroid_model import Array, WeightedModel
 from wscl_fast.clustering.empty import EMPTY
 from wscl_fast.clustering.inits import INITS, choose_start, given_start
 from wscl_fast.clustering.lloyd import ALGORITHMS, Clustering, Progress, lloyd
 from wscl_fast.clustering.minibatch import RunningMeans, minibatch
-from wscl_fast.clustering.points import Frame, Points, Ranks, Survey, check_metric
+from wscl_fast.clustering.points import Frame, Points, Ranks, Survey, check_metric, digest
 from wscl_fast.clustering.resume import Checkpoint
 from wscl_fast.clustering.shards import Shards
 from wscl_fast.clustering.streamed import as_points
@@ -158,10 +158,7 @@ class KMeans(WeightedModel, ClusterMethod[Array, Array]):
     def _fit(self, points: Points, give: Any, drift: Any = None) -> None:
         survey = points.settle()
         self.__dict__.pop("_means", None)  # of batches before
-        usable = points.n_all - survey.n_directionless
-        if usable < self.n_clusters:
-            what = "samples that are not zero" if survey.n_directionless else "samples"
-            raise ValueError(f"n_clusters: expected at most the {usable} {what}, got {self.n_clusters}")
+        check_enough(self.n_clusters, points.n_all, survey.n_directionless)
         bounds = self._resumed(points, drift)
         shards = Shards(self.n_clusters, points.ranks) if self.shard_centroids else None
         checkpoint = self._checkpoint_of(points)
@@ -195,7 +192,7 @@ class KMeans(WeightedModel, ClusterMethod[Array, Array]):
         assert best is not None  # there is at least one start
         if shards is not None:
             best = best._replace(centroids=shards.whole(best.centroids))
-        self._keep(best, points, survey.n_directionless, give)
+        self._keep(best, points, survey.lost, give)
 
     def _mini(self, points: Points, start: Tensor, survey: Survey, best: Clustering | None) -> Clustering:
         """The better of `best` and a run over mini-batches."""
@@ -213,7 +210,7 @@ class KMeans(WeightedModel, ClusterMethod[Array, Array]):
         )
         return run if best is None or run.inertia < best.inertia else best
 
-    def _keep(self, run: Clustering, points: Points, n_directionless: int, give: Any) -> None:
+    def _keep(self, run: Clustering, points: Points, lost: float, give: Any) -> None:
         n_empty = int((run.counts == 0).sum())
         if n_empty:
             warnings.warn(
@@ -222,9 +219,9 @@ class KMeans(WeightedModel, ClusterMethod[Array, Array]):
                 UserWarning,
                 stacklevel=4,
             )
-        unit_of_inertia = points.frame.scale**2  # zero vectors sat out; each is at distance 1 of its cluster
-        self.inertia_ = run.inertia / unit_of_inertia + n_directionless
-        self.inertia_history_ = [value / unit_of_inertia + n_directionless for value in run.history]
+        unsee = points.frame.unsee_square  # zero vectors sat out; each is at distance 1 of its cluster
+        self.inertia_ = unsee(run.inertia) + lost
+        self.inertia_history_ = [unsee(value) + lost for value in run.history]
         self.cluster_centers_ = give(points.frame.unsee(run.centroids))
         self.labels_, self.counts_ = give(run.assignment), give(run.counts)
         self.n_iter_ = run.n_iter
@@ -250,13 +247,11 @@ class KMeans(WeightedModel, ClusterMethod[Array, Array]):
             X, sample_weight=sample_weight, metric=check_metric(self.metric), ranks=ranks
         )
         begun: RunningMeans | None = getattr(self, "_means", None)
-        if begun is None:
-            points.settle()
+        if begun is None or points.metric == "cosine":
+            survey = points.settle()
             points.frame = Frame()
-            if points.n_all < self.n_clusters:
-                raise ValueError(
-                    f"n_clusters: expected at most the {points.n_all} samples, got {self.n_clusters}"
-                )
+        if begun is None:
+            check_enough(self.n_clusters, points.n_all, survey.n_directionless)
             self._means = begun = RunningMeans(self._starts(points)[0], self.metric == "cosine")
             self._take_columns(X, points.dim)
             self.n_steps_ = 0
@@ -267,9 +262,18 @@ class KMeans(WeightedModel, ClusterMethod[Array, Array]):
         self.n_steps_ += 1
         self.n_clusters_, self._frame, self._seen = self.n_clusters, Frame(), begun.centroids
         self.cluster_centers_ = self._seen_as = give(begun.centroids)
-        self.counts_ = give(begun.counts)
+        self.counts_ = give(begun.counts.clone())
         self.labels_ = give(nearest(points, begun.centroids))
+        for name in ("inertia_", "inertia_history_", "n_iter_"):
+            self.__dict__.pop(name, None)  # of a fit before
         return self
+
+    def rename(self, names: Tensor) -> None:
+        """As :meth:`CentroidModel.rename`; batches that come go on under the new numbers."""
+        super().rename(names)
+        begun: RunningMeans | None = getattr(self, "_means", None)
+        if begun is not None:
+            begun.rename(names.argsort())
 
     def state_dict(self) -> dict[str, Any]:
         """The centroids and how they were found; neither `init` nor the training samples' labels."""
@@ -278,12 +282,12 @@ class KMeans(WeightedModel, ClusterMethod[Array, Array]):
         return {
             "method": "KMeans",
             **{name: getattr(self, name) for name in _STATE},
-            "random_state": self.random_state if isinstance(self.random_state, int) else None,
+            "random_state": _plain_seed(self.random_state),
             "centroids": self._centroids().cpu().numpy().copy(),
             "scale": frame.scale,
             "origin": None if frame.origin is None else frame.origin.cpu().numpy().copy(),
-            "inertia": self.inertia_,
-            "n_iter": self.n_iter_,
+            "inertia": getattr(self, "inertia_", None),  # not of batches
+            "n_iter": getattr(self, "n_iter_", None),
         }
 
     @classmethod
@@ -295,7 +299,8 @@ class KMeans(WeightedModel, ClusterMethod[Array, Array]):
         self._frame = Frame(float(state["scale"]), origin)
         self._seen = torch.tensor(np.asarray(state["centroids"]))
         self._seen_as = self.cluster_centers_ = self._frame.unsee(self._seen).numpy()
-        self.inertia_, self.n_iter_ = float(state["inertia"]), int(state["n_iter"])
+        if state["inertia"] is not None:
+            self.inertia_, self.n_iter_ = float(state["inertia"]), int(state["n_iter"])
         self.n_clusters_, self.n_features_in_ = self._seen.shape
         return self
 
@@ -350,10 +355,7 @@ class KMeans(WeightedModel, ClusterMethod[Array, Array]):
         moved = as_drift(drift, points.x)
         carried = getattr(self, "_carried", None)
         fits = (
-            self.algorithm != "lloyd"
-            and carried is not None
-            and points.frame.plain
-            and len(carried.assignment) == points.n
+            self.algorithm != "lloyd" and carried is not None and points.frame.plain and carried.fits(points)
         )
         every = points.ranks.sum(torch.tensor(int(not fits), device=points.device))
         return None if int(every) or carried is None else Bounds.resumed(points, carried, moved)
@@ -361,7 +363,7 @@ class KMeans(WeightedModel, ClusterMethod[Array, Array]):
     def _report(self, points: Points, checkpoint: Checkpoint | None) -> Any:
         def tell(centroids: Tensor, done: Progress) -> None:
             if self.verbose and points.ranks.rank == 0:
-                print(f"Iteration {done.n_iter}, inertia {done.history[-1] / points.frame.scale**2:g}.")
+                print(f"Iteration {done.n_iter}, inertia {points.frame.unsee_square(done.history[-1]):g}.")
             if checkpoint:
                 checkpoint.save(centroids, n_iter=done.n_iter, history=done.history, ended=done.ended)
 
@@ -372,11 +374,17 @@ class KMeans(WeightedModel, ClusterMethod[Array, Array]):
             return None
         names = ("n_clusters", "metric", "max_iter", "tol", "empty", "shard_centroids")
         purpose = {name: getattr(self, name) for name in names}
-        purpose["init"] = self.init if isinstance(self.init, str) else "array"
-        purpose["random_state"] = self.random_state if isinstance(self.random_state, int) else None
+        given = self.init if isinstance(self.init, str) else as_samples(self.init, "init").x.double()
+        purpose["init"] = given if isinstance(given, str) else digest(given)
+        purpose["random_state"] = _plain_seed(self.random_state)
         purpose["ranks"] = [points.ranks.rank, points.ranks.size]
         purpose["samples"] = points.identity()
         return Checkpoint(self.checkpoint, purpose, points.ranks, points.device)
+
+
+def _plain_seed(random_state: Any) -> int | None:
+    """A seed as Python's own int; None where it is a generator."""
+    return int(random_state) if isinstance(random_state, int | np.integer) else None
 
 
 _STATE = ("n_clusters", "metric", "n_init", "max_iter", "tol", "algorithm", "empty")

@@ -29,8 +29,13 @@ class RunningMeans:
         self.sums = torch.zeros(centroids.shape, dtype=torch.float64, device=centroids.device)
         self.counts = self.sums.new_zeros(len(centroids))
 
-    def add(self, points: Points) -> float:
-        """Assign a batch and move the centroids; returns its inertia per unit of weight."""
+    def rename(self, take: Tensor) -> None:
+        """Let the centroids follow in another order, `take` [K]."""
+        take = take.to(self.sums.device)
+        self.centroids, self.sums, self.counts = self.centroids[take], self.sums[take], self.counts[take]
+
+    def add(self, points: Points) -> tuple[float, float]:
+        """Assign a batch and move the centroids; returns its inertia and its weight."""
         sums, counts = torch.zeros_like(self.sums), torch.zeros_like(self.counts)
         inertia = self.counts.new_zeros(1)
         for rows, block in points.blocks():
@@ -40,13 +45,14 @@ class RunningMeans:
             counts += found.counts
             inertia += found.inertia * (2 if self.cosine else 1)
         sums, counts, inertia = (points.ranks.sum(part) for part in (sums, counts, inertia))
-        self.sums += sums
-        self.counts += counts
+        # Not in place: a batch under `torch.inference_mode` may come before one without.
+        self.sums = self.sums + sums
+        self.counts = self.counts + counts
         seen = self.counts[:, None] > 0
         means = unit(self.sums) if self.cosine else self.sums / self.counts[:, None].where(seen, 1)
         usable = seen & (means != 0).any(dim=1, keepdim=True) if self.cosine else seen
         self.centroids = torch.where(usable, means, self.centroids.double()).to(self.centroids.dtype)
-        return float(inertia / counts.sum().clamp(min=1e-300))
+        return float(inertia), float(counts.sum())
 
 
 def batches(points: Points, size: int, generator: torch.Generator) -> Iterator[Points]:
@@ -96,14 +102,14 @@ def minibatch(
     n_iter, ended = 0, False
     while not ended:
         n_iter += 1
-        before, total, count = means.centroids, 0.0, 0
+        before, total = means.centroids, 0.0
         for batch in batches(points, batch_size, generator):
-            value = means.add(batch)
-            total, count = total + value, count + 1
+            inertia, weight = means.add(batch)
+            total, value = total + inertia, inertia / max(weight, 1e-300)
             rate = min(1.0, 2 * batch_size / (points.n_all + 1))
             smooth = value if smooth is None else smooth + rate * (value - smooth)
             best, stale = (smooth, 0) if smooth < best else (best, stale + 1)
-        history.append(total / count * points.n_all)
+        history.append(total)
         movement = float((means.centroids.double() - before.double()).square().sum())
         ended = movement <= tolerance or n_iter >= max_iter or stale >= _PATIENCE
         if report is not None:

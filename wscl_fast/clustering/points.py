@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, get_args
+from hashlib import blake2b
+from typing import Any, NamedTuple, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from wscl_fast.distributed.collectives import Group, alone, least_over_ranks
 from wscl_fast.functional.kmeans import Metric, kmeans_update
 
 METRICS = get_args(Metric)
+Square = TypeVar("Square", float, Tensor)
 
 # Elements of a block that is made anew: it stays in a CPU's last cache, and fills a GPU.
 BLOCK_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 26}
@@ -76,6 +78,7 @@ class Survey(NamedTuple):
 
     variance: float  # mean variance of the columns, as seen
     n_directionless: int  # zero vectors, of all ranks
+    lost: float  # their weight
 
 
 @dataclass
@@ -108,6 +111,10 @@ class Frame:
         if self.origin is not None:
             rows = rows + self.origin.to(rows)
         return rows / self.scale if self.scale != 1 else rows
+
+    def unsee_square(self, square: Square) -> Square:
+        """The squared distance that is seen so; the scale's own square may leave float64's range."""
+        return square / self.scale / self.scale
 
 
 class Points:
@@ -189,9 +196,7 @@ class Points:
 
     def identity(self) -> list[Any]:
         """What tells these samples from others, in plain values."""
-        sample = self.x[:: max(1, self.n // 64)].double()
-        weight = 0.0 if self.weights is None else float(self.weights.sum())
-        return [self.n_all, self.dim, float(sample.sum()), float(sample.square().sum()), weight]
+        return [self.n_all, self.dim, digest(self.x), digest(self.weights)]
 
     def directions(self, rows: Tensor) -> Tensor:
         """Rows scaled to length 1 when cosine, as they are otherwise."""
@@ -207,10 +212,12 @@ class Points:
             raise ValueError("X: expected at least one sample, got none")
         largest = self._largest()
         if self.metric == "euclidean" and largest > 0 and not 1 / _TAME < largest < _TAME:
-            self.frame.scale = 2.0 ** min(-math.frexp(largest)[1], 126)
+            most = 1000 if self.dtype == torch.float64 else 126
+            self.frame.scale = 2.0 ** min(-math.frexp(largest)[1], most)
         shift = self.directions(self.rows_of_all(torch.zeros(1, dtype=torch.int64, device=self.device)))
         total = torch.zeros(self.dim + 1, dtype=torch.float64, device=self.device)
         directionless = torch.zeros((), dtype=torch.int64, device=self.device)
+        lost = total.new_zeros(())
         wild = torch.zeros((), dtype=torch.int64, device=self.device)
         for rows, raw in self.parts() if self.metric == "cosine" else self.blocks():
             block = self.directions(raw)
@@ -220,7 +227,7 @@ class Points:
                 wild += (~zero & ~((length > 1 / _TAME) & (length < _TAME))).sum()
                 if bool(zero.any()):
                     directionless += zero.sum()
-                    self._without(rows, zero)
+                    lost += self._without(rows, zero)
             one = kmeans_update(block, shift)  # of the one cluster of all samples: the sum, and Σ‖x − shift‖²
             total[:-1] += one.sums[0]
             total[-1] += one.inertia
@@ -233,11 +240,14 @@ class Points:
         n_directionless = int(self.ranks.sum(directionless))
         if int(self.ranks.sum(torch.tensor(int(self.weights is not None), device=self.device))):
             self._weigh()  # where another rank's rows have weights
-        return Survey(variance, n_directionless)
+        return Survey(variance, n_directionless, float(self.ranks.sum(lost)))
 
-    def _without(self, rows: slice, zero: Tensor) -> None:
+    def _without(self, rows: slice, zero: Tensor) -> Tensor:
+        """Take some rows' weight, and tell how much it was."""
         weights = self._weigh()
+        lost = weights[rows][zero].sum()
         weights[rows] = weights[rows].where(~zero, 0)
+        return lost
 
     def _weigh(self) -> Tensor:
         if self.weights is None:
@@ -259,6 +269,16 @@ def unit(rows: Tensor) -> Tensor:
     """Rows at length 1, whatever their scale; zero rows stay zero."""
     largest = rows.abs().amax(dim=1, keepdim=True)
     return normalize(rows / largest.where(largest > 0, 1), dim=1, eps=0.5)
+
+
+def digest(rows: Tensor | None) -> str:
+    """What tells numbers from others, by all of their bytes; of None too."""
+    found = blake2b(digest_size=16)
+    if rows is not None and rows.numel():
+        step = max(1, BLOCK_ELEMENTS["cpu"] * len(rows) // rows.numel())
+        for part in torch.split(rows.detach(), step):
+            found.update(part.cpu().contiguous().view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def check_metric(metric: str) -> Metric:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -79,7 +79,7 @@ class ClusterScheduler:
         group: Group = None,
         **parameters: Any,
     ) -> None:
-        many = [n_clusters] if isinstance(n_clusters, int) else list(n_clusters)
+        many = list(n_clusters) if isinstance(n_clusters, Iterable) else [n_clusters]
         self.n_clusters = [check_count(k, "n_clusters") for k in many]
         if not many:
             raise ValueError("n_clusters: expected at least one number of clusters, got none")
@@ -92,7 +92,7 @@ class ClusterScheduler:
             KMeans(k, metric=metric, warm_start=True, **{**parameters, **self._sharing(level)})
             for level, k in enumerate(self.n_clusters)
         ]
-        self._last: tuple[Tensor, Tensor] | None = None  # features and samples of the last step
+        self._last: tuple[Tensor, Tensor] | None = None  # copies of the last step's features and samples
 
     def due(self, epoch: int) -> bool:
         """Whether the samples are clustered before `epoch`."""
@@ -147,7 +147,7 @@ class ClusterScheduler:
                 ids[everyone] = self.ranks.gather(mine)
             levels.append(self._named(model, number, ids))
         if self.carry_bounds:
-            self._last = features, samples
+            self._last = features.detach().clone(), samples.clone()
         self.clusters_ = torch.stack([found.clusters for found in levels])
         for target in targets:
             target.refresh(levels[level].clusters)

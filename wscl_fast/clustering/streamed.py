@@ -9,7 +9,7 @@ from torch import Tensor
 
 from wscl_fast.clustering.arrays import as_samples, as_weights
 from wscl_fast.clustering.files import FeatureFiles
-from wscl_fast.clustering.points import Frame, Points, Ranks
+from wscl_fast.clustering.points import Frame, Points, Ranks, digest
 from wscl_fast.functional.kmeans import Metric
 
 
@@ -28,8 +28,8 @@ class StreamedPoints(Points):
         return self.seen(self.x.take(index)).to(self.dtype)
 
     def identity(self) -> list[Any]:
-        """The files' names, sizes and times."""
-        return [*self.x.fingerprint(), 0.0 if self.weights is None else float(self.weights.sum())]
+        """The files' names, sizes and times, and what the weights are."""
+        return [*self.x.fingerprint(), digest(self.weights)]
 
 
 def as_points(

@@ -77,7 +77,8 @@ class TagClusters(ClusterMethod[Sequence[Sequence[str]], IdArray]):
 
         Raises:
             TypeError: `info` is not a sequence of lists of strings.
-            ValueError: fewer distinct samples with a known tag than `n_clusters`.
+            ValueError: fewer distinct samples with a known tag than `n_clusters`; a `smoothing` so high that
+                float32 does not hold its powers.
         """
         self._fit_predict(as_string_lists(info, "info"))
         return self
@@ -163,6 +164,9 @@ class TagClusters(ClusterMethod[Sequence[Sequence[str]], IdArray]):
         generator = torch.Generator().manual_seed(self.seed)
         values, directions = truncated_svd(x, _RANK, generator)
         weights = values.pow(self.smoothing)
+        if bool(weights.isinf().any()):
+            most = math.log(torch.finfo(weights.dtype).max) / math.log(float(values.max()))
+            raise ValueError(f"smoothing: expected at most {most:.0f} for these tags, got {self.smoothing:g}")
         components = directions * weights
         if min(x.shape) <= _RANK:
             return components

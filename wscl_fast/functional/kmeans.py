@@ -221,6 +221,7 @@ def kmeans_distances(
     cosine = metric == "cosine"
     if impl == "fused" or (impl == "auto" and _ops.kmeans_serves(x.device, dtype, "kmeans_distances")):
         return Distances(*_ops.kmeans_distances(x, centroids, assignment, weights=weights, cosine=cosine))
+    check_assignment(assignment, len(centroids))
     distance, inertia = chunked.kmeans_distances(x, centroids, assignment, weights=weights, cosine=cosine)
     return Distances(narrow(distance, dtype), inertia)
 
@@ -315,6 +316,14 @@ def check_weights(weights: Tensor | None, x: Tensor) -> Tensor | None:
     if not is_fake(weights) and not bool(((weights >= 0) & weights.isfinite()).all()):
         raise ValueError("weights: expected finite numbers of at least 0")
     return weights.double()
+
+
+def check_assignment(assignment: Tensor, n_clusters: int) -> None:
+    if is_fake(assignment) or torch.compiler.is_compiling():
+        return
+    bad = assignment[(assignment < 0) | (assignment >= n_clusters)]
+    if len(bad):
+        raise RuntimeError(f"assignment: expected 0 to {n_clusters - 1}, got {int(bad[0])}")
 
 
 def check_finite(name: str, rows: Tensor) -> None:
