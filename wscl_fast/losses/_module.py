@@ -72,7 +72,7 @@ class LossModule(WithTemperature):
         if not (loss.any() if loss.ndim else loss.item()):
             self._warned = True
             warnings.warn(
-                f"{type(self).__name__}: the loss is exactly 0, most likely since no query of this batch had a"
+                f"{type(self).__name__}: the loss is exactly 0, most likely as no query of this batch had a"
                 " positive key; draw batches with several samples that belong together or several views per"
                 " sample",
                 stacklevel=3,
