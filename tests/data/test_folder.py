@@ -13,7 +13,7 @@ from PIL import Image
 
 from wscl_fast.data import ImageDataset, load_folder
 from wscl_fast.data.decode import read_image
-from wscl_fast.data.tags import parse_path, parse_tags
+from wscl_fast.data.tags import Cell, parse_path, parse_tags
 
 pl = pytest.importorskip("polars")
 
@@ -118,6 +118,71 @@ def test_parquet_lists_of_tags(home: Home, tmp_path: Path) -> None:
     assert home.load(tag_column="tags").tags == [("cat", "sofa"), (), (), ("dog",), ("a",), ("b", "c")]
 
 
+def test_parquet_lists_stay_lists(home: Home, tmp_path: Path) -> None:
+    home.table = tmp_path / "lists.parquet"
+    home.columns["tags"] = [["#Cat", "New York"], [" "], [None, "b"], ["d"], ["d"], ["d"]]  # type: ignore[list-item]
+    home.columns["taxonomy"] = [["pet", "big cat"], [], None, ["pet"], ["pet", ""], ["pet"]]  # type: ignore[list-item]
+    data = home.load(tag_column="tags", hierarchy_columns=["taxonomy"])
+    assert data.tags == [("cat", "new york"), (), ("b",), ("d",), ("d",), ("d",)]
+    assert data.hierarchy == [("pet", "big cat"), (), (), ("pet",), ("pet",), ("pet",)]
+
+
+def test_only_the_columns_in_use_have_to_be_text(home: Home, tmp_path: Path) -> None:
+    table = tmp_path / "wide.parquet"
+    frame = pl.DataFrame(home.columns).with_columns(
+        pl.lit(b"\xff").alias("bytes"),
+        pl.lit(3).cast(pl.Duration).alias("time"),
+        pl.Series("nested", [[[1.0]]] * 6),
+        pl.concat_list(pl.col("label"), pl.lit("x")).list.to_array(2).alias("array"),
+    )
+    frame.write_parquet(table)
+    options: dict[str, Any] = {"image_size": SIZE, "cache_dir": home.cache}
+    assert load_folder(home.folder, table, tag_column="array", **options).tags[0] == ("cat", "x")  # type: ignore[index]
+    for name in ("bytes", "time", "nested"):
+        with pytest.raises(
+            ValueError, match=rf"column '{name}' of wide.parquet: expected text, numbers or lis"
+        ):
+            load_folder(home.folder, table, tag_column=name, **options)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "ids"),
+    [
+        (".csv", ["b", "-1", "10", "9", "-1", "b"]),
+        (".parquet", [12, -1, 10, 11, -1, 12]),
+        (".parquet", [12.0, float("nan"), 10.0, 11.0, -1.0, 12.0]),
+    ],
+)
+def test_minus_one_is_no_cluster(home: Home, suffix: str, ids: list[Any]) -> None:
+    home.table = home.table.with_suffix(suffix)
+    home.columns["group"] = ids
+    clusters = home.load(cluster_column="group").clusters
+    assert clusters is not None
+    assert clusters.tolist() == [2, -1, 0, 1, -1, 2]
+
+
+def test_blank_rows_are_no_rows(home: Home) -> None:
+    pl.DataFrame(home.columns).write_csv(home.table)
+    header, first, *rest = home.table.read_text().splitlines()
+    home.table.write_text("\n".join([header, first, "", *rest, "  ", ",,", ""]))
+    options: dict[str, Any] = {"image_size": SIZE, "cache_dir": home.cache, "cluster_column": "group"}
+    assert load_folder(home.folder, home.table, **options).keys == home.columns["path"]
+    assert load_folder(home.folder, home.table, split_column=None, **options).keys == home.columns["path"]
+    _missing_file(home)  # the fourth picture is in the fifth row
+    with pytest.raises(ValueError, match=r"row 5 \(b/3.png\): there is no file"):
+        load_folder(home.folder, home.table, **options)
+    home.table.write_text("path,split\n\n,\n")
+    with pytest.raises(ValueError, match="has no rows"):
+        load_folder(home.folder, home.table, **options)
+
+
+def test_an_empty_label_column_that_nobody_named_is_left(home: Home) -> None:
+    home.columns["label"] = [None] * 6
+    assert home.load().labels == {}
+    with pytest.raises(ValueError, match=r"column 'label' of metadata.csv is empty"):
+        home.load(label_columns=["label"])
+
+
 @pytest.mark.parametrize(
     ("cell", "tags"),
     [
@@ -130,15 +195,17 @@ def test_parquet_lists_of_tags(home: Home, tmp_path: Path) -> None:
         ("# ;, ", ()),
         ("", ()),
         (None, ()),
+        (("#Dog", "New York", "dog", "#"), ("dog", "new york")),
     ],
 )
-def test_parse_tags(cell: str | None, tags: tuple[str, ...]) -> None:
+def test_parse_tags(cell: Cell, tags: tuple[str, ...]) -> None:
     assert parse_tags(cell) == tags
 
 
 def test_parse_path() -> None:
     assert parse_path(" animal / dog//beagle/ ") == ("animal", "dog", "beagle")
     assert parse_path(None) == ()
+    assert parse_path(("animal", "dog/wolf")) == ("animal", "dog/wolf")
 
 
 # What is wrong with a row: each error says which.
@@ -220,6 +287,22 @@ def test_undecodable_is_remembered_with_the_cache(home: Home, monkeypatch: pytes
         home.load()
 
 
+@pytest.mark.parametrize("error", [OSError(24, "Too many open files"), MemoryError()])
+def test_a_failure_that_may_pass_is_not_remembered(
+    home: Home, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path) -> Any:
+        if path.name == "3.png":
+            raise error
+        return opened(path)
+
+    opened = Image.open
+    monkeypatch.setattr(Image, "open", fail)
+    assert home.load(on_error="skip").n_skipped == 1
+    monkeypatch.setattr(Image, "open", opened)
+    assert len(home.load()) == 6
+
+
 def test_many_bad_rows_are_summed_up(home: Home) -> None:
     for column in home.columns.values():
         column *= 20
@@ -231,11 +314,16 @@ def test_several_faults_at_once(home: Home) -> None:
     _missing_file(home)
     home.columns["split"][0] = "later"
     (home.folder / "a/2.png").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"4 of 6 rows(?s:.)*row 1 (?s:.)*row 3 (?s:.)*row 4 (?s:.)*row 5 "):
+    with pytest.raises(ValueError, match=r"^2 of 6 rows(?s:.)*row 1 (?s:.)*row 4 "):
         home.load()
+    assert not home.cache.exists()  # what needs no decoding is said before it
     data = home.load(on_error="skip")
     assert data.n_skipped == 4  # without row 1 and 3 no cat is left to train on: row 5 goes too
     assert data.keys == ["b/1.png", "b/5.png"]
+    _picture(home.folder / "b/3.png", COLOURS[3])
+    home.columns["split"][0] = "val"
+    with pytest.raises(ValueError, match=r"^3 of 6 rows(?s:.)*row 1 (?s:.)*row 3 (?s:.)*row 5 "):
+        home.load()
 
 
 @pytest.mark.parametrize("on_error", ["raise", "skip"])
@@ -332,6 +420,17 @@ def test_modes_become_rgb(tmp_path: Path) -> None:
     assert (read_image(tmp_path / "grey.png", 8) == 77).all()
     Image.fromarray(np.full((20, 20), 0x4D21, dtype=np.uint16)).save(tmp_path / "deep.png")
     assert (read_image(tmp_path / "deep.png", 8) == 0x4D).all()
+    Image.fromarray(np.full((20, 20), 0x4D21, dtype=np.uint16)).save(tmp_path / "deep.pgm")
+    assert (read_image(tmp_path / "deep.pgm", 8) == 0x4D).all()
+    Image.fromarray(np.full((20, 20), 77, dtype=np.int32)).save(tmp_path / "wide.tif")
+    assert (read_image(tmp_path / "wide.tif", 8) == 77).all()
+
+
+@pytest.mark.parametrize("pixel", [np.int32(1 << 20), np.int32(-1), np.float32(0.5)])
+def test_pixels_without_a_known_white_are_refused(tmp_path: Path, pixel: Any) -> None:
+    Image.fromarray(np.full((20, 20), pixel)).save(tmp_path / "wide.tif")
+    with pytest.raises(ValueError, match="expected pixels of 8 or 16 bits, got"):
+        read_image(tmp_path / "wide.tif", 8)
 
 
 def test_exif_turns_upright(tmp_path: Path) -> None:

@@ -98,6 +98,44 @@ def test_without_labels_it_trains_and_says_that_nothing_is_judged(
     assert main(["evaluate", "--run", str(tmp_path / "runs" / "train")]) == 2
 
 
+def test_evaluate_knows_the_encoder_and_obeys(
+    squares: Path,
+    own_data: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A run by tags, judged again with a table that has none, on a machine without its GPU."""
+    from wscl_fast.train import jobs
+
+    run, bare = tmp_path / "runs" / "train", tmp_path / "bare.csv"
+    assert main(["train", *own_data, "--train.epochs", "1"]) == 0
+    pl.read_csv(squares / "table.csv").select("path", "split", "label").write_csv(bare)
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("device: cpu", "device: 'cuda:77'"))
+    evaluate = ["evaluate", "--run", str(run)]
+    assert main(evaluate) == 2
+    used = []
+
+    def spy(*args: object, batch_size: int, **kwargs: object) -> object:
+        used.append(batch_size)
+        return extract(*args, batch_size=batch_size, **kwargs)
+
+    extract = jobs.extract_features
+    monkeypatch.setattr(jobs, "extract_features", spy)
+    evaluate += ["--train.device", "cpu"]
+    assert main([*evaluate, "--data.table", str(bare), "--eval.batch-size", "7"]) == 0
+    assert used == [7]
+    results = json.loads((run / "evaluation.json").read_text())["results"]
+    assert [r["method"] for r in results] == ["tags", "pixels", "random"]
+    assert main([*evaluate, "--eval.knn-k", "3"]) == 0  # the others were judged by another protocol
+    results = json.loads((run / "evaluation.json").read_text())["results"]
+    assert [r["method"] for r in results] == ["tags"]
+    capsys.readouterr()
+    assert main([*evaluate, "--model.widths", "8,8"]) == 2
+    assert "'model.widths' differs from what the encoder" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "method", "clusters"),
     [
@@ -151,6 +189,8 @@ def test_cluster_writes_ids_and_what_they_are_worth(
         (["embed", "--run", "/nowhere", "--out", "f.npy"], "--out: expected a folder, got the file"),
         (["compare", "--recipe", "openmojo"], "unknown recipe 'openmojo': did you mean 'openmoji'?"),
         (["train", "--recipe", "reproduce", "--config", "x.yaml"], "not allowed with argument"),
+        (["train", "--resume", "--overwrite"], "--overwrite: not allowed with argument --resume"),
+        (["cluster", "--run", "/nowhere", "--cluster.method", "none"], "no run at /nowhere"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(

@@ -67,8 +67,41 @@ def test_compare_end_to_end(own_data: list[str], tmp_path: Path, capsys: pytest.
     kept = [r for r in again if r["method"] != "kmeans"]
     assert kept == results  # the lost one was resumed from its last epoch: the same scores
 
-    assert main([*command, "--compare.methods", "none", "--optim.lr", "0.01"]) == 0
+    stood = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    other = [*command, "--compare.methods", "none", "--optim.lr", "0.01"]
+    assert main(other) == 2
+    assert "holds another run ('optim.lr' differs): replace it with --overwrite" in capsys.readouterr().err
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == stood
+    assert main([*other, "--overwrite"]) == 0
     assert "training 2 runs" in capsys.readouterr().out  # another budget: the old members do not count
+
+
+def test_what_stands_is_not_replaced_unasked(
+    squares: Path, own_data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, run = tmp_path / "table.csv", tmp_path / "runs" / "compare"
+    lines = (squares / "table.csv").read_text().splitlines(keepends=True)
+    table.write_text("".join(lines))
+    command = ["compare", *own_data, "--data.table", str(table), "--compare.seeds", "0"]
+    command += ["--compare.methods", "pixels"]
+    assert main(command) == 0
+    stood = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    for changed in (lines[:-3], [*lines[:-1], lines[-1].replace("grey", "red")]):
+        table.write_text("".join(changed))
+        assert main(command) == 2
+        assert f"the data changed since {run}/pixels began" in capsys.readouterr().err
+        assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == stood
+    assert main([*command, "--overwrite"]) == 0
+
+    assert main([*command, "--eval.knn-k", "1"]) == 0  # judged anew, not refused
+    evaluation = (run / "pixels" / "evaluation.json").read_text()
+    assert "k = 1," in evaluation
+    assert main([*command, "--overwrite", "--compare.methods", "none", "--model.encoder", "resnet99"]) == 2
+    assert (run / "pixels" / "evaluation.json").read_text() == evaluation
+
+    (run / "checkpoint.pt").touch()  # as a single run leaves it
+    assert main([*command, "--eval.knn-k", "1"]) == 2
+    assert f"{run} holds a single run: replace it with --overwrite" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -78,6 +111,10 @@ def test_compare_end_to_end(own_data: list[str], tmp_path: Path, capsys: pytest.
         (["--compare.methods", "[]"], "need at least one entry"),
         (["--compare.seeds", ""], "need at least one entry"),
         (["--compare.methods", "none,supcon"], "compare.methods cannot be 'supcon'"),
+        (["--compare.methods", "none,none"], "methods must differ from each other, got none more than once"),
+        (["--compare.seeds", "0,1,0"], "seeds must differ from each other, got 0 more than once"),
+        (["--compare.seeds=-1"], "seeds must be from 0 to 9223372036854775807, got -1"),
+        (["--compare.methods", "none,kmeans", "--train.epochs", "5"], "cluster.kmeans.warmup_epochs"),
     ],
 )
 def test_bad_comparisons(

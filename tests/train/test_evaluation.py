@@ -18,6 +18,7 @@ from wscl_fast.train.evaluation import (
     fit_logistic,
     group_weights,
     hold_out,
+    judged_columns,
     knn_votes,
     protocol,
     top_k_accuracy,
@@ -99,6 +100,20 @@ def test_refusals() -> None:
     unlabelled = np.where(data.split == "test", -1, data.labels["class"])
     with pytest.raises(ValueError, match="'class' has no labelled test sample"):
         evaluate(features, dataclasses.replace(data, labels={"class": unlabelled}), EvalConfig())
+
+
+def test_columns_without_a_test_label_are_not_judged() -> None:
+    _, data = made(signal=1.0)
+    known, test = data.labels["class"], data.split == "test"
+    data = dataclasses.replace(
+        data,
+        labels={"class": known, "late": np.where(test, -1, known), "early": np.where(test, known, -1)},
+        label_names=dict.fromkeys(("class", "late", "early"), data.label_names["class"]),
+    )
+    assert judged_columns(data, EvalConfig()) == ("class",)
+    assert judged_columns(data, EvalConfig(labels=("late",))) == ()
+    with pytest.raises(ValueError, match="no label column 'clas': choose from class"):
+        judged_columns(data, EvalConfig(labels=("clas",)))
 
 
 def test_logistic_regression_finds_the_minimum() -> None:

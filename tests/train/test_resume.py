@@ -16,6 +16,7 @@ import torch
 
 from wscl_fast.train.checkpoint import load_checkpoint, read_metrics
 from wscl_fast.train.cli import main
+from wscl_fast.train.settings import load_config
 
 # kmeans carries state from epoch to epoch: features of the model at epoch 1, clusters until epoch 3.
 RUN = ["--train.epochs", "4", "--train.batch-size", "4", "--train.log-every", "1",
@@ -155,6 +156,59 @@ def test_resume_refuses_to_become_another_run(
     assert "'optim.lr' differs" in capsys.readouterr().err
     assert main(["train", "--runs-dir", str(tmp_path / "runs"), "--resume"]) == 0  # finished: judged again
     assert main(["train", *short, "--overwrite", "--optim.lr", "0.5"]) == 0
+
+
+def test_resume_refuses_other_data_and_takes_another_evaluation(
+    squares: Path, own_data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, run = tmp_path / "table.csv", tmp_path / "runs" / "train"
+    lines = (squares / "table.csv").read_text().splitlines(keepends=True)
+    table.write_text("".join(lines))
+    command = ["train", *own_data, "--data.table", str(table), "--train.epochs", "1"]
+    assert main(command) == 0
+    stood = {p: p.read_bytes() for p in run.iterdir()}
+    capsys.readouterr()
+    for changed in (lines[:-3], [lines[0], *lines[:0:-1]], [*lines[:-1], lines[-1].replace("#", "#x")]):
+        table.write_text("".join(changed))
+        assert main([*command, "--resume"]) == 2
+        assert f"the data changed since {run} began" in capsys.readouterr().err
+        assert {p: p.read_bytes() for p in run.iterdir()} == stood
+    table.write_text("".join(lines))
+    assert main([*command, "--resume", "--eval.knn-k", "1"]) == 0
+    assert "k = 1," in (run / "evaluation.json").read_text()
+    assert load_config(run / "config.yaml").eval.knn_k == 1
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--model.encoder", "resnet99"],
+        ["--eval.labels", "labl"],
+        ["--cluster.method=attributes", "--data.attribute-columns", "shape", "--cluster.attributes.top-k=5"],
+    ],
+)
+def test_a_setting_that_cannot_be_leaves_the_folder_as_it_is(
+    wrong: list[str], own_data: list[str], tmp_path: Path
+) -> None:
+    run = tmp_path / "runs" / "train"
+    assert main(["train", *own_data, *wrong]) == 2
+    assert not run.exists()
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text("train: {epochs: 1}\n")
+    assert main(["train", *own_data, *wrong, "--overwrite"]) == 2
+    assert [p.read_text() for p in run.iterdir()] == ["train: {epochs: 1}\n"]
+
+
+def test_features_that_are_not_finite_are_no_result(
+    own_data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One step, whose loss is still finite."""
+    wild = ["--train.batch-size", "64", "--optim.name", "sgd", "--optim.lr", "1e30", "--train.epochs", "1"]
+    assert main(["train", *own_data, *wild, "--optim.warmup-epochs", "0"]) == 1
+    assert capsys.readouterr().err == (
+        "wscl-fast: error: the encoder's features are not finite: lower optim.lr\n"
+    )
+    assert not (tmp_path / "runs" / "train" / "encoder.safetensors").exists()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(

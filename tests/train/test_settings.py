@@ -61,6 +61,9 @@ def test_text_is_read_by_the_type_of_its_setting(key: str, text: str, value: obj
         ("train.epochs", "0", "train.epochs must be at least 1, got 0"),
         ("optim.momentum", "1.5", "optim.momentum must be at most 1.0, got 1.5"),
         ("optim.lr", "nan", "optim.lr must be at least 0.0, got nan"),
+        ("optim.lr", ".inf", "optim.lr must be at most 1.797"),
+        ("loss.temperature", ".inf", "loss.temperature must be at most 1.797"),
+        ("train.seed", str(2**64), f"train.seed must be at most {2**63 - 1}, got {2**64}"),
         ("optim.lr", "fast", "optim.lr must be a number, got 'fast'"),
         ("loss.learnable_temperature", "maybe", "must be true or false, got 'maybe'"),
         ("optim.name", "adam", "optim.name cannot be 'adam': did you mean 'adamw'?"),
@@ -69,6 +72,8 @@ def test_text_is_read_by_the_type_of_its_setting(key: str, text: str, value: obj
         ("train", "3", "train is a section: set one of its keys (train.epochs"),
         ("augment.scale", "0.5", "augment.scale takes 2 values, got 1"),
         ("augment.hue", "0.9", "augment: hue"),
+        ("train.epochs.x", "3", "unknown setting 'train.epochs.x': did you mean 'train.epochs'?"),
+        ("compare.seeds.first", "3", "unknown setting 'compare.seeds.first': did you mean 'compare.seeds'?"),
     ],
 )
 def test_a_bad_setting_is_refused_in_one_line(key: str, text: str, message: str) -> None:
@@ -136,6 +141,12 @@ def test_a_bad_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=r"^[^\n]*$") as caught:
         load_config(file)
     assert message in str(caught.value)
+
+
+def test_a_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_bytes("name: größe".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"c\.yaml: not UTF-8 text: .* at byte 8$"):
+        load_config(tmp_path / "c.yaml")
 
 
 def test_dump_reads_back_equal(tmp_path: Path) -> None:

@@ -12,10 +12,12 @@ from wscl_fast.data import ImageDataset
 from wscl_fast.train.config import ClusterConfig, Config, KMeansConfig, LabelsConfig, TagsConfig, replace
 from wscl_fast.train.stages import (
     clusters_for_epoch,
+    data_digest,
     diagnose_training,
     fit_clusters,
     is_due,
     resolve_method,
+    resolve_training,
     training_ids,
 )
 
@@ -79,6 +81,28 @@ def test_labels_without_labels() -> None:
         resolve_method(ClusterConfig(method="labels"), bare)
 
 
+def test_kmeans_that_would_never_run_is_refused() -> None:
+    config = replace(Config(), **{"train.epochs": 5, "cluster.kmeans.warmup_epochs": 5})
+    with pytest.raises(ValueError, match=r"warmup_epochs must be below train\.epochs \(5\).*, got 5"):
+        resolve_training(config, dataset())
+    assert resolve_training(replace(config, **{"train.epochs": 6}), dataset()) == "kmeans"
+    assert resolve_training(config, FULL) == "tags"
+
+
+def test_the_digest_is_of_what_a_method_looks_at() -> None:
+    fewer = dataset(tags=[*TAGS[:-1], ("cat",)])
+    before = dataset(tags=TAGS)
+    assert data_digest(before, "none") == data_digest(fewer, "none") == before.digest()
+    assert data_digest(before, "tags") != data_digest(fewer, "tags")
+    assert data_digest(before, "tags") == data_digest(FULL, "tags")
+    assert (
+        len({data_digest(FULL, m) for m in ("none", "tags", "attributes", "hierarchy", "ids", "labels")}) == 6
+    )
+    turned = dataclasses.replace(before, keys=before.keys[::-1])
+    resplit = dataclasses.replace(before, split=SPLIT[::-1])
+    assert len({data.digest() for data in (before, turned, resplit)}) == 3
+
+
 EXPECTED = {"none": 8, "tags": 2, "attributes": 4, "hierarchy": 2, "ids": 3, "labels": 2}
 
 
@@ -103,6 +127,12 @@ def test_fitted_on_the_training_split_alone() -> None:
     strange = dataclasses.replace(FULL, attributes={"tone": tones})
     assert fit_clusters(config, strange, "attributes").ids[-2:].tolist() == [-1, fit_clusters(
         config, strange, "attributes").ids[1]]  # fmt: skip
+
+
+def test_tags_that_none_shares_are_named() -> None:
+    data = dataclasses.replace(FULL, tags=[(str(i),) for i in range(N)])
+    with pytest.raises(ValueError, match=r"cluster\.tags\.min_count is 2: no tag has that many of the 8 "):
+        fit_clusters(ClusterConfig(), data, "tags")
 
 
 def test_samples_without_a_cluster_become_their_own() -> None:

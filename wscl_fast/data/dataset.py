@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from hashlib import blake2b
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,6 +89,17 @@ class ImageDataset:
         if split not in SPLITS:
             raise ValueError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
         return np.flatnonzero(self.split == split).astype(np.int64, copy=False)
+
+    def digest(self, *fields: str) -> str:
+        """32 hexadecimal digits of the keys, the split and the named fields; the pictures do not count.
+
+        Args:
+            fields: names of attributes, such as "tags".
+        """
+        made = blake2b(digest_size=16)
+        for field in ("keys", "split", *fields):
+            made.update(json.dumps([field, getattr(self, field)], default=np.ndarray.tolist).encode())
+        return made.hexdigest()
 
 
 def encode_labels(values: list[str | None], train: NDArray[np.bool_]) -> tuple[NDArray[np.int64], list[str]]:

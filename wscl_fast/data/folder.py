@@ -10,17 +10,19 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
-from wscl_fast.data.cache import Notes, cached_images
+from wscl_fast.data.cache import PASSING, Notes, cached_images
 from wscl_fast.data.dataset import SPLITS, ImageDataset, encode_labels
 from wscl_fast.data.decode import decode_images
 from wscl_fast.data.table import RowErrors, Table
-from wscl_fast.data.tags import parse_path, parse_tags
+from wscl_fast.data.tags import Cell, parse_path, parse_tags
 
 logger = logging.getLogger(__name__)
 
 OnError = Literal["raise", "skip"]
-_CACHE_FORMAT = 1  # raise it when decoding changes
+_CACHE_FORMAT = 2  # raise it when decoding changes
+_NO_CLUSTER = ("-1", "-1.0", "nan")  # as integers and floats say it
 
 
 def load_folder(
@@ -41,21 +43,25 @@ def load_folder(
     """Pictures in a folder with the table that describes them, decoded once and cached.
 
     The cache is keyed by the files' paths, sizes and times of change and by ``image_size``: a changed tag
-    costs nothing, a changed picture is decoded again.
+    costs nothing, a changed picture is decoded again. Rows that are blank throughout are no rows.
 
     Args:
         folder: paths in the table start here.
         table: .csv (with a header) or .parquet, a row per picture.
         image_size: height and width in pixels; the shorter side is resized to it, the longer one cropped.
         cache_dir: where decoded pictures are kept; made if missing.
-        on_error: "raise" names the rows that cannot be used; "skip" counts, logs and leaves them out.
+        on_error: "raise" names the rows that cannot be used, before any picture is decoded where the table
+            and the folder tell; "skip" counts, logs and leaves them out.
         path_column: the picture's path in the folder; required in each row, none twice.
         split_column: "train", "val" or "test", required in each row; None puts every row into "train".
-        label_columns: downstream labels; an empty cell is unknown. None takes "label" if there is one.
-        tag_column: tags separated by spaces, commas, semicolons or "#".
+        label_columns: downstream labels; an empty cell is unknown. None takes "label" if there is one
+            with a value.
+        tag_column: tags separated by spaces, commas, semicolons or "#"; or lists of tags.
         attribute_columns: discrete attributes; an empty cell is the value "".
-        hierarchy_columns: one column of "/"-separated paths, or one column per level from the root.
-        cluster_column: ids that come with the data; required in each row.
+        hierarchy_columns: one column of "/"-separated paths or of lists, or one column per level from the
+            root.
+        cluster_column: ids that come with the data; required in each row. −1 and NaN say "no cluster": where
+            there are any, the others are numbered in sorted order.
 
     Raises:
         ValueError: naming the row (1 is the first below the header) and path of a missing or undecodable
@@ -78,30 +84,37 @@ def load_folder(
         if isinstance(columns, str):
             raise TypeError(f"{name}: expected a sequence of column names, got the string {columns!r}")
     if label_columns is None:
-        label_columns = ("label",) if "label" in rows.names else ()
+        label_columns = ("label",) if rows.serves("label") else ()
 
     paths = rows.column(path_column)
     splits = ["train"] * rows.n_rows if split_column is None else rows.column(split_column)
     labels = {name: rows.column(name) for name in label_columns}
-    tags = None if tag_column is None else rows.column(tag_column)
+    tags = None if tag_column is None else rows.cells(tag_column)
     attributes = {name: rows.column(name) for name in attribute_columns}
-    levels = [rows.column(name) for name in hierarchy_columns]
+    levels = [rows.cells(name) for name in hierarchy_columns]
     clusters = None if cluster_column is None else rows.column(cluster_column)
 
     errors = RowErrors(rows.path.name, paths)
     for column, cells in ((path_column, paths), (split_column, splits), (cluster_column, clusters)):
-        for row, cell in enumerate(cells or ()):
-            if cell is None:
-                errors.add(row, f"column {column!r} is empty")
+        if cells is not None:
+            for row in rows.filled:
+                if cells[row] is None:
+                    errors.add(row, f"column {column!r} is empty")
     _check_splits(splits, errors)
     _check_files(folder, paths, errors)
+    _check_labels(labels, splits, errors.good(rows.filled), errors)
+    if errors and on_error == "raise":
+        raise _refusal(errors)
 
-    candidates = errors.good(range(rows.n_rows))
+    candidates = errors.good(rows.filled)
     files = [str(paths[row]) for row in candidates]
 
     def build(target: Path) -> Notes:
         failures = decode_images([folder / file for file in files], image_size, target)
-        return {"failures": {files[index]: reason for index, reason in failures.items()}}
+        return {
+            "failures": {files[index]: failure.reason for index, failure in failures.items()},
+            PASSING: any(failure.passing for failure in failures.values()),
+        }
 
     cache = Path(cache_dir) / f"folder-{image_size}px-{_fingerprint(folder, files, image_size)}.npy"
     images, notes = cached_images(cache, (3, image_size, image_size), build)
@@ -113,7 +126,7 @@ def load_folder(
     kept = errors.good(decoded)
 
     if errors and on_error == "raise":
-        raise ValueError(f"{errors}\non_error='skip' goes on without them")
+        raise _refusal(errors)
     if errors:
         logger.warning("skipped: %s", errors)
     if not any(splits[row] == "train" for row in kept):
@@ -136,9 +149,19 @@ def load_folder(
         attributes={name: np.array([cells[row] or "" for row in kept]) for name, cells in attributes.items()}
         or None,
         hierarchy=[_path(levels, row) for row in kept] if levels else None,
-        clusters=None if clusters is None else np.array([str(clusters[row]) for row in kept]),
+        clusters=None if clusters is None else _clusters([str(clusters[row]) for row in kept]),
         n_skipped=len(errors),
     )
+
+
+def _refusal(errors: RowErrors) -> ValueError:
+    return ValueError(f"{errors}\non_error='skip' goes on without them")
+
+
+def _clusters(ids: list[str]) -> NDArray[np.str_] | NDArray[np.int64]:
+    """The ids as they are; numbered, where some say that there is no cluster, with −1 for those."""
+    known = [None if id_.lower() in _NO_CLUSTER else id_ for id_ in ids]
+    return encode_labels(known, np.ones(len(ids), dtype=bool))[0] if None in known else np.array(ids)
 
 
 def _check_splits(splits: Sequence[str | None], errors: RowErrors) -> None:
@@ -169,7 +192,7 @@ def _check_labels(
                 errors.add(row, f"{name} {cells[row]!r} is only seen in {splits[row]!r}, never in 'train'")
 
 
-def _path(levels: Sequence[list[str | None]], row: int) -> tuple[str, ...]:
+def _path(levels: Sequence[list[Cell]], row: int) -> tuple[str, ...]:
     if len(levels) == 1:
         return parse_path(levels[0][row])
     path: list[str] = []
@@ -177,7 +200,7 @@ def _path(levels: Sequence[list[str | None]], row: int) -> tuple[str, ...]:
         cell = level[row]
         if cell is None:  # deeper levels without this one would hang in the air
             break
-        path.append(cell)
+        path.extend((cell,) if isinstance(cell, str) else cell)
     return tuple(path)
 
 

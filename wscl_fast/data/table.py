@@ -7,15 +7,21 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from wscl_fast.data.extras import train_extra
+from wscl_fast.data.tags import Cell
 
 _SHOWN = 10
 
 
 class Table:
-    """Columns of strings read from a CSV or Parquet file; an empty or blank cell is None.
+    """Columns of a CSV or Parquet file, read as text; an empty or blank cell is None.
 
     Args:
         path: a file whose name ends in .csv, .parquet or .pq.
+
+    Attributes:
+        names: of the columns.
+        n_rows: rows of the file.
+        filled: positions of the rows that have a value in some column.
 
     Raises:
         ValueError: if the file is missing, of another kind, unreadable, or has no rows.
@@ -32,39 +38,70 @@ class Table:
         try:
             # Every CSV cell is read as text: an id like 007 stays what it is.
             frame = pl.read_csv(path, infer_schema=False) if suffix == ".csv" else pl.read_parquet(path)
-            text = frame.with_columns(
-                pl.col(name).list.eval(pl.element().cast(pl.String)).list.join(" ")
-                if isinstance(kind, pl.List)
-                else pl.col(name).cast(pl.String)
-                for name, kind in frame.schema.items()
-            ).with_columns(pl.all().str.strip_chars().replace("", None))
+            self._frame = frame.with_columns(pl.col(pl.String).str.strip_chars().replace("", None))
         except pl.exceptions.PolarsError as error:
             raise ValueError(f"table: {path} cannot be read: {str(error).splitlines()[0]}") from error
-        if text.height == 0:
-            raise ValueError(f"table: {path} has no rows")
         self.path = path
-        self.names: list[str] = text.columns
-        self.n_rows: int = text.height
-        self._columns: dict[str, list[str | None]] = text.to_dict(as_series=False)
+        self.names: list[str] = frame.columns
+        self.n_rows: int = frame.height
+        there = pl.any_horizontal(pl.all().is_not_null())
+        self.filled: list[int] = (
+            self._frame.select(there).to_series().arg_true().to_list() if frame.height else []
+        )
+        if not self.filled:
+            raise ValueError(f"table: {path} has no rows")
 
     def column(self, name: str) -> list[str | None]:
-        """The cells of a column.
+        """The cells of a column as text; the entries of a list are joined by spaces.
 
         Raises:
-            ValueError: if there is no such column (the nearest name is offered), or it is empty throughout.
+            ValueError: as `cells`.
         """
-        if name not in self._columns:
+        return [" ".join(cell) if isinstance(cell, tuple) else cell for cell in self.cells(name)]
+
+    def cells(self, name: str) -> list[Cell]:
+        """The cells of a column; in a column of lists each is a tuple of what is not blank in it.
+
+        Raises:
+            ValueError: if there is no such column (the nearest name is offered), it cannot be read as text,
+                or it is empty throughout.
+        """
+        import polars as pl
+
+        if name not in self.names:
             near = difflib.get_close_matches(name, self.names, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise ValueError(
                 f"column {name!r} is not in {self.path.name}: {hint}It has {', '.join(map(repr, self.names))}"
             )
-        cells = self._columns[name]
+        kind = self._frame.schema[name]
+        lists = isinstance(kind, pl.List | pl.Array)
+        try:
+            values = self._frame[name].cast(pl.List(pl.String) if lists else pl.String).to_list()
+        except pl.exceptions.PolarsError as error:
+            raise ValueError(
+                f"column {name!r} of {self.path.name}: expected text, numbers or lists of them, got {kind}"
+            ) from error
+        cells = [_stripped(value) for value in values]
         if all(cell is None for cell in cells):
             raise ValueError(
                 f"column {name!r} of {self.path.name} is empty: rows 1 to {self.n_rows} have no value"
             )
         return cells
+
+    def serves(self, name: str, *, in_every_row: bool = False) -> bool:
+        """Whether there is such a column with a value in some row, or in every row that is filled at all."""
+        try:
+            cells = self.cells(name)
+        except ValueError:
+            return False
+        return not in_every_row or all(cells[row] is not None for row in self.filled)
+
+
+def _stripped(value: str | list[str | None] | None) -> Cell:
+    if isinstance(value, list):
+        return tuple(entry.strip() for entry in value if entry and entry.strip()) or None
+    return (value or "").strip() or None
 
 
 class RowErrors:

@@ -49,19 +49,21 @@ def load_checkpoint(file: Path) -> tuple[Position, dict[str, Any]]:
     """What `save_checkpoint` wrote; tensors on the CPU, arrays as tensors.
 
     Raises:
-        FileNotFoundError: no such checkpoint.
+        OSError: no such checkpoint, or none that may be read.
         ValueError: it is no checkpoint of ours.
     """
     if not file.exists():
         raise FileNotFoundError(f"no checkpoint at {file}: nothing to resume")
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
-        if content["format"] != FORMAT:
-            raise ValueError(f"format {content['format']}, expected {FORMAT}")
-        return Position(**content["position"]), content["parts"]
-    except Exception as error:
-        reason = str(error).split("\n")[0]
-        raise ValueError(f"{file} cannot be read as a checkpoint: {reason}") from error
+        if content["format"] == FORMAT:
+            return Position(**content["position"]), content["parts"]
+        reason = f"format {content['format']}, expected {FORMAT}"
+    except OSError:
+        raise
+    except Exception as error:  # torch's own words advise to load it unchecked
+        raise ValueError(f"{file} cannot be read as a checkpoint: damaged, or none of ours") from error
+    raise ValueError(f"{file} cannot be read as a checkpoint: {reason}")
 
 
 def _to_tensors(value: Any) -> Any:

@@ -43,6 +43,21 @@ EXAMPLES = {
 
 DEFAULT_RECIPE = "openmoji"
 
+# What decides which images there are features of.
+DATA_OF_FEATURES = tuple(
+    f"data.{name}"
+    for name in (
+        "folder",
+        "table",
+        "fold",
+        "on_error",
+        "path_column",
+        "split_column",
+        "label_columns",
+        "cluster_column",
+    )
+)
+
 # What a command needs at its end is asked for at its start.
 NEEDED = {
     "train": ("matplotlib", "sklearn"),
@@ -88,8 +103,9 @@ def _dispatch(args: argparse.Namespace) -> int:
         return 0
     with train_extra():
         from wscl_fast.train import jobs
+        from wscl_fast.train.config import Config
         from wscl_fast.train.runs import resumed_config
-        from wscl_fast.train.settings import load_config
+        from wscl_fast.train.settings import differences, load_config
 
         for module in NEEDED.get(args.command, ()):
             if importlib.util.find_spec(module) is None:
@@ -101,9 +117,21 @@ def _dispatch(args: argparse.Namespace) -> int:
         if args.command == "evaluate":
             jobs.run_evaluate(config, args.run)
         else:
-            jobs.run_embed(config, args.run, args.out or args.run, args.format)
+            out = args.out or args.run
+            changed = differences(load_config(args.run / "config.yaml"), config)
+            other = [key for key in changed if key in DATA_OF_FEATURES]
+            if other and out.resolve() == args.run.resolve():
+                raise UsageError(
+                    f"{args.run} keeps the features of its own data and '{other[0]}' differs: name a folder "
+                    "with --out"
+                )
+            jobs.run_embed(config, args.run, out, args.format)
         return 0
     asked = _recipe(args.recipe) if args.recipe else args.config
+    if args.command == "cluster" and args.run:
+        stored = _existing(args.run / "config.yaml", f"no run at {args.run}")
+        if not asked:  # all of the run's settings but where it lies itself
+            asked, overrides = stored, [("name", ""), ("runs_dir", Config().runs_dir), *overrides]
     own_data = any(key.replace("-", "_") in ("data.folder", "data.table") for key, _ in overrides)
     config = load_config(asked if asked or own_data else _recipe(DEFAULT_RECIPE), overrides)
     folder = Path(config.runs_dir) / (config.name or args.command)
@@ -200,18 +228,22 @@ def _add_options(command: argparse.ArgumentParser, name: str) -> None:
         text = (
             "folder of a finished run"
             if needed
-            else "folder of a finished run whose features k-means clusters"
+            else "folder of a finished run: its settings and data, and for k-means its features"
         )
         command.add_argument("--run", type=Path, metavar="DIR", required=needed, help=text)
-    if name == "train":
-        command.add_argument(
-            "--resume", action="store_true", help="continue the run from its last checkpoint"
-        )
     if name in ("train", "compare"):
-        command.add_argument("--overwrite", action="store_true", help="replace a run of this name")
+        again = command.add_mutually_exclusive_group()
+        again.add_argument("--overwrite", action="store_true", help="replace a run of this name")
+        if name == "train":
+            again.add_argument(
+                "--resume", action="store_true", help="continue the run from its last checkpoint"
+            )
     if name == "embed":
         command.add_argument(
-            "--out", type=_folder, metavar="DIR", help="where to write (default: the run's folder)"
+            "--out",
+            type=_folder,
+            metavar="DIR",
+            help="where to write (default: the run's folder, for its own data)",
         )
         command.add_argument("--format", choices=("npy", "parquet"), default="npy", help="default: npy")
     command.add_argument(

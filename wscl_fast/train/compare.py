@@ -10,15 +10,25 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from wscl_fast.data import ImageDataset
 from wscl_fast.files import replacing, write_text
 from wscl_fast.train.config import CompareConfig, Config, replace
 from wscl_fast.train.figures import draw_curves, draw_embedding, draw_neighbours
-from wscl_fast.train.loop import CHECKPOINT, METRICS, choose_device, images_in_run, saved_clustering, train
+from wscl_fast.train.loop import (
+    CHECKPOINT,
+    METRICS,
+    choose_device,
+    images_in_run,
+    prepare,
+    saved_clustering,
+    train,
+)
 from wscl_fast.train.monitor import Bar, Monitor
 from wscl_fast.train.report import caption, methods_of, report, table
 from wscl_fast.train.results import Result, judge, load_result, save_result, write_evaluation
@@ -32,14 +42,17 @@ from wscl_fast.train.runs import (
     NEIGHBOURS,
     REPORT,
     begin_run,
+    check_data,
+    clear_run,
     load_data,
     save_encoder,
 )
-from wscl_fast.train.settings import ConfigError, differences, dump_config, load_config, save_config
-from wscl_fast.train.stages import TITLES, auxiliary_methods, resolve_method
+from wscl_fast.train.settings import ConfigError, differences, load_config, save_config
+from wscl_fast.train.stages import TITLES, auxiliary_methods, data_digest, resolve_training
 from wscl_fast.train.workers import run_tasks
 
 BASELINES = ("random", "pixels")
+_TO_REPLACE = "replace it with --overwrite, or choose another --name"
 
 
 @dataclass(frozen=True)
@@ -56,19 +69,14 @@ class Member:
         """For the log."""
         return TITLES[self.method] + ("" if self.method == "pixels" else f", seed {self.seed}")
 
-    def stands(self) -> bool:
-        """Whether the folder holds this very run, begun or done."""
-        if not (self.folder / CONFIG).exists():
-            return False
-        try:
-            stored = load_config(self.folder / CONFIG)
-        except ConfigError:  # written by a version with other settings
-            return False
-        return set(differences(stored, self.config)) <= set(FREE_TO_CHANGE)
+    def begun(self) -> bool:
+        """Whether the folder holds a run."""
+        return (self.folder / CONFIG).exists()
 
     def done(self) -> bool:
-        """Whether nothing is left to do."""
-        return self.stands() and (self.folder / EVALUATION).exists()
+        """Whether nothing is left to do of the run that is in the folder: neither trained nor judged anew."""
+        judged_so = load_config(self.folder / CONFIG).eval == self.config.eval
+        return judged_so and (self.folder / EVALUATION).exists()
 
 
 def members_of(config: Config, folder: Path, threads: int) -> list[Member]:
@@ -99,32 +107,36 @@ def compare(config: Config, folder: Path, dataset: ImageDataset, *, overwrite: b
         config: the budget, and under `compare` the methods and seeds.
         folder: of the comparison.
         dataset: what `config.data` names.
-        overwrite: train every member anew.
+        overwrite: train every member anew, and replace whatever else is in their folders.
 
     Raises:
-        ValueError: no method, no seed, or a method that the data cannot serve.
+        ValueError: no method, no seed, or a method that the data cannot serve; folders that hold other runs,
+            or this one on other data. Nothing was written then.
     """
     if config.compare.methods is None:
         config = replace(config, **{"compare.methods": servable_methods(dataset)})
     methods = config.compare.methods
     if not methods or not config.compare.seeds:
         raise ValueError("compare.methods and compare.seeds need at least one entry each")
-    for method in methods:
-        if method not in BASELINES:
-            resolve_method(replace(config, **{"cluster.method": method}).cluster, dataset)
     cores = config.train.threads or os.cpu_count() or 1
     on_cpu = choose_device(config.train.device).type == "cpu"
     workers = config.compare.workers or (cores if on_cpu else 1)
     trained = [m for m in methods if m not in BASELINES]
     workers = max(1, min(workers, len(trained) * len(config.compare.seeds)))
     members = members_of(config, folder, threads=max(1, cores // workers))
-    folder.mkdir(parents=True, exist_ok=True)
-    save_config(config, folder / CONFIG)
+    digests = {m: data_digest(dataset, resolve_training(m.config, dataset), "labels") for m in members}
+    if not overwrite:
+        _check_standing(folder, config, digests)
+    kept = [m for m in members if m.begun() and not overwrite]
+    _check_settings([m for m in members if m not in kept], dataset)
 
-    todo = [m for m in members if overwrite or not m.done()]
+    todo = [m for m in members if m not in kept or not m.done()]
     for member in todo:
-        if overwrite or not member.stands():
-            begin_run(member.folder, member.config, overwrite=True)
+        if member in kept:
+            (member.folder / EVALUATION).unlink(missing_ok=True)
+            save_config(member.config, member.folder / CONFIG)
+        else:
+            begin_run(member.folder, member.config, digests[member])
     todo.sort(key=lambda m: m.method in BASELINES)  # the long ones first
     if len(todo) < len(members):
         print(
@@ -133,8 +145,43 @@ def compare(config: Config, folder: Path, dataset: ImageDataset, *, overwrite: b
     if todo:
         _run(todo, workers, max(1, cores // workers), dataset)
     results = [load_result(m.folder) for m in members]
+    if overwrite:
+        clear_run(folder)
+    save_config(config, folder / CONFIG)
     _write(folder, config, dataset, members, results)
     return results
+
+
+def _check_standing(folder: Path, config: Config, digests: Mapping[Member, str]) -> None:
+    """Refuse to replace what the folders hold."""
+    if (folder / CHECKPOINT).exists():
+        raise ValueError(f"{folder} holds a single run: {_TO_REPLACE}")
+    _check_config(folder, config)
+    for member, digest in digests.items():
+        _check_config(member.folder, member.config)
+        check_data(member.folder, digest)
+
+
+def _check_config(folder: Path, config: Config) -> None:
+    if not (folder / CONFIG).exists():
+        return
+    try:
+        changed = differences(load_config(folder / CONFIG), config)
+    except ConfigError as error:
+        raise ValueError(f"{folder} holds a run of other settings ({error}): {_TO_REPLACE}") from error
+    for key in changed:
+        if key not in FREE_TO_CHANGE and not key.startswith("compare."):
+            raise ValueError(f"{folder} holds another run ('{key}' differs): {_TO_REPLACE}")
+
+
+def _check_settings(members: Sequence[Member], dataset: ImageDataset) -> None:
+    """Refuse what would stop a member at its start, before any folder is touched."""
+    trained = {m.method: m for m in members if m.method not in BASELINES}
+    threads = torch.get_num_threads()
+    for method, member in trained.items():
+        quick = {"cluster.tags.n_clusters": 1, "cluster.method": "none" if method == "kmeans" else method}
+        prepare(replace(member.config, **quick), dataset)
+    torch.set_num_threads(threads)
 
 
 def _run(todo: Sequence[Member], workers: int, threads: int, dataset: ImageDataset) -> None:
@@ -176,10 +223,12 @@ def run_member(member: Member, monitor: Monitor) -> str:
     dataset = load_data(member.config.data)
     model = None
     if member.method not in BASELINES:
-        resume = (member.folder / CHECKPOINT).exists()
-        model = train(member.config, dataset, member.folder, resume=resume, monitor=monitor)
-        save_encoder(member.folder, model, dump_config(member.config))
+        checkpoint = member.folder / CHECKPOINT
+        learner = prepare(member.config, dataset, checkpoint if checkpoint.exists() else None)
+        model = train(member.config, dataset, member.folder, learner, monitor=monitor)
     result = judge(member.config, dataset, member.method, member.seed, model)
+    if model is not None:
+        save_encoder(member.folder, model, member.config, member.method)
     save_result(member.folder, result, member.config, dataset)
     scores = "; ".join(
         f"{c} {s.images.linear_top1:.1%} / {s.images.knn_top1:.1%}" for c, s in result.scores.items()

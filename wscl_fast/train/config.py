@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -13,6 +14,9 @@ from wscl_fast.data import AugmentConfig
 from wscl_fast.data.emoji import FOLDS
 
 T = TypeVar("T")
+
+MAX_SEED = 2**63 - 1
+MAX_FLOAT = sys.float_info.max
 
 Contender = Literal["random", "pixels", "none", "tags", "attributes", "hierarchy", "ids", "labels", "kmeans"]
 
@@ -42,11 +46,15 @@ class DataConfig:
     )
     path_column: str = setting("path", "column with the image's path, relative to the folder")
     split_column: str = setting("split", "column with train, val or test")
-    label_columns: tuple[str, ...] | None = setting(None, "columns with labels, for evaluation")
-    tag_column: str | None = setting(None, "column with tags")
+    label_columns: tuple[str, ...] | None = setting(
+        None, "columns with labels, for evaluation; unset: label, if it has any"
+    )
+    tag_column: str | None = setting(None, "column with tags; unset: tags or hashtags, if it has any")
     attribute_columns: tuple[str, ...] = setting((), "columns with discrete attributes")
     hierarchy_columns: tuple[str, ...] = setting((), "columns of a hierarchy, from the root down")
-    cluster_column: str | None = setting(None, "column with cluster ids made elsewhere")
+    cluster_column: str | None = setting(
+        None, "column with cluster ids made elsewhere, -1: none; unset: cluster, if no row lacks one"
+    )
     cache_dir: str | None = setting(None, "where decoded images are kept; unset: ~/.cache/wscl-fast")
 
 
@@ -136,7 +144,9 @@ class ModelConfig:
 class LossConfig:
     """Cl-InfoNCE."""
 
-    temperature: float = setting(0.1, "temperature (its start, when learnable)", minimum=1e-4)
+    temperature: float = setting(
+        0.1, "temperature (its start, when learnable)", minimum=1e-4, maximum=MAX_FLOAT
+    )
     learnable_temperature: bool = setting(False, "learn the temperature")
     positives: Literal["out", "in"] = setting("out", "average over positives outside or inside the logarithm")
 
@@ -146,7 +156,7 @@ class OptimConfig:
     """Optimiser and schedule: linear warm-up, then cosine to zero."""
 
     name: Literal["sgd", "adamw", "lars"] = setting("adamw", "optimiser")
-    lr: float = setting(3e-3, "highest learning rate", minimum=0.0)
+    lr: float = setting(3e-3, "highest learning rate", minimum=0.0, maximum=MAX_FLOAT)
     weight_decay: float = setting(1e-4, "weight decay; never on biases and normalisation", minimum=0.0)
     momentum: float = setting(0.9, "momentum of SGD and LARS", minimum=0.0, maximum=1.0)
     warmup_epochs: float = setting(1.0, "epochs of linear warm-up", minimum=0.0)
@@ -161,7 +171,7 @@ class TrainConfig:
     samples_per_cluster: int = setting(
         4, "images of one cluster drawn together; 1: uniform batches", minimum=1
     )
-    seed: int = setting(0, "seed of everything random", minimum=0)
+    seed: int = setting(0, "seed of everything random", minimum=0, maximum=MAX_SEED)
     device: str = setting("auto", "auto, cpu, cuda, cuda:1 ...")
     precision: Literal["auto", "float32", "bfloat16"] = setting(
         "auto", "type of convolutions and products; auto: bfloat16 where the hardware has it"
@@ -195,6 +205,15 @@ class CompareConfig:
     )
     seeds: tuple[int, ...] = setting((0, 1), "seeds of each method")
     workers: int | None = setting(None, "runs trained side by side; unset: one per core", minimum=1)
+
+    def __post_init__(self) -> None:
+        for name, values in (("methods", self.methods or ()), ("seeds", self.seeds)):
+            twice = [value for value in dict.fromkeys(values) if values.count(value) > 1]
+            if twice:
+                raise ValueError(f"{name} must differ from each other, got {twice[0]} more than once")
+        for seed in self.seeds:
+            if not 0 <= seed <= MAX_SEED:
+                raise ValueError(f"seeds must be from 0 to {MAX_SEED}, got {seed}")
 
 
 @dataclass(frozen=True)

@@ -83,16 +83,32 @@ def evaluate(
     Raises:
         ValueError: an unknown label column; no labelled training or test sample.
     """
+    return {
+        column: _evaluate_column(features, dataset, dataset.labels[column], column, config, seed)
+        for column in _named_columns(dataset, config)
+    }
+
+
+def judged_columns(dataset: ImageDataset, config: EvalConfig) -> tuple[str, ...]:
+    """The label columns of `config` that have both a labelled training and a labelled test sample.
+
+    Raises:
+        ValueError: an unknown label column.
+    """
+    columns = _named_columns(dataset, config)
+    splits = [dataset.indices(split) for split in ("train", "test")]
+    return tuple(c for c in columns if all((dataset.labels[c][rows] >= 0).any() for rows in splits))
+
+
+def _named_columns(dataset: ImageDataset, config: EvalConfig) -> tuple[str, ...]:
     columns = config.labels if config.labels is not None else tuple(dataset.labels)
-    scores = {}
     for column in columns:
         if column not in dataset.labels:
             raise ValueError(
                 f"eval.labels: '{dataset.name}' has no label column '{column}': "
                 f"choose from {', '.join(dataset.labels) or 'none'}"
             )
-        scores[column] = _evaluate_column(features, dataset, dataset.labels[column], column, config, seed)
-    return scores
+    return columns
 
 
 def _evaluate_column(

@@ -32,6 +32,7 @@ COLOURS = {
 STYLE: Any = {
     "font.size": 10, "axes.titlesize": 11, "axes.spines.top": False, "axes.spines.right": False,
     "axes.grid": True, "grid.alpha": 0.25, "legend.frameon": False, "figure.dpi": 100, "savefig.dpi": 150,
+    "text.parse_math": False,  # names of classes and columns are the user's
 }  # fmt: skip
 FRAME = (0, 158, 115)
 GREY = "#666666"
@@ -68,7 +69,8 @@ def _draw_losses(axis: Axes, results: Sequence[Result]) -> None:
             )
     axis.set(xlabel="epoch", ylabel="loss", title="training loss")
     axis.locator_params(axis="x", integer=True)
-    axis.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
+    if axis.get_lines():  # baselines have no curve
+        axis.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
 
 
 def _draw_accuracies(axis: Axes, results: Sequence[Result], column: str, *, names: bool) -> None:
@@ -138,14 +140,17 @@ def draw_embedding(file: Path, results: Sequence[Result], dataset: ImageDataset,
 
 
 def map_to_plane(features: Features, *, seed: int = 0) -> npt.NDArray[np.float64]:
-    """t-SNE of unit features (van der Maaten and Hinton, 2008), float [n, 2]."""
+    """t-SNE of unit features (van der Maaten and Hinton, 2008), float [n, 2].
+
+    Points in a row where there is no map to draw: fewer than 4 features, equal ones, ones not finite.
+    """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     unit = F.normalize(torch.from_numpy(features), dim=1).numpy()
     n, d = unit.shape
-    if n < 4:
+    if n < 4 or not unit.std(axis=0).max() > 1e-6:  # NaN included
         return np.column_stack([np.arange(n, dtype=float), np.zeros(n)])
     start = "pca" if d > 1 else "random"
     tsne = TSNE(perplexity=min(30.0, (n - 1) / 3), init=start, random_state=seed, max_iter=500)

@@ -9,36 +9,48 @@ import logging
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from wscl_fast.data import ImageDataset
 from wscl_fast.files import replacing, write_text
 from wscl_fast.train.compare import compare, summary, write_pictures
 from wscl_fast.train.config import Config
-from wscl_fast.train.evaluation import evaluate
+from wscl_fast.train.evaluation import judged_columns
 from wscl_fast.train.features import Features, extract_features
-from wscl_fast.train.loop import CHECKPOINT, saved_clustering, train
+from wscl_fast.train.loop import CHECKPOINT, prepare, saved_clustering, train
 from wscl_fast.train.monitor import Bar
 from wscl_fast.train.report import caption, report, table
 from wscl_fast.train.results import (
     Result,
-    can_evaluate,
     judge,
     load_result,
+    others_there,
     save_result,
+    scores_of,
     write_evaluation,
 )
 from wscl_fast.train.runs import (
+    CONFIG,
     EVALUATION,
     FEATURES,
     REPORT,
     Encoder,
     begin_run,
+    check_data,
+    check_free,
     load_data,
     load_encoder,
     save_encoder,
 )
-from wscl_fast.train.settings import ConfigError, dump_config
-from wscl_fast.train.stages import TITLES, diagnose_training, fit_clusters, resolve_method
+from wscl_fast.train.settings import ConfigError, differences, save_config
+from wscl_fast.train.stages import (
+    TITLES,
+    data_digest,
+    diagnose_training,
+    fit_clusters,
+    resolve_method,
+    resolve_training,
+)
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +67,7 @@ def run_cluster(config: Config, folder: Path, encoder_run: Path | None) -> None:
     if method == "kmeans":
         if encoder_run is None:
             raise ConfigError("cluster.method 'kmeans' clusters features: name a trained run with --run DIR")
-        features = _features(load_encoder(encoder_run), dataset)
+        features = _features(load_encoder(encoder_run, config.train.device), dataset, config)
     clustering = fit_clusters(config.cluster, dataset, method, features=features, seed=config.train.seed)
     folder.mkdir(parents=True, exist_ok=True)
     rows = zip(dataset.keys, dataset.split.tolist(), clustering.ids.tolist(), strict=True)
@@ -73,27 +85,39 @@ def run_cluster(config: Config, folder: Path, encoder_run: Path | None) -> None:
 
 
 def run_train(config: Config, folder: Path, *, resume: bool, overwrite: bool) -> None:
-    """Both stages, then the evaluation, the report and the pictures."""
+    """Both stages, then the evaluation, the report and the pictures.
+
+    Raises:
+        ValueError: the folder holds a run; to be resumed, but on other data than it began on; settings that
+            the data or the model cannot follow. Nothing was written then.
+        TrainingError: a loss, or features in the end, that are not finite.
+    """
     dataset = load_data(config.data)
-    method = resolve_method(config.cluster, dataset)
+    method = resolve_training(config, dataset)
     chosen = " (chosen by cluster.method auto)" if config.cluster.method == "auto" else ""
     print(f"method: {TITLES[method]}{chosen}", flush=True)
-    if not resume:
-        begin_run(folder, config, overwrite=overwrite)
-    elif not (folder / CHECKPOINT).exists():
-        resume = False  # killed before its first checkpoint: the start is where it stood
-    model = train(config, dataset, folder, resume=resume, monitor=Bar())
-    save_encoder(folder, model, dump_config(config))
+    columns, digest = _judged(config, dataset), data_digest(dataset, method)
+    if resume:
+        check_data(folder, digest)
+    elif not overwrite:
+        check_free(folder)
+    stands = resume and (folder / CHECKPOINT).exists()  # else it was killed before it got anywhere
+    learner = prepare(config, dataset, folder / CHECKPOINT if stands else None)
+    if resume:
+        save_config(config, folder / CONFIG)
+    else:
+        begin_run(folder, config, digest)
+    model = train(config, dataset, folder, learner, monitor=Bar())
     seed = config.train.seed
-    save_result(folder, judge(config, dataset, method, seed, model), config, dataset)
+    result = judge(config, dataset, method, seed, model)
+    save_encoder(folder, model, config, method)
+    save_result(folder, result, config, dataset)
     results = [load_result(folder)]
-    if can_evaluate(config, dataset):
+    if columns:
         results = [
             judge(config, dataset, baseline, seed, None) for baseline in ("random", "pixels")
         ] + results
         write_evaluation(folder / EVALUATION, results[::-1], config, dataset)
-    else:
-        print("no labelled test images: not evaluated")
     write_pictures(folder, results, dataset)
     title = f"{dataset.name}: {TITLES[method]}"
     text = report(
@@ -103,23 +127,38 @@ def run_train(config: Config, folder: Path, *, resume: bool, overwrite: bool) ->
     print("\n" + summary(folder, results, config, dataset))
 
 
+def _judged(config: Config, dataset: ImageDataset) -> tuple[str, ...]:
+    """The label columns that are evaluated; says which are not."""
+    columns = judged_columns(dataset, config.eval)
+    asked = config.eval.labels if config.eval.labels is not None else tuple(dataset.labels)
+    if not columns:
+        print("no labelled test images: not evaluated")
+    for column in asked if columns else ():
+        if column not in columns:
+            print(f"label column '{column}' has no labelled training and test images: not evaluated")
+    return columns
+
+
 def run_compare(config: Config, folder: Path, *, overwrite: bool) -> None:
     """All methods under all seeds, one table."""
     dataset = load_data(config.data)
+    _judged(config, dataset)
     results = compare(config, folder, dataset, overwrite=overwrite)
     print("\n" + summary(folder, results, config, dataset))
 
 
 def run_evaluate(config: Config, folder: Path) -> None:
     """Judge a trained encoder again, on the data of `config`."""
-    encoder = load_encoder(folder)
+    encoder = _encoder(folder, config)
     dataset = load_data(config.data)
-    if not can_evaluate(config, dataset):
+    if not judged_columns(dataset, config.eval):
         raise ConfigError(f"'{dataset.name}' has no labelled test images to evaluate on")
-    features = _features(encoder, dataset)
-    method = resolve_method(config.cluster, dataset)
-    result = Result(method, config.train.seed, evaluate(features, dataset, config.eval), features)
-    write_evaluation(folder / EVALUATION, [result], config, dataset)
+    _judged(config, dataset)
+    features = _features(encoder, dataset, config)
+    method = encoder.method or resolve_method(config.cluster, dataset)
+    result = Result(method, encoder.seed, scores_of(features, config, dataset), features)
+    others = others_there(folder / EVALUATION, result, config, dataset)
+    write_evaluation(folder / EVALUATION, [result, *others], config, dataset)
     print(f"\n{table([result])}\n\n{caption([result], config, dataset)}")
     for column, score in result.scores.items():
         print(f"top-5 {column}: linear {score.images.linear_top5:.1%}, k-NN {score.images.knn_top5:.1%}")
@@ -129,9 +168,9 @@ def run_evaluate(config: Config, folder: Path) -> None:
 
 def run_embed(config: Config, folder: Path, out: Path, kind: str) -> None:
     """Features of every image of the data of `config`: features.npy and keys.csv, or one features.parquet."""
-    encoder = load_encoder(folder)
+    encoder = _encoder(folder, config)
     dataset = load_data(config.data)
-    features = _features(encoder, dataset)
+    features = _features(encoder, dataset, config)
     out.mkdir(parents=True, exist_ok=True)
     if kind == "parquet":
         import polars as pl
@@ -151,7 +190,22 @@ def run_embed(config: Config, folder: Path, out: Path, kind: str) -> None:
     print(f"{features.shape[0]:,} images, {features.shape[1]} features each; written to {out}/: {written}")
 
 
-def _features(encoder: Encoder, dataset: ImageDataset) -> Features:
+def _encoder(folder: Path, config: Config) -> Encoder:
+    """The encoder of the run in `folder`, where `config` wants it.
+
+    Raises:
+        ConfigError: `config` asks for another encoder.
+    """
+    encoder = load_encoder(folder, config.train.device)
+    for key in differences(encoder.config, config):
+        if key.startswith(("model.", "augment.")):
+            raise ConfigError(f"'{key}' differs from what the encoder of {folder} was trained with")
+    return encoder
+
+
+def _features(encoder: Encoder, dataset: ImageDataset, config: Config) -> Features:
+    if config.train.threads is not None:
+        torch.set_num_threads(config.train.threads)
     size = encoder.config.data.image_size
     if dataset.images.shape[-1] != size:
         raise ConfigError(f"data.image_size is {dataset.images.shape[-1]}: the encoder was trained at {size}")
@@ -159,7 +213,7 @@ def _features(encoder: Encoder, dataset: ImageDataset) -> Features:
         encoder.module,
         dataset.images,
         encoder.normalise,
-        batch_size=encoder.config.eval.batch_size,
+        batch_size=config.eval.batch_size,
         device=encoder.device,
     )
 

@@ -34,7 +34,7 @@ from wscl_fast.train.stages import (
     clusters_for_epoch,
     diagnose_training,
     is_due,
-    resolve_method,
+    resolve_training,
     training_ids,
 )
 
@@ -66,6 +66,7 @@ class Learner:
             rule = get_ema_multi_avg_fn(momentum)  # type: ignore[no-untyped-call]
             self.average = AveragedModel(self.model.encoder, multi_avg_fn=rule, use_buffers=True)
         self.position = Position()
+        self.threads = torch.get_num_threads()  # of the checkpoint, where one was loaded
 
     def save(self, file: Path) -> None:
         """Write a checkpoint."""
@@ -79,8 +80,8 @@ class Learner:
         }
         save_checkpoint(file, self.position, parts)
 
-    def load(self, file: Path) -> int:
-        """Continue from a checkpoint; returns the number of threads it was written under."""
+    def load(self, file: Path) -> None:
+        """Continue from a checkpoint."""
         self.position, parts = load_checkpoint(file)
         self.model.load_state_dict(parts["model"])
         self.loss_fn.load_state_dict(parts["loss"])
@@ -88,7 +89,7 @@ class Learner:
         self.clustering = _restored_clustering(parts["clustering"])
         if self.average:
             self.average.load_state_dict(parts["average"])
-        return int(parts["threads"])
+        self.threads = int(parts["threads"])
 
     def step(self, views: Tensor, clusters: Tensor, *, lr: float, bfloat16: bool) -> Tensor:
         """One step of the optimiser on views [B, V, 3, H, W] with ids [B, levels]; returns the loss."""
@@ -106,13 +107,51 @@ class Learner:
         return loss.detach()
 
 
+def prepare(config: Config, dataset: ImageDataset, checkpoint: Path | None = None) -> Learner:
+    """A learner with its first clusters, or one that stands where a checkpoint does; nothing is written.
+
+    Args:
+        config: the run's settings.
+        dataset: images with their auxiliary information.
+        checkpoint: to continue from.
+
+    Raises:
+        FileNotFoundError: no such checkpoint.
+        ValueError: too few images, an encoder or a clustering that cannot be, a broken checkpoint.
+    """
+    settings, n = config.train, len(dataset.indices("train"))
+    method = resolve_training(config, dataset)
+    if n < 2:
+        raise ValueError(f"'{dataset.name}' has {n} training images: at least 2 are needed")
+    device = choose_device(settings.device)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    learner = Learner(config, dataset.images.shape[-1], device)
+    if checkpoint:
+        learner.load(checkpoint)
+    else:
+        learner.clustering = _clusters(config, dataset, learner, method, 0)
+    return learner
+
+
+def _clusters(config: Config, dataset: ImageDataset, learner: Learner, method: str, epoch: int) -> Clustering:
+    def features() -> Features:
+        return extract_features(
+            learner.average.module if learner.average else learner.model.encoder,
+            dataset.images,
+            Augment(config.augment).normalise,
+            batch_size=config.eval.batch_size,
+            device=choose_device(config.train.device),
+        )
+
+    seed = mix(config.train.seed, epoch)
+    return clusters_for_epoch(
+        config.cluster, dataset, method, epoch, features=features, seed=seed, previous=learner.clustering
+    )
+
+
 def train(
-    config: Config,
-    dataset: ImageDataset,
-    folder: Path,
-    *,
-    resume: bool = False,
-    monitor: Monitor | None = None,
+    config: Config, dataset: ImageDataset, folder: Path, learner: Learner, *, monitor: Monitor | None = None
 ) -> ContrastiveModel:
     """Train on the training split of `dataset`; checkpoints and metrics.jsonl go to `folder`.
 
@@ -120,7 +159,7 @@ def train(
         config: the run's settings.
         dataset: images with their auxiliary information.
         folder: an existing folder.
-        resume: continue from the folder's checkpoint.
+        learner: as `prepare` gave it for this config and data set.
         monitor: shown the progress.
 
     Returns:
@@ -128,40 +167,22 @@ def train(
 
     Raises:
         TrainingError: the loss is not finite any more.
-        FileNotFoundError: `resume` without a checkpoint.
-        ValueError: too few images, a clustering the data cannot give, a broken checkpoint.
+        ValueError: a clustering the data cannot give.
     """
     settings, monitor = config.train, monitor or Silent()
-    method = resolve_method(config.cluster, dataset)
+    method = resolve_training(config, dataset)
     rows = dataset.indices("train")
     batch_size = min(settings.batch_size, len(rows))
-    if batch_size < 2:
-        raise ValueError(f"'{dataset.name}' has {len(rows)} training images: at least 2 are needed")
     device = choose_device(settings.device)
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
-
     bfloat16 = settings.precision == "bfloat16" or (settings.precision == "auto" and has_bfloat16(device))
-    learner = Learner(config, dataset.images.shape[-1], device)
-    if resume:
-        threads = learner.load(folder / CHECKPOINT)
-        if threads != torch.get_num_threads():
-            monitor.say(
-                f"resumed on {torch.get_num_threads()} threads, begun on {threads}: last bits may differ"
-            )
+    if learner.threads != torch.get_num_threads():
+        monitor.say(
+            f"resumed on {torch.get_num_threads()} threads, begun on {learner.threads}: last bits may differ"
+        )
     position = learner.position
     metrics = MetricsLog(folder / METRICS, position.metrics_bytes)
     augment = Augment(config.augment)
     generator = torch.Generator(device=device)
-
-    def all_features() -> Features:
-        return extract_features(
-            learner.average.module if learner.average else learner.model.encoder,
-            dataset.images,
-            augment.normalise,
-            batch_size=config.eval.batch_size,
-            device=device,
-        )
 
     steps = len(rows) // batch_size
     done = position.epoch * steps + position.step
@@ -170,16 +191,10 @@ def train(
     try:
         for epoch in range(position.epoch, settings.epochs):
             if position.step == 0 and is_due(config.cluster, method, epoch):
-                learner.clustering = clusters_for_epoch(
-                    config.cluster,
-                    dataset,
-                    method,
-                    epoch,
-                    features=all_features,
-                    seed=mix(settings.seed, epoch),
-                    previous=learner.clustering,
-                )
+                if epoch > 0:
+                    learner.clustering = _clusters(config, dataset, learner, method, epoch)
                 found = learner.clustering
+                assert found is not None
                 report = diagnose_training(found, dataset)
                 metrics.write(
                     "clusters",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ import numpy as np
 from wscl_fast.data import Augment, ImageDataset
 from wscl_fast.files import replacing, write_text
 from wscl_fast.train.checkpoint import read_metrics
-from wscl_fast.train.config import Config
-from wscl_fast.train.evaluation import Score, evaluate, protocol
+from wscl_fast.train.config import Config, replace
+from wscl_fast.train.evaluation import Score, evaluate, judged_columns, protocol
 from wscl_fast.train.features import Features, extract_features, pixel_features
-from wscl_fast.train.loop import METRICS, choose_device
+from wscl_fast.train.loop import METRICS, TrainingError, choose_device
 from wscl_fast.train.model import ContrastiveModel, make_model
 from wscl_fast.train.runs import EVALUATION, FEATURES
 
@@ -31,15 +32,14 @@ class Result:
     metrics: list[dict[str, Any]] = field(default_factory=list)
 
 
-def can_evaluate(config: Config, dataset: ImageDataset) -> bool:
-    """Whether there is anything to judge by: labels, and a test split."""
-    return bool(dataset.labels) and config.eval.labels != () and len(dataset.indices("test")) > 0
-
-
 def judge(
     config: Config, dataset: ImageDataset, method: str, seed: int, model: ContrastiveModel | None
 ) -> Result:
-    """Features and scores of a trained model, or of the baseline `random` or `pixels`."""
+    """Features and scores of a trained model, or of the baseline `random` or `pixels`.
+
+    Raises:
+        TrainingError: the features are not finite.
+    """
     if method == "pixels":
         features = pixel_features(dataset.images)
     else:
@@ -50,8 +50,15 @@ def judge(
         features = extract_features(
             model.encoder, dataset.images, normalise, batch_size=config.eval.batch_size, device=device
         )
-    scores = evaluate(features, dataset, config.eval) if can_evaluate(config, dataset) else {}
-    return Result(method, seed, scores, features)
+        if not np.isfinite(features).all():
+            raise TrainingError("the encoder's features are not finite: lower optim.lr")
+    return Result(method, seed, scores_of(features, config, dataset), features)
+
+
+def scores_of(features: Features, config: Config, dataset: ImageDataset) -> dict[str, Score]:
+    """Scores per label column that there is a test for; none where there is no such column."""
+    columns = judged_columns(dataset, config.eval)
+    return evaluate(features, dataset, replace(config, **{"eval.labels": columns}).eval)
 
 
 def save_result(folder: Path, result: Result, config: Config, dataset: ImageDataset) -> None:
@@ -65,7 +72,7 @@ def load_result(folder: Path) -> Result:
     """What `save_result` wrote, with the metrics where there are any."""
     own = read_evaluation(folder / EVALUATION)[0]  # baselines may follow
     metrics = read_metrics(folder / METRICS) if (folder / METRICS).exists() else []
-    return replace(own, features=np.load(folder / FEATURES), metrics=metrics)
+    return dataclasses.replace(own, features=np.load(folder / FEATURES), metrics=metrics)
 
 
 def read_evaluation(file: Path) -> list[Result]:
@@ -76,6 +83,21 @@ def read_evaluation(file: Path) -> list[Result]:
         scores = {column: Score.from_dict(values) for column, values in entry["scores"].items()}
         made.append(Result(entry["method"], entry["seed"], scores, nothing))
     return made
+
+
+def others_there(file: Path, result: Result, config: Config, dataset: ImageDataset) -> list[Result]:
+    """The results in `file` of other methods and seeds, where all is judged as `result` was."""
+    if not file.exists():
+        return []
+    content = json.loads(file.read_text(encoding="utf-8"))
+    if (content["data"], content["protocol"]) != (dataset.name, protocol(config.eval)):
+        return []
+    others = [r for r in read_evaluation(file) if (r.method, r.seed) != (result.method, result.seed)]
+    return [r for r in others if _counts(r) == _counts(result)]
+
+
+def _counts(result: Result) -> dict[str, tuple[int, ...]]:
+    return {c: (s.n_classes, s.n_train, s.n_test, s.n_test_groups) for c, s in result.scores.items()}
 
 
 def write_evaluation(file: Path, results: list[Result], config: Config, dataset: ImageDataset) -> None:

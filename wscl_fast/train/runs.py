@@ -14,15 +14,18 @@ from torch import Tensor, nn
 
 from wscl_fast.data import Augment, ImageDataset, load_folder, load_openmoji
 from wscl_fast.data.table import Table
-from wscl_fast.files import replacing
+from wscl_fast.files import replacing, write_text
 from wscl_fast.train.config import Config, DataConfig
 from wscl_fast.train.loop import CHECKPOINT, METRICS, choose_device
 from wscl_fast.train.model import ContrastiveModel, make_encoder, weights_of
-from wscl_fast.train.settings import ConfigError, differences, load_config, save_config
+from wscl_fast.train.settings import ConfigError, differences, dump_config, load_config, save_config
 
 CONFIG = "config.yaml"
+DATA = "data.digest"
 ENCODER = "encoder.safetensors"
 FEATURES = "features.npy"
+FEATURES_TABLE = "features.parquet"
+KEYS = "keys.csv"
 EVALUATION = "evaluation.json"
 REPORT = "report.md"
 CURVES = "curves.png"
@@ -30,10 +33,13 @@ EMBEDDING = "embedding.png"
 NEIGHBOURS = "nearest-neighbours.png"
 RUN_FILES = (
     CONFIG,
+    DATA,
     METRICS,
     CHECKPOINT,
     ENCODER,
     FEATURES,
+    FEATURES_TABLE,
+    KEYS,
     EVALUATION,
     REPORT,
     CURVES,
@@ -49,25 +55,48 @@ FREE_TO_CHANGE = (
     "train.checkpoint_seconds",
     "train.device",
     "train.threads",
+    "eval.labels",
+    "eval.knn_k",
+    "eval.knn_temperature",
+    "eval.held_out",
 )
 
 log = logging.getLogger(__name__)
 
 
-def begin_run(folder: Path, config: Config, *, overwrite: bool) -> None:
-    """Make the folder and write its config; an earlier run there is only replaced when told to.
+def check_free(folder: Path) -> None:
+    """Refuse to take a folder that is another run's.
 
     Raises:
         ValueError: the folder holds a run.
     """
-    if (folder / CONFIG).exists() and not overwrite:
+    if (folder / CONFIG).exists():
         raise ValueError(
             f"{folder} holds a run already: continue it with --resume, replace it with --overwrite, "
             "or choose another --name"
         )
+
+
+def begin_run(folder: Path, config: Config, digest: str) -> None:
+    """Make the folder, without what an earlier run left, and write its config and the digest of its data."""
     clear_run(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / DATA, digest + "\n")
     save_config(config, folder / CONFIG)
+
+
+def check_data(folder: Path, digest: str) -> None:
+    """Refuse to go on with a run on other data than it began on; a run without a digest passes.
+
+    Raises:
+        ValueError: the digest is not that of the run in `folder`.
+    """
+    file = folder / DATA
+    if file.exists() and file.read_text(encoding="utf-8").strip() != digest:
+        raise ValueError(
+            f"the data changed since {folder} began (its images, their split, or what is known about them): "
+            "put the table back, replace the run with --overwrite, or choose another --name"
+        )
 
 
 def clear_run(folder: Path) -> None:
@@ -123,7 +152,7 @@ def _own_data(config: DataConfig) -> ImageDataset:
             raise ConfigError(f"data.{name} is missing: own images need --data.folder and --data.table")
     assert config.folder is not None
     assert config.table is not None
-    names = Table(Path(config.table)).names
+    rows = Table(Path(config.table))
     return load_folder(
         config.folder,
         config.table,
@@ -133,18 +162,25 @@ def _own_data(config: DataConfig) -> ImageDataset:
         path_column=config.path_column,
         split_column=config.split_column,
         label_columns=config.label_columns,
-        tag_column=config.tag_column or _conventional(names, "tag", ("tags", "hashtags")),
+        tag_column=config.tag_column or _conventional(rows, "tag", ("tags", "hashtags")),
         attribute_columns=config.attribute_columns,
         hierarchy_columns=config.hierarchy_columns,
-        cluster_column=config.cluster_column or _conventional(names, "cluster", ("cluster",)),
+        cluster_column=config.cluster_column
+        or _conventional(rows, "cluster", ("cluster",), in_every_row=True),
     )
 
 
-def _conventional(names: list[str], role: str, usual: tuple[str, ...]) -> str | None:
-    found = next((name for name in usual if name in names), None)
-    if found:
-        log.info("column '%s' is taken as the %s column", found, role)
-    return found
+def _conventional(
+    rows: Table, role: str, usual: tuple[str, ...], *, in_every_row: bool = False
+) -> str | None:
+    """The first column of a usual name that has values, in every row where the role needs them there."""
+    for name in usual:
+        if rows.serves(name, in_every_row=in_every_row):
+            log.info("column '%s' is taken as the %s column", name, role)
+            return name
+        if name in rows.names:
+            log.info("column '%s' is not taken as the %s column: it lacks values", name, role)
+    return None
 
 
 @dataclass(frozen=True)
@@ -155,27 +191,44 @@ class Encoder:
     normalise: Callable[[Tensor], Tensor]
     config: Config
     device: torch.device
+    method: str | None  # that trained it; None where its file does not say
+    seed: int
 
 
-def save_encoder(folder: Path, model: ContrastiveModel, config_text: str) -> None:
-    """Write the encoder with the config that rebuilds it."""
+def save_encoder(folder: Path, model: ContrastiveModel, config: Config, method: str) -> None:
+    """Write the encoder with the config that rebuilds it, and the method that trained it."""
+    notes = {"config": dump_config(config), "method": method, "seed": str(config.train.seed)}
     with replacing(folder / ENCODER) as beside:
-        safetensors.torch.save_file(weights_of(model.encoder), beside, metadata={"config": config_text})
+        safetensors.torch.save_file(weights_of(model.encoder), beside, metadata=notes)
 
 
-def load_encoder(folder: Path) -> Encoder:
+def load_encoder(folder: Path, device_name: str | None = None) -> Encoder:
     """The encoder of the run in `folder`, in eval mode.
+
+    Args:
+        folder: of a finished run.
+        device_name: as `train.device`; None: the run's.
 
     Raises:
         FileNotFoundError: no run there, or one that has not finished.
+        ValueError: the encoder's file is damaged, or of another model than the run's config says.
     """
     config = load_config(folder / CONFIG) if (folder / CONFIG).exists() else None
     if config is None:
         raise FileNotFoundError(f"no run at {folder}")
     if not (folder / ENCODER).exists():
         raise FileNotFoundError(f"the run at {folder} has no {ENCODER} yet: finish it with train --resume")
-    device = choose_device(config.train.device)
+    device = choose_device(device_name or config.train.device)
     module, _ = make_encoder(config.model, config.data.image_size)
-    module.load_state_dict(safetensors.torch.load_file(folder / ENCODER))
+    try:
+        with safetensors.safe_open(folder / ENCODER, framework="pt") as opened:
+            notes = opened.metadata() or {}
+        module.load_state_dict(safetensors.torch.load_file(folder / ENCODER))
+    except (safetensors.SafetensorError, RuntimeError) as error:
+        raise ValueError(
+            f"{folder / ENCODER} cannot be read: it is damaged, or not of the model.* and data.image_size "
+            f"in {CONFIG}"
+        ) from error
     module = module.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    return Encoder(module, Augment(config.augment).normalise, config, device)
+    normalise, seed = Augment(config.augment).normalise, int(notes.get("seed", config.train.seed))
+    return Encoder(module, normalise, config, device, notes.get("method"), seed)

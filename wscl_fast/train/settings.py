@@ -120,6 +120,8 @@ def _read_yaml(file: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ConfigError(f"{file}: not YAML: {' '.join(str(error).split())}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: not UTF-8 text: {error.reason} at byte {error.start}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -185,6 +187,8 @@ def _decode(kind: Any, value: Any, path: str) -> Any:
     """`value` as `kind`, or ConfigError naming `path`."""
     if dataclasses.is_dataclass(kind):
         return _decode_section(kind, value, path)
+    if isinstance(value, Mapping) and value:
+        raise ConfigError(_unknown(_first_leaf(path, value)))
     origin, args = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         (inner,) = [a for a in args if a is not type(None)]
@@ -212,10 +216,7 @@ def _decode_section(kind: Any, value: Any, path: str) -> Any:
     for raw, inner in value.items():
         key = str(raw).replace("-", "_")
         if key not in fields:
-            while isinstance(inner, Mapping) and inner:  # a section misspelt: its first setting tells which
-                first, inner = next(iter(inner.items()))
-                key = f"{key}.{first}".replace("-", "_")
-            raise ConfigError(_unknown(prefix + key, prefix))
+            raise ConfigError(_unknown(_first_leaf(prefix + key, inner), prefix))
         decoded = _decode(hints[key], inner, prefix + key)
         _check_range(fields[key], decoded, prefix + key)
         made[key] = decoded
@@ -223,6 +224,14 @@ def _decode_section(kind: Any, value: Any, path: str) -> Any:
         return kind(**made)
     except (TypeError, ValueError) as error:  # a section's own check, e.g. of the augmentations
         raise ConfigError(f"{path}: {error}") from error
+
+
+def _first_leaf(key: str, value: Any) -> str:
+    """The first setting that a misspelt section holds, which tells what was meant."""
+    while isinstance(value, Mapping) and value:
+        first, value = next(iter(value.items()))
+        key = f"{key}.{first}".replace("-", "_")
+    return key
 
 
 def _first_keys(kind: Any, path: str) -> str:

@@ -22,7 +22,7 @@ from wscl_fast.clustering import (
     diagnose,
 )
 from wscl_fast.data import ImageDataset
-from wscl_fast.train.config import ClusterConfig, KMeansConfig, TagsConfig
+from wscl_fast.train.config import ClusterConfig, Config, KMeansConfig, TagsConfig
 
 Ids = npt.NDArray[np.int64]
 log = logging.getLogger(__name__)
@@ -60,6 +60,13 @@ COLUMNS = {
     "hierarchy": "hierarchy_columns",
     "ids": "cluster_column",
 }
+FITTED_ON = {  # the field of a data set; methods that are not listed look at nothing but the images
+    "tags": "tags",
+    "attributes": "attributes",
+    "hierarchy": "hierarchy",
+    "ids": "clusters",
+    "labels": "labels",
+}
 
 
 def auxiliary_methods(dataset: ImageDataset) -> list[str]:
@@ -90,6 +97,27 @@ def resolve_method(config: ClusterConfig, dataset: ImageDataset) -> str:
     if config.method == "labels":
         label_columns(config, dataset)
     return config.method
+
+
+def resolve_training(config: Config, dataset: ImageDataset) -> str:
+    """The method that a run trains by, `resolve_method`'s.
+
+    Raises:
+        ValueError: the data set lacks what the method needs; too few epochs for a first k-means.
+    """
+    method = resolve_method(config.cluster, dataset)
+    warmup = config.cluster.kmeans.warmup_epochs
+    if method == "kmeans" and config.train.epochs <= warmup:
+        raise ValueError(
+            f"cluster.kmeans.warmup_epochs must be below train.epochs ({config.train.epochs}) for k-means to "
+            f"run, got {warmup}"
+        )
+    return method
+
+
+def data_digest(dataset: ImageDataset, method: str, *more: str) -> str:
+    """What a run by `method` depends on of the data set's table, and `more` fields of it, as a digest."""
+    return dataset.digest(*([FITTED_ON[method]] if method in FITTED_ON else []), *more)
 
 
 def label_columns(config: ClusterConfig, dataset: ImageDataset) -> tuple[str, ...]:
@@ -187,11 +215,20 @@ def _kmeans(
 
 
 def _at_most_distinct(config: TagsConfig, samples: Sequence[Sequence[str]]) -> int:
-    """`n_clusters`, or the number of different tag lists where a small data set has fewer."""
+    """`n_clusters`, or the number of different tag lists where a small data set has fewer.
+
+    Raises:
+        ValueError: no tag is known.
+    """
     counts = Counter(tag for tags in samples for tag in set(tags))
     distinct = {frozenset(tag for tag in tags if counts[tag] >= config.min_count) for tags in samples}
     found = len(distinct - {frozenset()})
-    if 0 < found < config.n_clusters:
+    if not found:
+        raise ValueError(
+            f"cluster.tags.min_count is {config.min_count}: no tag has that many of the {len(samples)} "
+            "training samples; lower it or choose another cluster.method"
+        )
+    if found < config.n_clusters:
         log.info("%d different tag lists: %d clusters instead of %d", found, found, config.n_clusters)
         return found
     return config.n_clusters
