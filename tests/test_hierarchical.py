@@ -193,6 +193,11 @@ def test_compiles_without_a_graph_break(impl: str, constraint: str) -> None:
         ),
         ({"level_weights": [1.0]}, ValueError, "level_weights: expected 2 numbers, one a level, got 1"),
         ({"level_weights": [1.0, -1.0]}, ValueError, "level_weights: expected a number of at least 0"),
+        (
+            {"level_weights": torch.tensor([1.0, torch.nan])},
+            ValueError,
+            "level_weights: expected a number of at least 0 .* got nan",
+        ),
         ({"constraint": "some"}, ValueError, "constraint: expected one of 'none', 'level', 'pair'"),
         ({"constraint": "level", "reduction": "none"}, ValueError, "constraint: 'level'"),
         ({"constraint": "pair", "positives": "in"}, ValueError, "constraint: 'pair'"),

@@ -26,6 +26,7 @@ from wscl_fast.functional._requests import (
 )
 from wscl_fast.functional._variant import Positives
 from wscl_fast.pairs import Pairs
+from wscl_fast.values import may_look
 
 __all__ = ["Constraint", "hierarchical_infonce"]
 
@@ -121,6 +122,9 @@ class Levels:
                     f" got shape {tuple(weights.shape)}, {weights.dtype}"
                 )
             refuse_vmap("level_weights", weights)
+            if may_look(weights) and weights.numel():
+                for extreme in (weights.detach().amin(), weights.detach().amax()):
+                    check_range("level_weights", extreme.item(), 0, math.inf)
         elif weights is not None:
             if isinstance(weights, str) or not isinstance(weights, Sequence):
                 raise TypeError(

@@ -26,10 +26,11 @@ __all__ = ["InfoNCEStats"]
 class InfoNCEStats(NamedTuple):
     """What ``clustered_infonce(..., return_stats=True)`` tells beside the loss; without gradients.
 
-    Means are over the queries that take part, each the mean over its keys; NaN where there is nothing to
-    average. The denominator's keys are all that a query may meet; with another denominator than ``"all"``,
-    with hardness or with a prior those of other clusters. Similarities and distances are of the vectors as
-    they are given. Over ranks the numbers are those of all ranks' queries, and a rank has its own rows.
+    Means are over the queries that take part, each the mean over its keys (the uniformity's over the keys of
+    all queries that meet any); NaN where there is nothing to average. The denominator's keys are all that a
+    query may meet; with another denominator than ``"all"``, with hardness or with a prior those of other
+    clusters. Similarities and distances are of the vectors as they are given. Over ranks the numbers are
+    those of all ranks' queries, and a rank has its own rows.
     """
 
     positives: Tensor  # [N] int64: each query's positives, 0 where it takes no part
