@@ -21,7 +21,7 @@ __global__ void finish_queries(const FinishBackward f) {
         static_cast<double>(to_float(static_cast<const In*>(p.queries)[i * p.query_stride + c])) * direction[c];
   }
   dot = warp_sum(dot);
-  if (lane == 0) f.row_dot[i] = gradient * dot;
+  if (lane == 0) f.row_dot[i] = gradient == 0 ? 0 : gradient * dot;  // whatever stands in a row without an id
 }
 
 // grad_x_i = scale · (Σ_j (g_i p_ij + g_j p_ji) x_j − share_i Σ_{j ∈ P(i)} x_j − Σ_{j: i ∈ P(j)} share_j x_j).
@@ -56,7 +56,7 @@ __global__ void finish_self(const FinishBackward f) {
   }
   dot = warp_sum(dot);
   // Every logit has two rows of x in it.
-  if (lane == 0) f.row_dot[i] = dot / (2. * scale);
+  if (lane == 0) f.row_dot[i] = segment >= 0 ? dot / (2. * scale) : 0;
 }
 
 // One CTA, so that the order of the sum is fixed.

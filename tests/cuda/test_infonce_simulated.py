@@ -218,6 +218,13 @@ def test_ignored_rows_may_hold_anything() -> None:
     dirty = run(queries, keys.masked_fill((zk == -1)[:, None], torch.nan), zq, zk, grad_loss=upstream)
     for name in ("loss", "grad_queries", "grad_keys", "grad_scale"):
         assert torch.equal(getattr(clean, name), getattr(dirty, name)), name
+    # A query without an id has no say either; other shifts are taken beside it.
+    spoilt = queries.masked_fill((zq == -1)[:, None], torch.nan)
+    assert spoilt.isnan().any()
+    for others in ((keys, zq, zk), (None, zq, None)):
+        clean, dirty = (run(rows, *others, grad_loss=upstream) for rows in (queries, spoilt))
+        for name in ("loss", "grad_queries", "grad_scale"):
+            torch.testing.assert_close(getattr(dirty, name), getattr(clean, name), rtol=1e-5, atol=1e-6)
 
 
 def test_same_bits_every_time() -> None:
