@@ -126,7 +126,6 @@ struct BoundedRows : KMeansPass<Op> {
   // look() for kWidth rows at once, of which x is read only where the own centroid moved; false, with nothing
   // done, where a square leaves T's range.
   WSCL_INLINE bool look_at_all(int64_t first) {
-    constexpr uint32_t kAll = (uint64_t(1) << kWidth) - 1;
     const int64_t* own = problem.assignment + first;
     Vector<T> squares[kWidth];
     uint32_t anew = 0;
@@ -164,10 +163,10 @@ struct BoundedRows : KMeansPass<Op> {
       out.by_half += __builtin_popcount(safe & ~by_bound);
     }
     store(problem.distance + first, square);
-    if (safe != kAll) {
+    if (safe != kAllLanes<T>) {
       T lengths[kWidth];
       store(lengths, most);
-      for (uint32_t rest = kAll & ~safe; rest; rest &= rest - 1) {
+      for (uint32_t rest = kAllLanes<T> & ~safe; rest; rest &= rest - 1) {
         const int i = __builtin_ctz(rest);
         if (!(anew >> i & 1)) Base::prefetch_row(first + i);
         row[count] = first + i;

@@ -123,8 +123,7 @@ struct KMeansPass {
     Vector<T> bound = T(table.per_norm) * square_root<T>(squared) + T(table.constant);
     if (Op::kRounds) bound += T(table.per_loss) * square_root<T>(sums_of<T>(losses));
     store(margin + first, T(2.001) * bound);
-    constexpr uint32_t kAll = (uint64_t(1) << kWidth) - 1;
-    for (uint32_t far = kAll & ~at_least<T>(broadcast(T(1e30)), squared); far; far &= far - 1) {
+    for (uint32_t far = kAllLanes<T> & ~at_least<T>(broadcast(T(1e30)), squared); far; far &= far - 1) {
       const int i = __builtin_ctz(far);
       if (!check_finite(number(first + i))) return false;
       margin[first + i] = kInfinity;  // too far out for the product: every centroid is looked at

@@ -175,8 +175,8 @@ WSCL_INLINE bool in_range_of_squares(T square) {
 
 template <class T>
 WSCL_INLINE bool all_in_range_of_squares(Vector<T> squares) {
-  constexpr uint32_t kAll = (uint64_t(1) << Simd<T>::kWidth) - 1;
-  return (at_least<T>(squares, broadcast(T(1e-25))) & at_least<T>(broadcast(T(1e37)), squares)) == kAll;
+  const uint32_t inside = at_least<T>(squares, broadcast(T(1e-25))) & at_least<T>(broadcast(T(1e37)), squares);
+  return inside == kAllLanes<T>;
 }
 
 // A distance as T, the largest number where it is beyond.

@@ -114,6 +114,10 @@ WSCL_INLINE Vector<T> with_bits(Vector<T> value, typename Simd<T>::Bits mask, ty
 #endif
 }
 
+// What at_least() gives where it holds in every lane.
+template <class T>
+constexpr uint32_t kAllLanes = (uint64_t(1) << Simd<T>::kWidth) - 1;
+
 // Lanes in which a ≥ b, as bits.
 template <class T>
 WSCL_INLINE uint32_t at_least(Vector<T> a, Vector<T> b) {

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from wscl_fast.train.cli import main
 
 SHADES = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200), "grey": (120, 120, 120)}
 
@@ -59,3 +62,20 @@ def own_data(squares: Path, tmp_path: Path) -> list[str]:
         "--model.head-hidden", "16", "--model.head-dim", "8",
         "--train.batch-size", "16", "--train.threads", "1", "--train.device", "cpu", "--eval.knn-k", "5",
     ]  # fmt: skip
+
+
+@pytest.fixture
+def check_refused(capsys: pytest.CaptureFixture[str]) -> Callable[[list[str], str, Path], None]:
+    """That a command ends with exit code 2 and a message, and leaves every file under a folder as it was."""
+
+    def contents(folder: Path) -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    def check(arguments: list[str], message: str, folder: Path) -> None:
+        stood = contents(folder)
+        assert stood
+        assert main(arguments) == 2
+        assert message in capsys.readouterr().err
+        assert contents(folder) == stood
+
+    return check

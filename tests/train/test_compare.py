@@ -24,7 +24,12 @@ from wscl_fast.train.workers import WorkerError, run_tasks
 SMALL = ["--train.epochs", "2", "--cluster.kmeans.n-clusters", "4", "--cluster.kmeans.warmup-epochs", "1"]
 
 
-def test_compare_end_to_end(own_data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare_end_to_end(
+    own_data: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    check_refused: Callable[[list[str], str, Path], None],
+) -> None:
     """Two workers; then a member lost and one method more: only what is missing is trained."""
     command = ["compare", *own_data, *SMALL, "--compare.seeds", "3,4", "--compare.workers", "2"]
     assert main([*command, "--compare.methods", "random,pixels,none,tags"]) == 0
@@ -67,17 +72,18 @@ def test_compare_end_to_end(own_data: list[str], tmp_path: Path, capsys: pytest.
     kept = [r for r in again if r["method"] != "kmeans"]
     assert kept == results  # the lost one was resumed from its last epoch: the same scores
 
-    stood = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
     other = [*command, "--compare.methods", "none", "--optim.lr", "0.01"]
-    assert main(other) == 2
-    assert "holds another run ('optim.lr' differs): replace it with --overwrite" in capsys.readouterr().err
-    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == stood
+    check_refused(other, "holds another run ('optim.lr' differs): replace it with --overwrite", run)
     assert main([*other, "--overwrite"]) == 0
     assert "training 2 runs" in capsys.readouterr().out  # another budget: the old members do not count
 
 
 def test_what_stands_is_not_replaced_unasked(
-    squares: Path, own_data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    squares: Path,
+    own_data: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    check_refused: Callable[[list[str], str, Path], None],
 ) -> None:
     table, run = tmp_path / "table.csv", tmp_path / "runs" / "compare"
     lines = (squares / "table.csv").read_text().splitlines(keepends=True)
@@ -85,12 +91,9 @@ def test_what_stands_is_not_replaced_unasked(
     command = ["compare", *own_data, "--data.table", str(table), "--compare.seeds", "0"]
     command += ["--compare.methods", "pixels"]
     assert main(command) == 0
-    stood = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
     for changed in (lines[:-3], [*lines[:-1], lines[-1].replace("grey", "red")]):
         table.write_text("".join(changed))
-        assert main(command) == 2
-        assert f"the data changed since {run}/pixels began" in capsys.readouterr().err
-        assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == stood
+        check_refused(command, f"the data changed since {run}/pixels began", run)
     assert main([*command, "--overwrite"]) == 0
 
     assert main([*command, "--eval.knn-k", "1"]) == 0  # judged anew, not refused

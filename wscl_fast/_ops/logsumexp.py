@@ -143,11 +143,12 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor 
     queries, keys, query_ids, key_ids, own, scale = inputs
     need_queries, need_keys, need_scale = (ctx.needs_input_grad[i] for i in (0, 1, 5))
     # Whatever comes from above for a row that meets nothing, even NaN, goes nowhere.
-    grad = torch.where(stats[1] == 0, 0.0, grad)
+    nothing = stats[1] == 0
+    grad = torch.where(nothing, 0.0, grad)
     grad_queries = ((scale * grad)[:, None] * mean).to(queries.dtype) if need_queries else None
     grad_scale = None
     if need_scale:
-        grad_scale = torch.where(stats[1] == 0, 0.0, grad * (queries * mean).sum(1)).sum()
+        grad_scale = torch.where(nothing, 0.0, grad * (queries * mean).sum(1)).sum()
     grad_keys = None
     if need_keys:
         grad_keys = _key_gradient_op(

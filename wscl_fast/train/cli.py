@@ -104,7 +104,7 @@ def _dispatch(args: argparse.Namespace) -> int:
     with train_extra():
         from wscl_fast.train import jobs
         from wscl_fast.train.config import Config
-        from wscl_fast.train.runs import resumed_config
+        from wscl_fast.train.runs import CONFIG, resumed_config
         from wscl_fast.train.settings import differences, load_config
 
         for module in NEEDED.get(args.command, ()):
@@ -113,12 +113,12 @@ def _dispatch(args: argparse.Namespace) -> int:
     overrides = [_key_and_text(text) for text in args.set]
     overrides += [(key, value) for key in ("name", "runs_dir") if (value := getattr(args, key)) is not None]
     if args.command in ("evaluate", "embed"):
-        config = load_config(_existing(args.run / "config.yaml", f"no run at {args.run}"), overrides)
+        config = load_config(_existing(args.run / CONFIG, f"no run at {args.run}"), overrides)
         if args.command == "evaluate":
             jobs.run_evaluate(config, args.run)
         else:
             out = args.out or args.run
-            changed = differences(load_config(args.run / "config.yaml"), config)
+            changed = differences(load_config(args.run / CONFIG), config)
             other = [key for key in changed if key in DATA_OF_FEATURES]
             if other and out.resolve() == args.run.resolve():
                 raise UsageError(
@@ -129,7 +129,7 @@ def _dispatch(args: argparse.Namespace) -> int:
         return 0
     asked = _recipe(args.recipe) if args.recipe else args.config
     if args.command == "cluster" and args.run:
-        stored = _existing(args.run / "config.yaml", f"no run at {args.run}")
+        stored = _existing(args.run / CONFIG, f"no run at {args.run}")
         if not asked:  # all of the run's settings but where it lies itself
             asked, overrides = stored, [("name", ""), ("runs_dir", Config().runs_dir), *overrides]
     own_data = any(key.replace("-", "_") in ("data.folder", "data.table") for key, _ in overrides)

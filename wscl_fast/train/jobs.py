@@ -33,6 +33,8 @@ from wscl_fast.train.runs import (
     CONFIG,
     EVALUATION,
     FEATURES,
+    FEATURES_TABLE,
+    KEYS,
     REPORT,
     Encoder,
     begin_run,
@@ -179,14 +181,14 @@ def run_embed(config: Config, folder: Path, out: Path, kind: str) -> None:
         frame = pl.DataFrame(columns).with_columns(
             pl.Series("features", features, dtype=pl.Array(pl.Float32, features.shape[1]))
         )
-        with replacing(out / "features.parquet") as beside:
+        with replacing(out / FEATURES_TABLE) as beside:
             frame.write_parquet(beside)
-        written = "features.parquet"
+        written = FEATURES_TABLE
     else:
         with replacing(out / FEATURES) as beside:
             np.save(beside, features)
-        _write_csv(out / "keys.csv", ("key", "split"), zip(dataset.keys, dataset.split.tolist(), strict=True))
-        written = "features.npy, keys.csv"
+        _write_csv(out / KEYS, ("key", "split"), zip(dataset.keys, dataset.split.tolist(), strict=True))
+        written = f"{FEATURES}, {KEYS}"
     print(f"{features.shape[0]:,} images, {features.shape[1]} features each; written to {out}/: {written}")
 
 
