@@ -45,7 +45,7 @@ PYBIND11_MODULE(_C, m) {
         return wscl::bfloat16_dot_peak(threads, seconds);
       },
       pybind11::arg("threads"), pybind11::arg("seconds") = 0.02,
-      "The same of the bfloat16 dot instruction; 0 where none is in use");
+      "The same of the instruction in use for products of bfloat16; 0 where there is none");
   m.def(
       "multiply_add_peak",
       [](int threads, double seconds) {

@@ -8,6 +8,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 
 namespace wscl {
@@ -16,38 +20,77 @@ namespace {
 struct Candidate {
   const SimilarityKernels* kernels;
   bool supported;
+  bool pays = true;  // else it is used where it is asked for, and one that comes before is the best
 };
 
 #if defined(__x86_64__)
-// Asked of the processor itself, since __builtin_cpu_supports of older clangs does not know the names.
-bool has_half_conversions() {  // F16C
+struct Registers {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx >> 29 & 1);
+};
+
+// Asked of the processor itself, since __builtin_cpu_supports of older clangs does not know the names.
+Registers ask_processor(unsigned leaf, unsigned part = 0) {
+  Registers r;
+  __get_cpuid_count(leaf, part, &r.eax, &r.ebx, &r.ecx, &r.edx);
+  return r;
 }
 
-// The AVX-512 kernels, with those for bfloat16 by the dot instruction.
-const SimilarityKernels& avx512_bf16() {
-  static const SimilarityKernels kernels = [] {
-    SimilarityKernels kernels = kSimilarityAvx512;
-    kernels.name = "avx512_bf16";
-    kernels.of_bfloat16 = kSimilarityAvx512Bf16.of_bfloat16;
-    kernels.bfloat16_dot = kSimilarityAvx512Bf16.dot;
-    return kernels;
-  }();
-  return kernels;
+bool has_half_conversions() {  // F16C
+  return ask_processor(1).ecx >> 29 & 1;
+}
+
+bool has_bfloat16_dot() {  // AVX512-BF16
+  return ask_processor(7, 1).eax >> 5 & 1;
+}
+
+// Intel's processors take a dot instruction every other cycle, half the speed of float32: of no use but to
+// tiles.
+bool has_fast_bfloat16_dot() {
+  return ask_processor(0).ebx != 0x756e6547;  // "Genu"
+}
+
+// AMX-TILE and AMX-BF16, and the operating system's leave to use them: it has more to save for each thread
+// then.
+bool has_tiles() {
+#if defined(__linux__)
+  constexpr unsigned kOsxsave = 1u << 27, kTiles = 1u << 24, kTilesOfBfloat16 = 1u << 22;
+  if (!(ask_processor(1).ecx & kOsxsave)) return false;
+  const unsigned features = ask_processor(7).edx;
+  if (!(features & kTiles) || !(features & kTilesOfBfloat16)) return false;
+  unsigned low = 0, high = 0;
+  asm("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  constexpr unsigned kTileState = 3u << 17;  // their shape and their contents
+  if ((low & kTileState) != kTileState) return false;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // arch_prctl(2)
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
+// The AVX-512 kernels, with others for bfloat16.
+SimilarityKernels with_bfloat16(const char* name, const BFloat16Kernels& kernels) {
+  SimilarityKernels all = kSimilarityAvx512;
+  all.name = name;
+  all.of_bfloat16 = kernels.of_bfloat16;
+  all.bfloat16_dot = kernels.dot;
+  return all;
 }
 #endif
 
 std::vector<Candidate> find_candidates() {
   std::vector<Candidate> list = {{&kSimilarityPortable, true}};
 #if defined(__x86_64__)
+  static const SimilarityKernels avx512_bf16 = with_bfloat16("avx512_bf16", kSimilarityAvx512Bf16);
+  static const SimilarityKernels amx_bf16 = with_bfloat16("amx_bf16", kSimilarityAvx512Amx);
   __builtin_cpu_init();
   const bool basics = __builtin_cpu_supports("fma") && has_half_conversions();
   list.push_back({&kSimilarityAvx2, basics && __builtin_cpu_supports("avx2")});
   list.push_back(
       {&kSimilarityAvx512, basics && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")});
-  list.push_back({&avx512_bf16(), list.back().supported && has_bfloat16_dot()});
+  list.push_back({&avx512_bf16, list.back().supported && has_bfloat16_dot(), has_fast_bfloat16_dot()});
+  list.push_back({&amx_bf16, list.back().supported && has_tiles()});
 #endif
   return list;
 }
@@ -67,7 +110,7 @@ const SimilarityKernels* find(const std::string& name) {
 const SimilarityKernels* initial() {
   const SimilarityKernels* best = nullptr;
   for (const Candidate& c : candidates())
-    if (c.supported) best = c.kernels;
+    if (c.supported && c.pays) best = c.kernels;
   if (const char* wanted = std::getenv("WSCL_CPU_CAPABILITY")) {
     if (const SimilarityKernels* found = find(wanted)) return found;
     std::fprintf(stderr, "wscl_fast: WSCL_CPU_CAPABILITY=%s is not available here, using %s\n", wanted,
@@ -137,18 +180,6 @@ double peak(double (*work)(int64_t rounds), int threads, double seconds) {
 }
 
 }  // namespace
-
-bool has_bfloat16_dot() {
-  static const bool has = [] {
-#if defined(__x86_64__)
-    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-    return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 5 & 1);
-#else
-    return false;
-#endif
-  }();
-  return has;
-}
 
 double multiply_add_peak(int threads, double seconds) {
   return peak(cpu_kernels().multiply_add, threads, seconds);

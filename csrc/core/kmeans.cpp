@@ -24,11 +24,7 @@ void clear(const KMeansProblem<T>& p, const KMeansPart& part) {
 }  // namespace
 
 bool has_bfloat16_candidates() {
-#if defined(__x86_64__)
-  return kmeans_kernels().name == kKMeansAvx512.name && has_bfloat16_dot();
-#else
-  return false;
-#endif
+  return bfloat16_kernels() != nullptr;
 }
 
 template <class T>

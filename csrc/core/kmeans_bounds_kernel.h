@@ -16,8 +16,9 @@ template <class Op>
 struct BoundedRows : KMeansPass<Op> {
   using Base = KMeansPass<Op>;
   using T = typename Base::T;
-  using Base::block_rows, Base::decider, Base::direct, Base::length, Base::margin, Base::memory, Base::norm,
-      Base::point, Base::states, Base::table, Base::vectors;
+  using Base::block, Base::block_rows, Base::decider, Base::direct, Base::length, Base::margin, Base::memory,
+      Base::norm, Base::point, Base::states, Base::stride, Base::table, Base::vectors;
+  using typename Base::Element;
   static constexpr int kWidth = Base::kWidth;
   static constexpr bool kSquares = Base::kSquares;
   static constexpr int64_t kFirstStage = 2, kGrowth = 4;  // vectors of columns
@@ -40,7 +41,7 @@ struct BoundedRows : KMeansPass<Op> {
   int64_t unlooked = 0;            // searches of such rows
   int64_t next = 0, turn_end = 0;  // rows that come next, up to the end of this turn
   int64_t* row;                    // [block_rows] the listed rows
-  int64_t* slot;                   // [block_rows] where those that are still searched lie in the block
+  int64_t* slot;                   // [block_rows] which of them the block's rows, those still searched, are
   double* distance;                // [block_rows] of the listed rows from their own centroids
   T* upper;                        // [block_rows] no less than that, as a length
 
@@ -68,7 +69,7 @@ struct BoundedRows : KMeansPass<Op> {
   }
 
   void run() {
-    memory.allocate();
+    Base::allocate();
     const int64_t n = problem.x.count, turn = BoundedPart::kTurn;
     for (int64_t begin = out.number * turn; begin < n; begin += out.count * turn) {
       const int64_t end = smaller(n, begin + turn);
@@ -248,11 +249,9 @@ struct BoundedRows : KMeansPass<Op> {
     int64_t left = listed, stage = staged ? kFirstStage : vectors;
     for (int64_t v = 0; v < vectors && left > 0;) {
       const int64_t last = smaller(smaller(stage, vectors), v + kGroupVectors);
-      Base::score_group(
-          v, last, left, [&](int64_t i) { return slot[i]; },
-          [&](int64_t i) {
-            if (next + i < turn_end) Base::prefetch_row(next + i);
-          });
+      Base::score_group(v, last, left, [&](int64_t i) {
+        if (next + i < turn_end) Base::prefetch_row(next + i);
+      });
       v = last;
       if (v < stage || v >= vectors) continue;
       left = leave(left, v * kWidth);
@@ -310,6 +309,8 @@ struct BoundedRows : KMeansPass<Op> {
           problem.lower[r] = rest;
           keep(r, own, distance[at]);
         } else {
+          if (left != first + i)
+            std::memcpy(block + left * stride, block + (first + i) * stride, table.depth * sizeof(Element));
           slot[left] = at;
           states[left++] = states[first + i];
         }

@@ -83,8 +83,15 @@ struct KMeansPass {
     memory.reserve(&scratch, table.d + kWidth);
   }
 
-  void run() {
+  void allocate() {
     memory.allocate();
+    // What no vector of a row covers of the depth.
+    for (int64_t i = 0, c = round_up(table.d, kWidth); c < table.depth && i < block_rows; ++i)
+      std::memset(block + i * stride + c, 0, (table.depth - c) * sizeof(Element));
+  }
+
+  void run() {
+    allocate();
     for (int64_t row = part.row0; row < part.row1; row += block_rows) {
       const int64_t count = smaller(block_rows, part.row1 - row);
       if (table.k == 1 && kSquares && !table.cosine && direct) {  // no choice
@@ -177,20 +184,18 @@ struct KMeansPass {
 
   void score(int64_t row0, int64_t count) {
     for (int64_t first = 0; first < vectors; first += kGroupVectors)
-      score_group(
-          first, smaller(vectors, first + kGroupVectors), count, [](int64_t i) { return i; },
-          [&](int64_t i) {
-            if (row0 + block_rows + i < part.row1) prefetch_row(row0 + block_rows + i);
-          });
+      score_group(first, smaller(vectors, first + kGroupVectors), count, [&](int64_t i) {
+        if (row0 + block_rows + i < part.row1) prefetch_row(row0 + block_rows + i);
+      });
   }
 
-  // Scores of vectors [first, last) of columns, at most a group of them, into the states of `count` rows, of
-  // which place(i) is where the i-th lies in the block. With the first group ahead(i) asks for the i-th row of
-  // the next block, a few for each tile: many at once would have to wait for each other.
-  template <class Place, class Ahead>
-  WSCL_INLINE void score_group(int64_t first, int64_t last, int64_t count, const Place& place,
-                               const Ahead& ahead) {
+  // Scores of vectors [first, last) of columns, at most a group of them, into the states of the block's first
+  // `count` rows. With the first group ahead(i) asks for the i-th row of the next block, a few for each tile:
+  // many at once would have to wait for each other.
+  template <class Ahead>
+  WSCL_INLINE void score_group(int64_t first, int64_t last, int64_t count, const Ahead& ahead) {
     using Bits = typename Simd<T>::Bits;
+    [[maybe_unused]] const typename Op::InUse in_use;
     const Bits index_mask = Bits{} + ((decltype(Bits{}[0] + 0)(1) << table.index_bits) - 1);
     const Element* panel = static_cast<const Element*>(table.panels) + first * kWidth * table.depth;
     const int64_t panels = (last - first + kVectors - 1) / kVectors;
@@ -200,14 +205,15 @@ struct KMeansPass {
     for (int64_t v = first; v < last; v += kVectors) {
       const T* offset = table.offset + v * kWidth;
       for (int64_t i = 0; i < count; i += kRows) {
-        const Element* rows[kRows];
-        for (int64_t r = 0; r < kRows; ++r) rows[r] = block + place(smaller(i + r, count - 1)) * stride;
         const int64_t at = (v - first) / kVectors;
         for (int64_t r = kRows * at / panels; first == 0 && r < kRows * (at + 1) / panels; ++r) ahead(i + r);
+        const Element* rows = block + i * stride;
         if (v + kVectors <= last)
-          score_tile<Op, kVectors>(rows, panel, table.depth, offset, v - first, index_mask, group + i);
+          score_tile<kVectors>(Op(), rows, stride, count - i, panel, table.depth, offset, v - first, index_mask,
+                               group + i);
         else
-          score_tile<Op, 1>(rows, panel, table.depth, offset, v - first, index_mask, group + i);
+          score_tile<1>(Op(), rows, stride, count - i, panel, table.depth, offset, v - first, index_mask,
+                        group + i);
       }
       panel += kVectors * kWidth * table.depth;
     }

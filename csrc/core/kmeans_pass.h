@@ -95,7 +95,7 @@ struct KMeansTyped {
   double (*move)(const BoundsProblem<T>&, const Moved*, int64_t count, int64_t column0, int64_t column1);
   int64_t vectors;       // of a panel; the last may have one
   int64_t width;         // columns of a vector
-  int64_t step;          // depth is a multiple of this
+  int64_t stretch;       // depth is a multiple of this
   int64_t element_size;  // of the packed operand
 };
 
@@ -110,6 +110,7 @@ extern const KMeansKernels kKMeansPortable;
 extern const KMeansKernels kKMeansAvx2;
 extern const KMeansKernels kKMeansAvx512;
 extern const KMeansTyped<float> kKMeansAvx512Bfloat16;
+extern const KMeansTyped<float> kKMeansAvx512Amx;
 #endif
 
 }  // namespace wscl

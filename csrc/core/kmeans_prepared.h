@@ -25,12 +25,22 @@ inline int64_t ceil_div(int64_t a, int64_t b) {
 }
 
 inline const KMeansKernels& kmeans_kernels() {
-  const std::string name = cpu_kernels().name;
 #if defined(__x86_64__)
-  if (name == kKMeansAvx512.name || name == "avx512_bf16") return kKMeansAvx512;
+  const std::string name = cpu_kernels().name;
   if (name == kKMeansAvx2.name) return kKMeansAvx2;
+  if (name != kKMeansPortable.name) return kKMeansAvx512;
 #endif
   return kKMeansPortable;
+}
+
+// The kernels whose product is of bfloat16, if the instruction set in use has one.
+inline const KMeansTyped<float>* bfloat16_kernels() {
+#if defined(__x86_64__)
+  const std::string name = cpu_kernels().name;
+  if (name == "amx_bf16") return &kKMeansAvx512Amx;
+  if (name == "avx512_bf16") return &kKMeansAvx512Bfloat16;
+#endif
+  return nullptr;
 }
 
 // The kernels whose product is in T.
@@ -43,18 +53,16 @@ const KMeansTyped<T>& full_kernels() {
 }
 
 template <class T>
-const KMeansTyped<T>& choose([[maybe_unused]] const KMeansProblem<T>& p, bool* rounded) {
+const KMeansTyped<T>& choose(const KMeansProblem<T>& p, bool* rounded) {
   *rounded = false;
-#if defined(__x86_64__)
   if constexpr (std::is_same_v<T, float>) {
     const bool pays = p.d >= kLeastBfloat16Depth && p.k >= kLeastBfloat16Columns;
-    if (has_bfloat16_candidates() &&
-        (p.candidates == Candidates::kBfloat16 || (p.candidates == Candidates::kAuto && pays))) {
+    const KMeansTyped<float>* const typed = bfloat16_kernels();
+    if (typed && (p.candidates == Candidates::kBfloat16 || (p.candidates == Candidates::kAuto && pays))) {
       *rounded = true;
-      return kKMeansAvx512Bfloat16;
+      return *typed;
     }
   }
-#endif
   return full_kernels<T>();
 }
 
@@ -87,7 +95,7 @@ struct Prepared {
     table.order = order;
     table.k = p.k;
     table.d = p.d;
-    table.depth = ceil_div(p.d, typed.step) * typed.step;
+    table.depth = ceil_div(p.d, typed.stretch) * typed.stretch;
     table.cosine = p.cosine;
     if (p.cosine) find_lengths(p, threads);
     const double largest = find_origin(p, threads);

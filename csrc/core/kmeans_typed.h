@@ -33,7 +33,7 @@ constexpr KMeansTyped<typename Op::Number> kmeans_typed() {
           kmeans_move_rows<typename Op::Number>,
           kVectors,
           Simd<typename Op::Number>::kWidth,
-          Op::kStep,
+          Op::kStretch,
           sizeof(typename Op::Element)};
 }
 

@@ -192,7 +192,7 @@ struct SimilarityKernels {
   double (*bfloat16_dot)(int64_t rounds) = nullptr;  // null without an instruction for it
 };
 
-// What takes the place of the AVX-512 kernels where there is a dot instruction for bfloat16.
+// What takes the place of the AVX-512 kernels where there are instructions for products of bfloat16.
 struct BFloat16Kernels {
   TypedKernels<BFloat16> of_bfloat16;
   double (*dot)(int64_t rounds);  // as multiply_add
@@ -203,6 +203,7 @@ extern const SimilarityKernels kSimilarityPortable;
 extern const SimilarityKernels kSimilarityAvx2;
 extern const SimilarityKernels kSimilarityAvx512;
 extern const BFloat16Kernels kSimilarityAvx512Bf16;
+extern const BFloat16Kernels kSimilarityAvx512Amx;
 #endif
 
 }  // namespace wscl

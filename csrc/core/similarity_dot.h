@@ -33,9 +33,9 @@ struct Pairs {
   }
 };
 
-// Rows [first, first + count) as [⌈d / 2⌉][vectors · 16] pairs, zero beyond count and d.
+// Rows [first, first + count) as [steps][vectors · 16] pairs, zero beyond count and d.
 inline void pack_panel(const Rows<BFloat16>& rows, int64_t first, int64_t count, int vectors, int64_t d,
-                       float* row, Pair2* out, float* norms) {
+                       int64_t steps, float* row, Pair2* out, float* norms) {
   constexpr int kWidth = 16;
   const int64_t padded = round_up(d, 2 * kWidth);
   BFloat16* const copy = reinterpret_cast<BFloat16*>(row);  // [kWidth][padded]
@@ -61,7 +61,7 @@ inline void pack_panel(const Rows<BFloat16>& rows, int64_t first, int64_t count,
       transpose<float>(square);
 #pragma GCC unroll 16
       for (int e = 0; e < kWidth; ++e) {
-        if (p + 2 * e >= d) break;
+        if (p / 2 + e >= steps) break;
         _mm512_storeu_si512(out + ((p / 2 + e) * vectors + v) * kWidth, (__m512i)square[e]);
       }
     }
@@ -87,7 +87,7 @@ inline void interleave_rows(const BFloat16* const* y, int64_t count, int64_t d, 
   for (int64_t k = 0; k < count; k += 2) {
     const BFloat16 *even = y[k], *odd = k + 1 < count ? y[k + 1] : nullptr;
     for (int64_t c = 0; c < padded; c += kWidth) {
-      const __mmask16 live = d - c >= kWidth ? 0xffff : (1u << (d - c)) - 1;
+      const __mmask16 live = d - c >= kWidth ? 0xffff : (1u << larger(d - c, 0)) - 1;
       const auto low = in_words(_mm256_maskz_loadu_epi16(live, even + c));
       const auto high = odd ? in_words(_mm256_maskz_loadu_epi16(live, odd + c)) : Simd<float>::Words{};
       store_pairs(out + k / 2 * padded + c, low, high);

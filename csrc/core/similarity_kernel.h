@@ -67,6 +67,7 @@ struct Pass : Epilogues<In, kEpilogue, kGather, kBoth> {
   int64_t first_column = 0;
 
   void run() {
+    [[maybe_unused]] const typename Operands<In>::InUse in_use;
     prepare_rows();
     int64_t column0 = part.column0, column1 = part.column1;
     if (params.begin && !params.outside && rows > 0) {
@@ -86,7 +87,7 @@ struct Pass : Epilogues<In, kEpilogue, kGather, kBoth> {
     for (int64_t r = 0, live; r < rows; r += live) {
       live = panel_rows<T>(rows, r);
       const int vectors = static_cast<int>((live + kWidth - 1) / kWidth);
-      pack_panel(params.x, part.row0 + r, live, vectors, params.d, this->scratch,
+      pack_panel(params.x, part.row0 + r, live, vectors, params.d, this->depth, this->scratch,
                  this->x_packed + r * this->depth, this->norms + r);
     }
     const int64_t padded = round_up(rows, kWidth);
@@ -117,9 +118,9 @@ struct Pass : Epilogues<In, kEpilogue, kGather, kBoth> {
       }
     }
     if constexpr (kPairs<In>) {
-      const int64_t pairs = (rows + 1) / 2, padded = round_up(rows, kWidth) / 2;
       interleave_rows(x_rows, rows, params.d, d_padded, this->x_pairs);
-      for (int64_t at = pairs * d_padded; at < padded * d_padded; ++at) this->x_pairs[at] = 0;
+      for (int64_t at = (rows + 1) / 2 * d_padded; at < this->x_pair_rows() * d_padded; ++at)
+        this->x_pairs[at] = 0;
     }
   }
 
@@ -133,10 +134,14 @@ struct Pass : Epilogues<In, kEpilogue, kGather, kBoth> {
     this->ahead.read.lines = (lines + times - 1) / larger(1, times);
   }
 
-  void stream_block(int64_t c0, int64_t count) {
+  // Lists the block's rows of y, and copies them where they are not read in place.
+  void list_columns(int64_t c0, int64_t count) {
+    const bool whole = !kTiles<In> || c0 + round_up(count, 2) + kKeys <= params.y.count;
+    const bool copied = !this->in_place || !whole;
+    if constexpr (kTiles<In>) this->y_bytes = (copied ? d_padded : params.y.stride) * int64_t(sizeof(In));
     for (int64_t k = 0; k < count + kKeys; ++k) {
       const In* row = params.y.row(c0 + smaller(k, count - 1));
-      if (this->in_place) {
+      if (!copied) {
         y_rows[k] = reinterpret_cast<const Element*>(row);
         continue;
       }
@@ -150,7 +155,15 @@ struct Pass : Epilogues<In, kEpilogue, kGather, kBoth> {
         widen_row<In>(row, params.d, d_padded, copy);
       }
     }
-    if constexpr (kPairs<In> && kGather) interleave_rows(y_rows, count, params.d, d_padded, this->y_pairs);
+  }
+
+  void stream_block(int64_t c0, int64_t count) {
+    list_columns(c0, count);
+    if constexpr (kPairs<In> && kGather) {
+      interleave_rows(y_rows, count, params.d, d_padded, this->y_pairs);
+      for (int64_t at = 0; at < Base::kSpare * d_padded; ++at)
+        this->y_pairs[(count + 1) / 2 * d_padded + at] = 0;
+    }
     const auto sum_up = [&](int64_t first, int64_t last) {
       if (part.segment_sums)
         sum_columns<In>(params.y, larger(c0 + first, part.sums_begin), smaller(c0 + last, part.sums_end), 0,
@@ -185,7 +198,7 @@ struct Pass : Epilogues<In, kEpilogue, kGather, kBoth> {
       if (part.logits) k0 -= k0 % kKeys;
       const Panel panel = {r, live, c0 + k0, k1 - k0, y_rows + k0, excluded_before, excluded};
       if (live > 2 * kWidth)
-        meet<3>(panel);
+        meet<kMostVectors>(panel);
       else if (live > kWidth)
         meet<2>(panel);
       else
@@ -209,36 +222,16 @@ struct Pass : Epilogues<In, kEpilogue, kGather, kBoth> {
       if (kKeepsLogits && part.logits) logits = place(part.logits, p, kLanes);
       if (part.kept.weights || part.logits)
         ask_for_next<kLanes>(this->ahead.write, logits, this->block / kKeys * stretches());
-      logits_panel<Math, kVectors>(p.y, p.count, this->x_packed + p.row * this->depth, this->depth, logits,
-                                   this->ahead);
+      Operands<In>::template logits<kVectors>(*this, p);
       this->mask(p, kLanes);
       this->known = logits;
     }
     this->template weigh<kVectors>(p);
     if (kKeepsWeights && part.kept.weights) std::memcpy(kept_shifts(p), shifts + p.row, kLanes * sizeof(T));
-    T* const to_rows = output + p.row * d_padded;
-    T* const to_columns = this->column_output + (p.y - y_rows) * d_padded;
-    Aheads& ahead = kFindsLogits && part.logits ? this->ahead : this->nothing;
-    if constexpr (kPairs<In>) {
-      if constexpr (kBoth) {
-        pair_lanes(logits, p.count, kLanes, this->weight_pairs);
-        scatter_panel<Math, kVectors>(this->weight_pairs,
-                                      RowMatrix<Packed>{this->x_pairs + p.row / 2 * d_padded, d_padded},
-                                      p.count, (p.live + 1) / 2, d_padded, to_columns, ahead);
-      }
-      if constexpr (kGather) {
-        pair_weights(logits, p.count, kLanes);
-        gather_panel<Math, kVectors>(reinterpret_cast<const Packed*>(logits),
-                                     RowMatrix<Packed>{this->y_pairs + (p.y - y_rows) / 2 * d_padded, d_padded},
-                                     (p.count + 1) / 2, d_padded, to_rows);
-      }
-    } else {
-      if constexpr (kBoth)
-        scatter_panel<Math, kVectors>(logits, RowList<Packed>{x_rows + p.row}, p.count, p.live, d_padded,
-                                      to_columns, ahead);
-      if constexpr (kGather)
-        gather_panel<Math, kVectors>(logits, RowList<Packed>{p.y}, p.count, d_padded, to_rows);
-    }
+    if constexpr (kBoth)
+      Operands<In>::template to_columns<kVectors>(*this, p,
+                                                  kFindsLogits && part.logits ? this->ahead : this->nothing);
+    if constexpr (kGather) Operands<In>::template to_rows<kVectors>(*this, p);
   }
 
   // Where a panel's weights or logits are kept, from the first column on that it can meet.

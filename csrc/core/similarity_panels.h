@@ -42,11 +42,11 @@ void write_row(const T* from, int64_t d, T factor, const T* offset, bool accumul
   }
 }
 
-// Rows [first, first + count) as [d][vectors · kWidth], zero beyond count; `row` holds kWidth rows of d padded
-// to kWidth. Squared norms go to norms[vectors · kWidth].
+// Rows [first, first + count) as [steps][vectors · kWidth], of d steps, zero beyond count; `row` holds kWidth
+// rows of d padded to kWidth. Squared norms go to norms[vectors · kWidth].
 template <class In, class T>
-void pack_panel(const Rows<In>& rows, int64_t first, int64_t count, int vectors, int64_t d, T* row, T* out,
-                T* norms) {
+void pack_panel(const Rows<In>& rows, int64_t first, int64_t count, int vectors, int64_t d, int64_t steps,
+                T* row, T* out, T* norms) {
   constexpr int kWidth = Simd<T>::kWidth;
   const int64_t padded = round_up(d, kWidth);
   for (int v = 0; v < vectors; ++v) {
@@ -65,7 +65,7 @@ void pack_panel(const Rows<In>& rows, int64_t first, int64_t count, int vectors,
       transpose<T>(square);
 #pragma GCC unroll 16
       for (int e = 0; e < kWidth; ++e) {
-        if (p + e >= d) break;
+        if (p + e >= steps) break;
         norm += square[e] * square[e];
         store(out + ((p + e) * vectors + v) * kWidth, square[e]);
       }

@@ -12,7 +12,11 @@ namespace wscl {
 namespace WSCL_ISA {
 
 constexpr int kKeys = WSCL_KEY_TILE;  // rows of y in a register tile of the first product
-constexpr int kMostVectors = 3;       // of a panel: kKeys × 3 accumulators
+#if defined(WSCL_BFLOAT16_TILES)
+constexpr int kMostVectors = 2;  // of a panel: 2 × 2 tiles of sums
+#else
+constexpr int kMostVectors = 3;  // of a panel: kKeys × 3 accumulators
+#endif
 template <class T>
 constexpr int kPanel = kMostVectors * Simd<T>::kWidth;
 // Rows of x in a register tile of the second product: × 2 accumulators.

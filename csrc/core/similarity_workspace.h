@@ -4,10 +4,7 @@
 #include <cmath>
 #include <cstdlib>
 
-#include "similarity_panels.h"
-#if defined(WSCL_BFLOAT16_DOT)
-#include "similarity_dot.h"
-#endif
+#include "similarity_operands.h"
 
 namespace wscl {
 namespace WSCL_ISA {
@@ -69,32 +66,6 @@ class Workspace {
   int64_t used_ = 0;
 };
 
-template <bool kFirst, class A, class B>
-struct Choose {
-  using Type = A;
-};
-template <class A, class B>
-struct Choose<false, A, B> {
-  using Type = B;
-};
-
-#if defined(WSCL_BFLOAT16_DOT)
-template <class In>
-constexpr bool kPairs = Is<In, BFloat16>::value;
-template <class In>
-using Math = typename Choose<kPairs<In>, Pairs, Numbers<Compute<In>>>::Type;
-#else
-template <class In>
-constexpr bool kPairs = false;
-template <class In>
-using Math = Numbers<Compute<In>>;
-#endif
-
-template <class In>
-using Element = typename Math<In>::Element;  // of y's rows, as the first product reads them
-template <class In>
-using Packed = typename Math<In>::Step;  // of packed rows of x
-
 constexpr int64_t kBlockBytes = 192 * 1024;  // of a block; and the weights of 128 columns take 24 KiB
 
 // Rows of y in a block.
@@ -129,6 +100,8 @@ struct PartState {
   using Packed = WSCL_ISA::Packed<In>;
   static constexpr int kWidth = Simd<T>::kWidth;
   static constexpr T kInfinity = __builtin_huge_val();
+  // Of a block's rows, for a whole tile.
+  static constexpr int64_t kSpare = Operands<In>::kWhole - 1;
   static constexpr bool kTwoWay = kEpilogue == Epilogue::kTwoWay;
   static constexpr bool kSoftmax = kTwoWay || kEpilogue == Epilogue::kSoftmax;
   static constexpr bool kSoftplus = kEpilogue == Epilogue::kSoftplus;
@@ -141,7 +114,7 @@ struct PartState {
   const int64_t d_padded;  // d as the second product sees it
   const int64_t block;     // rows of y in a block
   const int64_t depth;     // steps of the first product
-  const bool in_place;     // y is read where it is
+  const bool in_place;     // y is read where it is; by tiles, where they do not reach beyond its end
   const bool x_in_place;   // and so is x, for the columns
   int64_t first_excluded;  // of this part's rows
   T row_norm = 0;          // the largest of this part's
@@ -161,8 +134,9 @@ struct PartState {
   const Element** x_rows;                 // [rows] for the columns' product
   Element* x_copy;                        // [rows][d_padded] where x cannot be read in place
   uint32_t* x_pairs;                      // [rows / 2][d_padded] for the columns' product of pairs
-  uint32_t* weight_pairs;                 // [block][lanes / 2]
+  uint32_t* weight_pairs;                 // [block][lanes / 2]; for tiles the rows' weights too
   const Element* y_rows[kBlock + kKeys];  // of the block
+  int64_t y_bytes = 0;                    // from one of them to the next, where tiles read them
   const char* next_rows[kBlock];          // of the next block, as they stand
   Aheads ahead;                           // over these, and places of what is kept
   Aheads nothing;
@@ -172,15 +146,19 @@ struct PartState {
       : params(p),
         part(part),
         rows(part.row1 - part.row0),
-        d_padded(round_up(p.d, kWidth)),
+        d_padded(round_up(p.d, kTiles<In> ? 2 * kWidth : kWidth)),
         block(block_rows<T>(p.d)),
-        depth(kPairs<In> ? (p.d + 1) / 2 : p.d),
-        in_place(kPairs<In> ? p.d % 2 == 0 : sizeof(In) == sizeof(T) && (!kGather || d_padded == p.d)),
+        depth(kTiles<In>   ? d_padded / 2
+              : kPairs<In> ? (p.d + 1) / 2
+                           : p.d),
+        in_place(kTiles<In>   ? d_padded == p.d && !p.y.index
+                 : kPairs<In> ? p.d % 2 == 0
+                              : sizeof(In) == sizeof(T) && (!kGather || d_padded == p.d)),
         x_in_place(kPairs<In> || (sizeof(In) == sizeof(T) && d_padded == p.d)) {
-    const int64_t padded = round_up(rows, kWidth);
+    const int64_t padded = round_up(rows, kWidth), columns = block + kSpare;
     for (int round = 0; round < 2; ++round) {
       memory.cut(x_packed, padded * depth);
-      memory.cut(y_copy, in_place ? 0 : block * d_padded);
+      memory.cut(y_copy, in_place && !kTiles<In> ? 0 : columns * d_padded);
       memory.cut(output, kGather ? padded * d_padded : 0);
       memory.cut(logits, (block + kKeys) * kPanel<T>);
       memory.cut(norms, padded);
@@ -188,15 +166,15 @@ struct PartState {
       memory.cut(weights, padded);
       memory.cut(sums, padded);
       memory.cut(slopes, kSoftplus ? padded : 0);
-      memory.cut(y_pairs, kPairs<In> && kGather ? (block + 1) / 2 * d_padded : 0);
+      memory.cut(y_pairs, kPairs<In> && kGather ? ((block + 1) / 2 + kSpare) * d_padded : 0);
       memory.cut(scratch, kWidth * round_up(p.d, 2 * kWidth));
       memory.cut(column_shifts, kTwoWay ? block * kWidth : 0);
       memory.cut(column_sums, kTwoWay ? block * kWidth : 0);
-      memory.cut(column_output, kBoth ? block * d_padded : 0);
+      memory.cut(column_output, kBoth ? columns * d_padded : 0);
       memory.cut(x_rows, kBoth ? rows : 0);
       memory.cut(x_copy, kBoth && !x_in_place ? rows * d_padded : 0);
-      memory.cut(x_pairs, kBoth && kPairs<In> ? padded / 2 * d_padded : 0);
-      memory.cut(weight_pairs, kBoth && kPairs<In> ? block * kPanel<T> / 2 : 0);
+      memory.cut(x_pairs, kBoth && kPairs<In> ? x_pair_rows() * d_padded : 0);
+      memory.cut(weight_pairs, kTiles<In> || (kBoth && kPairs<In>) ? (columns + kSpare) * kPanel<T> / 2 : 0);
       if (round == 0) memory.allocate();
     }
     int64_t low = 0, high = p.excluded_count;
@@ -208,6 +186,26 @@ struct PartState {
         high = middle;
     }
     first_excluded = low;
+  }
+
+  // A panel's rows in x_pairs, and its columns in y_pairs.
+  RowMatrix<Packed> pairs_of_rows(const Panel<In>& p) const {
+    return {x_pairs + p.row / 2 * d_padded, d_padded};
+  }
+  RowMatrix<Packed> pairs_of_columns(const Panel<In>& p) const {
+    return {y_pairs + (p.y - y_rows) / 2 * d_padded, d_padded};
+  }
+  // What its rows have gathered, and what its columns have.
+  T* sums_of_rows(const Panel<In>& p) const {
+    return output + p.row * d_padded;
+  }
+  T* sums_of_columns(const Panel<In>& p) const {
+    return column_output + (p.y - y_rows) * d_padded;
+  }
+
+  // Rows of x_pairs, those of the last panel to its end.
+  int64_t x_pair_rows() const {
+    return round_up(rows, kTiles<In> ? kPanel<T> : kWidth) / 2;
   }
 };
 

@@ -13,8 +13,8 @@ namespace {
 const TagKernels& kernels() {
   const std::string name = cpu_kernels().name;
 #if defined(__x86_64__)
-  if (name.rfind("avx512", 0) == 0) return kTagsAvx512;
-  if (name == "avx2") return kTagsAvx2;
+  if (name == kSimilarityAvx2.name) return kTagsAvx2;
+  if (name != kSimilarityPortable.name) return kTagsAvx512;
 #endif
   return kTagsPortable;
 }

@@ -1,0 +1,157 @@
+// The products of the similarity pass on bfloat16 rows by tiles of AMX, accumulated in float.
+//
+// Operands lie as for the dot instruction (similarity_dot.h): pairs of the first product along d, of the second
+// along y's rows, of the third along x's. What changes is their size, always whole tiles:
+//
+//   d is padded to 32, a panel of x has 16 or 32 lanes, y's rows are read 16 at a time
+//   S[16 y][16 x]  += y[16][16 pairs]        · x_packed[16 pairs][16]
+//   O[16 x][16 d]  += weights[16 x][16 pairs] · y_pairs[16 pairs][16 d]
+//   C[16 y][16 d]  += weights[16 y][16 pairs] · x_pairs[16 pairs][16 d]
+//
+// For O the weights, which lie as [y][x], are transposed.
+#pragma once
+
+#include "amx.h"
+#include "similarity_dot.h"
+
+namespace wscl {
+namespace WSCL_ISA {
+
+constexpr int64_t kTileBytes = 64;  // of a tile's row
+
+// Two tiles of sums by two of them: the second row or column is left out where there is none.
+template <bool kTwoRows, bool kTwoColumns>
+struct Square {
+  static WSCL_INLINE void zero() {
+    tile_zero<0>();
+    if (kTwoColumns) tile_zero<1>();
+    if (kTwoRows) tile_zero<2>();
+    if (kTwoRows && kTwoColumns) tile_zero<3>();
+  }
+  static WSCL_INLINE void load(const float* sums, int64_t stride) {
+    const int64_t bytes = stride * int64_t(sizeof(float));
+    const float* const below = sums + kTileRows * stride;
+    tile_load<0>(sums, bytes);
+    if (kTwoColumns) tile_load<1>(sums + kTileRows, bytes);
+    if (kTwoRows) tile_load<2>(below, bytes);
+    if (kTwoRows && kTwoColumns) tile_load<3>(below + kTileRows, bytes);
+  }
+  static WSCL_INLINE void store(float* sums, int64_t stride) {
+    const int64_t bytes = stride * int64_t(sizeof(float));
+    float* const below = sums + kTileRows * stride;
+    tile_store<0>(sums, bytes);
+    if (kTwoColumns) tile_store<1>(sums + kTileRows, bytes);
+    if (kTwoRows) tile_store<2>(below, bytes);
+    if (kTwoRows && kTwoColumns) tile_store<3>(below + kTileRows, bytes);
+  }
+  // `left`: rows of pairs, the second tile's `below` bytes on; `right`: pairs, the second tile's kTilePairs on.
+  static WSCL_INLINE void multiply(const void* left, int64_t left_stride, int64_t below, const Pair2* right,
+                                   int64_t right_stride) {
+    const int64_t bytes = right_stride * int64_t(sizeof(Pair2));
+    tile_load<4>(left, left_stride);
+    tile_load<6>(right, bytes);
+    tile_multiply<0, 4, 6>();
+    if (kTwoRows) {
+      tile_load<5>(static_cast<const char*>(left) + below, left_stride);
+      tile_multiply<2, 5, 6>();
+    }
+    if (kTwoColumns) {
+      tile_load<7>(right + kTilePairs, bytes);
+      tile_multiply<1, 4, 7>();
+      if (kTwoRows) tile_multiply<3, 5, 7>();
+    }
+  }
+};
+
+// out[count, whole tiles of it][lanes] = the first product of rows of y, `stride` bytes apart, with a panel.
+template <int kVectorsX>
+__attribute__((noinline)) void logits_by_tiles(const BFloat16* y, int64_t stride, int64_t count, const Pair2* x,
+                                               int64_t steps, float* out, Aheads& ahead) {
+  constexpr int64_t kLanes = kVectorsX * kTileRows;
+  const auto rows = [&](auto square, int64_t k) {
+    const char* const from = reinterpret_cast<const char*>(y) + k * stride;
+    square.zero();
+    for (int64_t p = 0; p < steps; p += kTilePairs) {
+      ahead.fetch();
+      square.multiply(from + p * int64_t(sizeof(Pair2)), stride, kTileRows * stride, x + p * kLanes, kLanes);
+    }
+    square.store(out + k * kLanes, kLanes);
+  };
+  int64_t k = 0;
+  for (; k + kTileRows < count; k += 2 * kTileRows) rows(Square<true, kVectorsX == 2>(), k);
+  if (k < count) rows(Square<false, kVectorsX == 2>(), k);
+}
+
+// Weights [count][lanes] as tiles [⌈count / 32⌉][vector of lanes][lane][pair along count], zero beyond count.
+template <int kVectorsX>
+inline void tiles_of_weights(const float* weights, int64_t count, Pair2* out) {
+  constexpr int64_t kLanes = kVectorsX * kTileRows;
+  // Of numbers 0 … 15 and 16 … 31: pairs of the first of both, the second of both, …
+  alignas(64) static const uint16_t kOrder[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                  8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  const __m512i order = _mm512_load_si512(kOrder);
+  for (int64_t k0 = 0; k0 < count; k0 += 2 * kTilePairs)
+    for (int v = 0; v < kVectorsX; ++v, out += kTileSteps) {
+      Vector<float> square[kTilePairs];
+#pragma GCC unroll 16
+      for (int64_t p = 0; p < kTilePairs; ++p) {
+        const int64_t k = k0 + 2 * p;
+        const float* const from = weights + k * kLanes + v * kTileRows;
+        const Vector<float> even = k < count ? load(from) : Vector<float>{};
+        const Vector<float> odd = k + 1 < count ? load(from + kLanes) : Vector<float>{};
+        const __m512bh both = _mm512_cvtne2ps_pbh((__m512)odd, (__m512)even);
+        square[p] = (Vector<float>)_mm512_permutexvar_epi16(order, (__m512i)both);
+      }
+      transpose<float>(square);
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < kTileRows; ++i) _mm512_storeu_si512(out + i * kTilePairs, (__m512i)square[i]);
+    }
+}
+
+// out[lanes][d] += weightsᵀ y: `weights` as tiles_of_weights leaves them, y's rows as pairs.
+template <int kVectorsX>
+__attribute__((noinline)) void gather_by_tiles(const Pair2* weights, const Pair2* y, int64_t count, int64_t d,
+                                               float* out) {
+  using Sums = Square<kVectorsX == 2, true>;
+  for (int64_t c = 0; c < d; c += 2 * kTileRows) {
+    Sums::load(out + c, d);
+    const Pair2* left = weights;
+    for (int64_t p = 0; 2 * p < count; p += kTilePairs, left += kVectorsX * kTileSteps)
+      Sums::multiply(left, kTileBytes, kTileRows * kTileBytes, y + p * d + c, d);
+    Sums::store(out + c, d);
+  }
+}
+
+// Weights [count][lanes] as rows [whole tiles of count][kTilePairs] of pairs of neighbouring lanes, zero
+// beyond.
+template <int kVectorsX>
+inline void rows_of_weights(const float* weights, int64_t count, Pair2* out) {
+  constexpr int64_t kLanes = kVectorsX * kTileRows;
+  for (int64_t k = 0; k < count; ++k) {
+    const Vector<float> low = load(weights + k * kLanes);
+    const Vector<float> high = kVectorsX == 2 ? load(weights + k * kLanes + kTileRows) : Vector<float>{};
+    _mm512_storeu_si512(out + k * kTilePairs, (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low));
+  }
+  for (int64_t k = count; k < round_up(count, kTileRows); ++k)
+    _mm512_storeu_si512(out + k * kTilePairs, _mm512_setzero_si512());
+}
+
+// out[count, whole tiles of it][d] += weights x: `weights` as rows_of_weights leaves them, x's rows as pairs.
+__attribute__((noinline)) inline void scatter_by_tiles(const Pair2* weights, const Pair2* x, int64_t count,
+                                                       int64_t d, float* out, Aheads& ahead) {
+  const auto rows = [&](auto sums, int64_t k, int64_t c) {
+    ahead.fetch();
+    float* const to = out + k * d + c;
+    sums.load(to, d);
+    sums.multiply(weights + k * kTilePairs, kTileBytes, kTileRows * kTileBytes, x + c, d);
+    sums.store(to, d);
+  };
+  for (int64_t c = 0; c < d; c += 2 * kTileRows) {
+    int64_t k = 0;
+    for (; k + kTileRows < count; k += 2 * kTileRows) rows(Square<true, true>(), k, c);
+    if (k < count) rows(Square<false, true>(), k, c);
+  }
+}
+
+}  // namespace WSCL_ISA
+}  // namespace wscl
