@@ -231,6 +231,24 @@ def test_compiles_without_a_graph_break(affinity: str, impl: str) -> None:
     torch.testing.assert_close(torch.autograd.grad(got, leaves), torch.autograd.grad(want, leaves))
 
 
+@pytest.mark.parametrize("within", [True, False])
+@pytest.mark.parametrize("positives", ["out", "in"])
+@pytest.mark.parametrize("impl", [*IMPLS, "reference"])
+def test_nan_in_a_vector_is_nan_in_the_rows_that_it_touches(impl: str, positives: str, within: bool) -> None:
+    """In a query's vector in its row; in a key's, which all queries meet, in every row."""
+    (q, *keys), known = problem("kernel", 8, None if within else 20)
+    known["query_auxiliary"][3, 1] = torch.nan
+    options = {"positives": positives, "impl": impl, **known}
+    q.requires_grad_()
+    rows = soft_infonce(q, *keys, reduction="none", **options)
+    (gradient,) = torch.autograd.grad(rows.sum(), q)
+    touched = torch.full((8,), within)
+    touched[3] = True
+    assert rows.isnan().equal(touched)
+    assert gradient.isnan().any(1).equal(touched)
+    assert soft_infonce(q, *keys, **options).isnan()
+
+
 @pytest.mark.usefixtures("extension")
 @pytest.mark.parametrize("jaccard", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -158,15 +158,21 @@ def soft_infonce(pairs: Pairs, weights: Tensor, *, inner: bool) -> tuple[Tensor,
     s, allowed = logits(pairs), pairs.tile("all")
     weights = weights.masked_fill(~allowed, 0)
     total = weights.sum(1)
-    valid = total > 0
+    unknown = total.isnan()
+    valid = (total > 0) | unknown
     lse = masked_logsumexp(s, allowed).masked_fill(~allowed.any(1), 0)
     if inner:
         mass = log_difference(*signed_logsumexp(s, weights))
-        valid = valid & (mass > -torch.inf)
+        valid = valid & ((mass > -torch.inf) | unknown)
         numerator = mass.masked_fill(~valid, 0) - torch.where(valid, total, 1.0).log()
     else:
         numerator = (weights * s.masked_fill(~allowed, 0)).sum(1) / torch.where(valid, total, 1.0)
-    return torch.where(valid, lse - numerator, 0.0), valid
+    return torch.where(valid, spoilt(lse - numerator, unknown), 0.0), valid
+
+
+def spoilt(loss: Tensor, rows: Tensor) -> Tensor:
+    """The loss with NaN in some rows, and in what of the gradients comes through them."""
+    return loss * torch.where(rows, torch.nan, 1.0).to(loss.dtype)
 
 
 def row_stats(

@@ -173,15 +173,17 @@ def _rows(
         wanted["masses"] = AffinityLogSumExp(pairs, *weights)
     got = passes(wanted)
     logits, total, taken = got["sums"]
-    valid = total > LEAST * taken.abs()
+    unknown = total.isnan()  # where a vector is NaN, a loss is owed that says so
+    valid = (total > LEAST * taken.abs()) | unknown
     share = torch.where(valid, total, 1.0)
     if inner:
         mass = reference.log_difference(*got["masses"])
-        valid = valid & (mass > -torch.inf)
+        valid = valid & ((mass > -torch.inf) | unknown)
         numerator = mass.masked_fill(~valid, 0) - share.log().to(mass.dtype)
     else:
         numerator = (logits / share).to(got["lse"].dtype).masked_fill(~valid, 0)
-    return torch.where(valid, got["lse"].masked_fill(~valid, 0) - numerator, 0.0), valid
+    loss = got["lse"].masked_fill(~valid, 0) - numerator
+    return torch.where(valid, reference.spoilt(loss, unknown), 0.0), valid
 
 
 @takes_arrays
