@@ -86,6 +86,15 @@ def test_results_of_several_parts(make: Any, kind: type) -> None:
 
 
 @KINDS
+def test_potentials_of_arrays(make: Any, kind: type) -> None:
+    x, nearest = torch.randn(30, 4), torch.full((30,), torch.inf)
+    got = functional.kmeans_potentials(make(x), make(x[:2].clone()), make(nearest))
+    for part, want in zip(got, functional.kmeans_potentials(x, x[:2], nearest), strict=True):
+        assert isinstance(part, kind)
+        assert torch.equal(back(part), want)
+
+
+@KINDS
 def test_the_other_losses(make: Any, kind: type) -> None:
     x, y, ids = torch.randn(9, 4), torch.randn(9, 4), torch.arange(9) // 3
     got = functional.clip_loss(make(x), make(y), x_clusters=make(ids))

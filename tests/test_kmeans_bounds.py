@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -218,6 +219,10 @@ def test_what_is_not_finite_is_told(impl):
         ({"lower": torch.zeros(3).double()}, TypeError, "lower: expected torch.float32"),
         ({"sums": torch.zeros(2, 4)}, TypeError, "sums: expected torch.float64"),
         ({"sums": torch.zeros(3, 4).double()}, ValueError, r"sums: expected shape \(2, 4\)"),
+        ({"sums": None}, TypeError, "sums: expected a tensor, got NoneType"),
+        ({"sums": np.zeros((2, 4))}, TypeError, "sums: expected a tensor, got ndarray"),
+        ({"sums": torch.zeros(2, 4, device="meta").double()}, ValueError, "sums: expected device cpu as x"),
+        ({"previous": [[1.0]]}, TypeError, "previous: expected a tensor, got list"),
         ({"previous": torch.zeros(3, 4)}, ValueError, r"previous: expected shape \(2, 4\)"),
         ({"half": torch.zeros(3)}, ValueError, "half: expected shape"),
         ({"weights": torch.zeros(2)}, ValueError, "weights: expected shape"),

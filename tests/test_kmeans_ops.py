@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -242,6 +243,12 @@ def test_bad_top(top, error):
         kmeans_assign(torch.ones(3, 4), torch.ones(2, 4), top=top)
 
 
+def test_top_may_be_a_number_of_numpy():
+    x, centroids = problem(30, 4, 5)
+    got, want = (kmeans_assign(x, centroids, top=top) for top in (np.int64(2), 2))
+    assert got.assignment.equal(want.assignment)
+
+
 @pytest.mark.parametrize("value", [-1.0, torch.nan, torch.inf])
 def test_bad_weights(value):
     weights = torch.ones(3)
@@ -412,6 +419,22 @@ def test_distances_refuse_no_centroid(impl):
             kmeans_distances(torch.ones(3, 4), torch.ones(2, 4), torch.tensor([0, number, 1]), impl=impl)
     with pytest.raises(TypeError, match="assignment: expected int64"):
         kmeans_distances(torch.ones(3, 4), torch.ones(2, 4), torch.zeros(3))
+    with pytest.raises(ValueError, match="assignment: expected device cpu as x, got meta"):
+        kmeans_distances(torch.ones(3, 4), torch.ones(2, 4), torch.zeros(3, device="meta").long(), impl=impl)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("impl", ["fused", "chunked"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_row_that_is_not_finite_has_no_distance(impl, metric, value):
+    x, centroids = problem(30, 4, 3)
+    own = torch.arange(30) % 3
+    for weights in (None, (torch.arange(30) != 17).float()):
+        kmeans_distances(x, centroids, own, weights=weights, metric=metric, impl=impl)
+        spoilt = x.clone()
+        spoilt[17, 2] = value
+        with pytest.raises(ValueError, match=r"x: expected finite numbers.* row 17"):
+            kmeans_distances(spoilt, centroids, own, weights=weights, metric=metric, impl=impl)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -448,6 +471,16 @@ def test_potentials_equal_the_definition(candidates, dtype, scaled, weighted, n,
         ({"nearest": torch.ones(3).double()}, TypeError, "nearest: expected torch.float32"),
         ({"scale": torch.ones(3).double()}, TypeError, "scale: expected torch.float32"),
         ({"weights": torch.ones(3)}, TypeError, "weights: expected torch.float64"),
+        ({"weights": -torch.ones(3).double()}, ValueError, "weights: expected finite numbers of at least 0"),
+        ({"candidates": torch.ones(2, 4, device="meta")}, ValueError, "candidates: expected device cpu as x"),
+        ({"candidates": torch.ones(2, 4).half()}, TypeError, "candidates: expected torch.float32 or torch.f"),
+        ({"x": torch.ones(3, 4).double()}, TypeError, "candidates: expected torch.float64 for x in torch.f"),
+        ({"candidates": torch.full((2, 4), torch.nan)}, ValueError, "candidates: expected finite numbers"),
+        (
+            {"x": torch.full((3, 4), torch.nan), "nearest": torch.full((3,), torch.inf)},
+            ValueError,
+            "x: expected finite numbers",
+        ),
         ({"impl": "fast"}, ValueError, "impl: expected one of"),
     ],
 )

@@ -9,14 +9,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wscl_fast.values import may_look
+
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+LARGEST = torch.finfo(torch.float64).max
+LARGEST_FLOAT32 = torch.finfo(torch.float32).max  # of the dtype that is computed in where no input is float64
 INT64 = torch.iinfo(torch.int64)
+
+
+def check_bool(name: str, value: object) -> bool:
+    """Python's own truth value, or numpy's: anything else that counts as true is most likely a slip."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name}: expected a bool, got {type(value).__name__}")
+    return bool(value)
 
 
 def check_number(name: str, value: object, kind: str = "a number") -> float:
     """Python's own number, of numpy's too."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise TypeError(f"{name}: expected {kind}, got {type(value).__name__}")
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise ValueError(
+            f"{name}: expected {kind} that a float holds, got an int of {value.bit_length()} bits"
+        )
     return float(value)
 
 
@@ -28,6 +43,16 @@ def check_positive(name: str, value: object, kind: str = "a number") -> float:
     return number
 
 
+def check_divisor(
+    name: str, value: object, kind: str = "a number", dtype: torch.dtype = torch.float32
+) -> float:
+    """A finite number above 0 whose inverse the dtype has too, a temperature's say."""
+    number, least = check_positive(name, value, kind), torch.finfo(dtype).tiny
+    if number < least:
+        raise ValueError(f"{name}: expected at least {least} in {dtype}, got {value}")
+    return number
+
+
 def check_range(name: str, value: object, low: float, below: float) -> float:
     """A number of ``[low, below)``."""
     number = check_number(name, value)
@@ -36,19 +61,25 @@ def check_range(name: str, value: object, low: float, below: float) -> float:
     return number
 
 
-def check_id(name: str, value: object) -> int:
-    """A whole number."""
-    if isinstance(value, bool) or not isinstance(value, int):
+def check_int(name: str, value: object) -> int:
+    """Python's own whole number, or numpy's."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
-    if not INT64.min <= value <= INT64.max:
+    return int(value)
+
+
+def check_id(name: str, value: object) -> int:
+    """A whole number that int64 has."""
+    number = check_int(name, value)
+    if not INT64.min <= number <= INT64.max:
         raise ValueError(f"{name}: expected an int of 64 bits, got {value}")
-    return value
+    return number
 
 
 def check_choice(name: str, value: object, choices: Any) -> None:
     """Refuse a value that is not one of a Literal's."""
     allowed: tuple[str, ...] = choices.__args__  # typing.get_args takes longer than all else here
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
@@ -66,17 +97,23 @@ def refuse_vmap(name: str, value: Tensor) -> None:
         value = functorch.get_unwrapped(value)
 
 
-def check_floating(name: str, value: object) -> Tensor:
-    """A floating-point tensor."""
+def check_tensor(name: str, value: object) -> Tensor:
+    """A dense tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got {value.layout}")
+    refuse_vmap(name, value)
+    return value
+
+
+def check_floating(name: str, value: object) -> Tensor:
+    """A dense floating-point tensor."""
+    value = check_tensor(name, value)
     if not value.is_floating_point():
         raise TypeError(f"{name}: expected a floating-point dtype, got {value.dtype}")
     if value.dtype not in FLOATING:
         raise TypeError(f"{name}: expected float32, float64, bfloat16 or float16, got {value.dtype}")
-    if value.layout != torch.strided:
-        raise TypeError(f"{name}: expected a dense tensor, got {value.layout}")
-    refuse_vmap(name, value)
     return value
 
 
@@ -87,21 +124,27 @@ def check_matrix(name: str, value: object) -> None:
         raise ValueError(f"{name}: expected a matrix [rows, d], got shape {tuple(value.shape)}")
 
 
-def check_vector(name: str, value: object, length: int, queries: Tensor, *, integer: bool) -> None:
-    """Refuse what is not a vector of that length, on the queries' device."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+def check_vector(
+    name: str, value: object, length: int, beside: Tensor, *, integer: bool, other: str = "queries"
+) -> None:
+    """Refuse what is not a vector of that length, on the device of what it stands beside."""
+    value = check_tensor(name, value)
     if integer and value.dtype != torch.int64:
         raise TypeError(f"{name}: expected int64, got {value.dtype}")
     if not integer and not value.is_floating_point():
         raise TypeError(f"{name}: expected a floating-point dtype, got {value.dtype}")
-    refuse_vmap(name, value)
     if value.shape != (length,):
         raise ValueError(f"{name}: expected shape ({length},), got {tuple(value.shape)}")
-    check_device(name, value, queries)
+    check_device(name, value, beside, other=other)
 
 
-def check_device(name: str, value: Tensor, queries: Tensor) -> None:
-    """Refuse a tensor on another device than the queries."""
-    if value.device != queries.device:
-        raise ValueError(f"{name}: expected device {queries.device} as queries, got {value.device}")
+def check_device(name: str, value: Tensor, beside: Tensor, *, other: str = "queries") -> None:
+    """Refuse a tensor on another device than the one beside it, which the caller knows as ``other``."""
+    if value.device != beside.device:
+        raise ValueError(f"{name}: expected device {beside.device} as {other}, got {value.device}")
+
+
+def check_all_finite(name: str, value: Tensor) -> None:
+    """Refuse NaN and infinity, where one may look."""
+    if may_look(value) and not bool(value.detach().isfinite().all()):
+        raise ValueError(f"{name}: expected finite numbers, got NaN or infinity")

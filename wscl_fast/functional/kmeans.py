@@ -9,9 +9,9 @@ from torch import Tensor
 
 from wscl_fast import _ops, chunked, reference
 from wscl_fast.functional._arrays import takes_arrays
-from wscl_fast.functional._checks import check_choice, check_matrix, check_vector
+from wscl_fast.functional._checks import check_choice, check_device, check_int, check_matrix, check_vector
 from wscl_fast.functional._inputs import Impl
-from wscl_fast.values import is_fake
+from wscl_fast.values import is_fake, may_look
 
 __all__ = [
     "Distances",
@@ -71,7 +71,7 @@ def kmeans_assign(
 ) -> Nearest:
     """The nearest centroid of each point, or the `top` nearest, without the N × K matrix.
 
-    Equals, in float64 (after ``normalize`` for the cosine),
+    Equals, in float64 (after ``normalize``, and halved, for the cosine),
 
         distance, assignment = torch.cdist(x.double(), centroids.double()).square().min(dim=1)
 
@@ -100,8 +100,7 @@ def kmeans_assign(
             ``top`` is more than 8.
     """
     x, centroids, dtype = check_problem(x, centroids, metric, impl)
-    if isinstance(top, bool) or not isinstance(top, int):
-        raise TypeError(f"top: expected an int, got {type(top).__name__}")
+    top = check_int("top", top)
     if not 1 <= top <= len(centroids):
         raise ValueError(f"top: expected 1 to the number of centroids ({len(centroids)}), got {top}")
     cosine = metric == "cosine"
@@ -192,7 +191,7 @@ def kmeans_distances(
 ) -> Distances:
     """The distance of each point from the centroid it is assigned to: one pass over the points.
 
-    Equals, in float64 (after ``normalize`` for the cosine),
+    Equals, in float64 (after ``normalize``, and halved, for the cosine),
 
         distance = (x - centroids[assignment]).square().sum(dim=1)
         inertia = (weights * distance).sum()
@@ -210,22 +209,26 @@ def kmeans_distances(
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
-        ValueError: shapes or devices do not fit together, a weight is negative, or a row of ``centroids`` is
-            not finite.
+        ValueError: shapes or devices do not fit together, a weight is negative, or a row of ``centroids``, or
+            one of ``x`` (on the CPU; elsewhere its distance is NaN), is not finite.
         RuntimeError: ``assignment`` names no centroid; ``impl="fused"`` where the extension was not built or
             does not serve the device.
     """
     x, centroids, dtype = check_problem(x, centroids, metric, impl)
-    check_vector("assignment", assignment, len(x), x, integer=True)
+    check_vector("assignment", assignment, len(x), x, integer=True, other="x")
     weights = check_weights(weights, x)
     cosine = metric == "cosine"
     if impl == "fused" or (impl == "auto" and _ops.kmeans_serves(x.device, dtype, "kmeans_distances")):
-        return Distances(*_ops.kmeans_distances(x, centroids, assignment, weights=weights, cosine=cosine))
-    check_assignment(assignment, len(centroids))
-    distance, inertia = chunked.kmeans_distances(x, centroids, assignment, weights=weights, cosine=cosine)
-    return Distances(narrow(distance, dtype), inertia)
+        found = Distances(*_ops.kmeans_distances(x, centroids, assignment, weights=weights, cosine=cosine))
+    else:
+        check_assignment(assignment, len(centroids))
+        distance, inertia = chunked.kmeans_distances(x, centroids, assignment, weights=weights, cosine=cosine)
+        found = Distances(narrow(distance, dtype), inertia)
+    _check_outcome(x, found.inertia)
+    return found
 
 
+@takes_arrays
 @torch.no_grad()
 def kmeans_potentials(
     x: Tensor,
@@ -252,7 +255,7 @@ def kmeans_potentials(
         nearest: the squared distance of each point from its nearest centroid so far, ``[N]``, infinity before
             the first; of the candidates' dtype.
         scale: of each row of ``x``, ``[N]``, of the candidates' dtype; ``None`` for 1 (cosine: ``1 / ‖x‖``).
-        weights: of the points, float64 ``[N]``; ``None`` for 1 each.
+        weights: of the points, float64 ``[N]``, at least 0; ``None`` for 1 each.
         impl: as in :func:`kmeans_assign`; there is no other reference than ``"chunked"``.
 
     Returns:
@@ -260,7 +263,9 @@ def kmeans_potentials(
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
-        ValueError: shapes or devices do not fit together.
+        ValueError: shapes or devices do not fit together; on the CPU also if a weight is negative, a row of
+            ``candidates`` is not finite, or one of ``x`` that makes a potential so (one that `nearest` bounds
+            may pass unseen).
         RuntimeError: ``impl="fused"`` where the extension was not built or does not serve the device.
 
     Source: Arthur & Vassilvitskii, *k-means++: The Advantages of Careful Seeding*, SODA 2007 (with
@@ -273,6 +278,11 @@ def kmeans_potentials(
         raise ValueError(
             f"candidates: expected {x.shape[1]} columns as in x, got shape {tuple(candidates.shape)}"
         )
+    check_device("candidates", candidates, x, other="x")
+    allowed = (torch.float64,) if x.dtype == torch.float64 else (torch.float32, torch.float64)
+    if candidates.dtype not in allowed:
+        expected = " or ".join(map(str, allowed))
+        raise TypeError(f"candidates: expected {expected} for x in {x.dtype}, got {candidates.dtype}")
     for name, vector, dtype in (
         ("nearest", nearest, candidates.dtype),
         ("scale", scale, candidates.dtype),
@@ -280,13 +290,19 @@ def kmeans_potentials(
     ):
         if vector is None:
             continue
-        check_vector(name, vector, len(x), x, integer=False)
+        check_vector(name, vector, len(x), x, integer=False, other="x")
         if vector.dtype != dtype:
             raise TypeError(f"{name}: expected {dtype}, got {vector.dtype}")
+    if may_look(x):  # which takes no time here; a look at all of x would take as long as the pass
+        check_finite("candidates", candidates)
+        check_weights(weights, x)
     served = impl == "auto" and _ops.kmeans_serves(x.device, candidates.dtype, "kmeans_potentials")
     if impl == "fused" or served:
-        return Potentials(*_ops.kmeans_potentials(x, candidates, nearest, scale=scale, weights=weights))
-    return Potentials(*chunked.kmeans_potentials(x, candidates, nearest, scale=scale, weights=weights))
+        found = Potentials(*_ops.kmeans_potentials(x, candidates, nearest, scale=scale, weights=weights))
+    else:
+        found = Potentials(*chunked.kmeans_potentials(x, candidates, nearest, scale=scale, weights=weights))
+    _check_outcome(x, found.potential)
+    return found
 
 
 def check_problem(x: Tensor, centroids: Tensor, metric: str, impl: str) -> tuple[Tensor, Tensor, torch.dtype]:
@@ -301,8 +317,7 @@ def check_problem(x: Tensor, centroids: Tensor, metric: str, impl: str) -> tuple
         )
     if len(centroids) == 0:
         raise ValueError("centroids: expected at least one, got none")
-    if centroids.device != x.device:
-        raise ValueError(f"centroids: expected device {x.device} as x, got {centroids.device}")
+    check_device("centroids", centroids, x, other="x")
     dtype = torch.float64 if torch.float64 in (x.dtype, centroids.dtype) else torch.float32
     check_finite("centroids", centroids)
     return x, centroids.to(dtype), dtype
@@ -312,7 +327,7 @@ def check_weights(weights: Tensor | None, x: Tensor) -> Tensor | None:
     """The points' weights in float64."""
     if weights is None:
         return None
-    check_vector("weights", weights, len(x), x, integer=False)
+    check_vector("weights", weights, len(x), x, integer=False, other="x")
     if not is_fake(weights) and not bool(((weights >= 0) & weights.isfinite()).all()):
         raise ValueError("weights: expected finite numbers of at least 0")
     return weights.double()
@@ -336,6 +351,12 @@ def check_finite(name: str, rows: Tensor) -> None:
     if bool(bad.any()):
         row = int(bad.int().argmax())
         raise ValueError(f"{name}: expected finite numbers, got NaN or infinity in row {row}")
+
+
+def _check_outcome(x: Tensor, sums: Tensor) -> None:
+    """Refuse points that are not finite by what came of them: nothing is read twice where all is well."""
+    if may_look(sums) and not bool(sums.isfinite().all()):
+        check_finite("x", x)
 
 
 def narrow(distance: Tensor, dtype: torch.dtype) -> Tensor:

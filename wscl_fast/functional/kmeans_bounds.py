@@ -10,7 +10,7 @@ from torch import Tensor
 
 from wscl_fast import _ops
 from wscl_fast.chunked.kmeans import BLOCK_ELEMENTS, cluster_counts, unit
-from wscl_fast.functional._checks import check_device, check_vector
+from wscl_fast.functional._checks import check_device, check_matrix, check_tensor, check_vector
 from wscl_fast.functional._inputs import Impl
 from wscl_fast.functional.kmeans import (
     Metric,
@@ -72,6 +72,8 @@ def kmeans_update_bounded(
     others meet the centroids that moved farthest first, and drop them as soon as the rest cannot matter any
     more.
 
+    Tensors only: what is renewed in place has to be the caller's own memory, which an array's copy is not.
+
     Sums are kept by what joins and leaves a cluster, so they carry the rounding (float64) of all passes; with
     `peak` a caller can tell when to sum afresh.
 
@@ -103,31 +105,33 @@ def kmeans_update_bounded(
     Source: Hamerly, *Making k-means even faster*, SDM 2010.
     """
     x, centroids, dtype = check_problem(x, centroids, metric, impl)
-    check_vector("assignment", assignment, len(x), x, integer=True)
-    check_vector("distance", distance, len(x), x, integer=False)
-    check_vector("lower", lower, len(x), x, integer=False)
+    check_vector("assignment", assignment, len(x), x, integer=True, other="x")
+    check_vector("distance", distance, len(x), x, integer=False, other="x")
+    check_vector("lower", lower, len(x), x, integer=False, other="x")
     for name, tensor, shape, wanted in (
         ("assignment", assignment, (len(x),), torch.int64),
         ("distance", distance, (len(x),), dtype),
         ("lower", lower, (len(x),), dtype),
         ("sums", sums, tuple(centroids.shape), torch.float64),
     ):
+        check_tensor(name, tensor)
         if tensor.dtype != wanted:
             raise TypeError(f"{name}: expected {wanted}, got {tensor.dtype}")
         if tuple(tensor.shape) != shape:
             raise ValueError(f"{name}: expected shape {shape}, got {tuple(tensor.shape)}")
         if not tensor.is_contiguous():
             raise ValueError(f"{name}: expected a contiguous tensor, got strides {tensor.stride()}")
-        check_device(name, tensor, x)
+        check_device(name, tensor, x, other="x")
     if previous is not None:
+        check_matrix("previous", previous)
         if previous.shape != centroids.shape:
             raise ValueError(
                 f"previous: expected shape {tuple(centroids.shape)} as centroids, got {tuple(previous.shape)}"
             )
-        check_device("previous", previous, x)
+        check_device("previous", previous, x, other="x")
         previous = previous.to(dtype)
     if half is not None:
-        check_vector("half", half, len(centroids), x, integer=False)
+        check_vector("half", half, len(centroids), x, integer=False, other="x")
         half = half.to(dtype)
     weights = check_weights(weights, x)
     if impl == "fused" or (impl == "auto" and bounds_are_fused(x.device, dtype)):
