@@ -116,6 +116,14 @@ def test_tensors_stay_tensors_and_keep_their_history() -> None:
     assert queries.grad is not None
 
 
+def test_the_order_of_keywords_says_nothing() -> None:
+    """A tensor as the first argument has a tensor for its loss, whichever comes first in the call."""
+    queries = torch.randn(8, 3, requires_grad=True)
+    loss = functional.clustered_infonce(query_clusters=(torch.arange(8) // 2).numpy(), queries=queries)
+    loss.backward()
+    assert queries.grad is not None
+
+
 def test_memory_is_shared() -> None:
     """A copy would not see what is written later."""
     from wscl_fast.arrays import as_tensor
@@ -145,6 +153,11 @@ def test_bad_arrays_are_told_by_name() -> None:
         )
     with pytest.raises(ValueError, match="keys: Complex data not supported"):
         functional.clustered_infonce(**{**tensors, "keys": tensors["keys"].astype(np.complex64)})
+    queries = tensors.pop("queries").astype(np.complex64)
+    with pytest.raises(ValueError, match="queries: Complex data not supported"):
+        functional.clustered_infonce(queries, **tensors)
+    with pytest.raises(ValueError, match="queries: Complex data not supported"):
+        functional.clustered_infonce(queries=queries, **tensors)
     with pytest.raises(TypeError, match="queries: expected a tensor, got list"):
         functional.clustered_infonce([[1.0]], query_clusters=torch.zeros(1, dtype=torch.int64))  # type: ignore[arg-type]
 

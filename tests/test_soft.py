@@ -337,6 +337,12 @@ def test_no_matrix_of_all_pairs(affinity: str) -> None:
             ValueError,
             "query_auxiliary: expected a matrix",
         ),
+        ({"query_auxiliary": torch.arange(4).to_sparse()}, TypeError, "query_auxiliary: expected a dense"),
+        (
+            {"affinity": "kernel", "query_auxiliary": torch.ones(4, 2).to_sparse()},
+            TypeError,
+            "query_auxiliary: expected a dense tensor, got torch.sparse_coo",
+        ),
         ({"query_auxiliary": torch.arange(3)}, ValueError, r"query_auxiliary: expected shape \(4, 1\)"),
         ({"keys": torch.randn(5, 3)}, ValueError, r"key_auxiliary: expected shape \(5, 1\), got \(4, 1\)"),
         ({"key_valid": torch.ones(4)}, TypeError, "key_valid: expected bool"),
@@ -353,3 +359,20 @@ def test_refusals(change: dict[str, object], error: type[Exception], message: st
         conditional_factors(torch.randn(4, 2), 0)
     with pytest.raises(TypeError, match="vectors: expected a floating-point dtype"):
         conditional_factors(torch.arange(4)[:, None])
+
+
+@pytest.mark.parametrize(
+    ("vectors", "ridge", "error", "message"),
+    [
+        (torch.full((4, 2), torch.nan), 0.1, ValueError, "vectors: expected finite numbers, .* in row 0"),
+        (torch.tensor([[1.0], [torch.inf]]), 0.1, ValueError, "vectors: expected finite numbers, .* row 1"),
+        (torch.full((8, 3), 1e4), 1e-12, ValueError, r"ridge: expected .* beside 8e\+08.* got 1e-12"),
+        (torch.ones(8, 3).to_sparse(), 0.1, TypeError, "vectors: expected a dense tensor, got torch.sparse"),
+        (torch.ones(8, 3).to(torch.float8_e4m3fn), 0.1, TypeError, "vectors: expected float32, .* got"),
+    ],
+)
+def test_factors_refuse_what_has_none(
+    vectors: Tensor, ridge: float, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        conditional_factors(vectors, ridge)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from types import NoneType
 from typing import Any, ParamSpec, TypeVar, cast
@@ -23,17 +24,19 @@ def takes_arrays(function: Callable[P, R]) -> Callable[P, R]:
     array, tensors in the result come back as its kind (without a history: other libraries have no autograd);
     where it is a tensor, they stay tensors.
     """
+    signature = inspect.signature(function)
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         if not any(map(_is_foreign, args)) and not any(map(_is_foreign, kwargs.values())):
             return function(*args, **kwargs)
-        first = args[0] if args else next(iter(kwargs.values()))
-        give = as_tensor(first, "the first argument")[1] if _is_foreign(first) else None
-        made = [as_tensor(x, f"argument {i}")[0] if _is_foreign(x) else x for i, x in enumerate(args)]
-        named = {name: as_tensor(x, name)[0] if _is_foreign(x) else x for name, x in kwargs.items()}
-        result = function(*cast(Any, made), **cast(Any, named))
-        return result if give is None else cast(R, _given(result, give))
+        bound = signature.bind(*args, **kwargs)  # errors say what the function calls an argument
+        given = bound.arguments
+        made = {name: as_tensor(x, name) for name, x in given.items() if _is_foreign(x)}
+        given.update({name: tensor for name, (tensor, _) in made.items()})
+        result = function(*bound.args, **bound.kwargs)
+        first = next(iter(given))
+        return cast(R, _given(result, made[first][1])) if first in made else result
 
     return wrapped
 

@@ -12,7 +12,13 @@ from wscl_fast import affinity as affinities
 from wscl_fast import reference
 from wscl_fast.affinity import Affinity
 from wscl_fast.functional._arrays import takes_arrays
-from wscl_fast.functional._checks import check_choice, check_device, check_matrix, check_positive, refuse_vmap
+from wscl_fast.functional._checks import (
+    check_choice,
+    check_device,
+    check_matrix,
+    check_positive,
+    check_tensor,
+)
 from wscl_fast.functional._inputs import Batch, Impl, Reduction, no_autocast, prepare, reduce_rows
 from wscl_fast.functional._passes import Passes
 from wscl_fast.functional._requests import (
@@ -23,7 +29,9 @@ from wscl_fast.functional._requests import (
     Request,
 )
 from wscl_fast.functional._variant import Positives
+from wscl_fast.functional.kmeans import check_finite
 from wscl_fast.pairs import Pairs
+from wscl_fast.values import is_fake
 
 __all__ = ["conditional_factors", "soft_infonce"]
 
@@ -197,37 +205,45 @@ def conditional_factors(vectors: Tensor, ridge: float = 0.1) -> Tensor:
 
     Args:
         vectors: ``[N, r]`` floating point, features of the samples' auxiliary information.
-        ridge: λ above 0, how much noise is assumed in it.
+        ridge: λ above 0, how much noise is assumed in it; not so little that float64 loses it beside
+            ``vectors.T @ vectors``.
 
     Returns:
         ``[N, r]``, in the dtype of ``vectors``.
 
     Raises:
-        TypeError, ValueError: naming the argument, what was expected and what came.
+        TypeError, ValueError: naming the argument, what was expected and what came; vectors that are not
+            finite, and a ridge that is lost.
 
     Source: Tsai et al., *Conditional Contrastive Learning with Kernels*, ICLR 2022 (arXiv 2202.05458), whose
     K_{XY} (K_Z + λI)⁻¹ K_Z this factors.
     """
     vectors = _check_auxiliary("vectors", vectors, "kernel")
     ridge = check_positive("ridge", ridge)
+    check_finite("vectors", vectors)
     # (U Uᵀ + λ)⁻¹ U Uᵀ = U (Uᵀ U + λ)⁻¹ Uᵀ
     wide = vectors.double()
     inner = wide.T @ wide
-    lower = torch.linalg.cholesky(inner + ridge * torch.eye(len(inner), dtype=wide.dtype, device=wide.device))
+    ridged = inner + ridge * torch.eye(len(inner), dtype=wide.dtype, device=wide.device)
+    traced = torch.compiler.is_compiling()
+    lower, failed = torch.linalg.cholesky_ex(ridged, check_errors=traced)  # a graph has PyTorch's own error
+    if not (traced or is_fake(failed)) and int(failed):
+        largest = float(inner.diagonal().max())
+        raise ValueError(
+            f"ridge: expected a number that float64 keeps beside {largest:.3g}, the largest sum of squares of"
+            f" a column of vectors, got {ridge}"
+        )
     factors: Tensor = torch.linalg.solve_triangular(lower, wide.T, upper=False).T
     return factors.to(vectors.dtype)
 
 
 def _check_auxiliary(name: str, value: object, affinity: Affinity) -> Tensor:
     """Tag masks as ``[rows, words]``, or vectors as they are, without their graph."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
-    refuse_vmap(name, value)
+    value = check_tensor(name, value)
     if affinity == "kernel":
         if not value.is_floating_point():
             raise TypeError(f"{name}: expected a floating-point dtype for a kernel, got {value.dtype}")
-        if value.ndim != 2:
-            raise ValueError(f"{name}: expected a matrix [rows, r], got shape {tuple(value.shape)}")
+        check_matrix(name, value)
         return value.detach()
     if value.dtype != torch.int64:
         raise TypeError(f"{name}: expected int64 bit masks for {affinity!r}, got {value.dtype}")
@@ -237,8 +253,7 @@ def _check_auxiliary(name: str, value: object, affinity: Affinity) -> Tensor:
 
 
 def _check_valid(valid: object, keys: int, queries: Tensor) -> None:
-    if not isinstance(valid, Tensor):
-        raise TypeError(f"key_valid: expected a tensor, got {type(valid).__name__}")
+    valid = check_tensor("key_valid", valid)
     if valid.dtype != torch.bool:
         raise TypeError(f"key_valid: expected bool, got {valid.dtype}")
     if valid.shape != (keys,):
