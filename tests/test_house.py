@@ -38,7 +38,7 @@ ALLOWED = {
         "values",
     },
     "losses": {"functional", "distributed"},
-    "queue": {"distributed"},
+    "queue": {"functional", "distributed"},
     "distributed": {"functional", "_ops", "pairs", "matching"},
     "clustering": {"functional", "distributed", "arrays", "files", "scatter"},
     "data": {"files"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import normalize
@@ -120,6 +121,13 @@ def test_a_checkpoint_is_exact(dtype: torch.dtype, tmp_path) -> None:  # type: i
         assert value.equal(other.state_dict()[name]), name
 
 
+def test_ids_may_lie_on_another_device() -> None:
+    """As a loader's sample numbers do: here on the CPU, of a queue without numbers."""
+    queue = ClusterQueue(np.int64(4), np.int64(2), ignore_index=np.int64(-1)).to("meta")
+    queue.enqueue(torch.ones(3, 2, device="meta"), torch.arange(3, device="meta"), torch.arange(3))
+    assert queue.clusters.is_meta
+
+
 def test_keys_leave_their_graph_and_their_memory() -> None:
     queue, keys = ClusterQueue(4, 2), torch.randn(4, 2, requires_grad=True)
     queue.enqueue(keys, torch.arange(4))
@@ -149,6 +157,9 @@ def test_enqueue_compiles() -> None:
         (lambda: ClusterQueue(0, 4), ValueError, "size: expected at least 1, got 0"),
         (lambda: ClusterQueue(4, 2.0), TypeError, "dim: expected an int, got float"),
         (lambda: ClusterQueue(4, 2, dtype=torch.int64), TypeError, "dtype: expected a floating-point"),
+        (lambda: ClusterQueue(4, 2**70), ValueError, "dim: expected an int of 64 bits"),
+        (lambda: ClusterQueue(4, 2, ignore_index=2**70), ValueError, "ignore_index: expected an int of 64"),
+        (lambda: ClusterQueue(4, 2, dtype=torch.float8_e4m3fn), TypeError, "dtype: expected float32, .* got"),
         (lambda: ClusterQueue(4, 2, gather="ring"), ValueError, "gather: expected 'none' or 'all'"),
     ],
 )
@@ -166,6 +177,7 @@ def test_bad_settings_are_refused(call, error: type[Exception], message: str) ->
         ((torch.ones(1, 2), torch.zeros(1)), TypeError, "clusters: expected int64, got torch.float32"),
         ((torch.ones(1, 2), torch.arange(2)), ValueError, r"clusters: expected shape \(1,\), got \(2,\)"),
         ((torch.ones(1, 2), torch.arange(1), [0]), TypeError, "samples: expected a tensor, got list"),
+        ((torch.ones(1, 2), torch.arange(1, device="meta")), ValueError, "clusters: expected numbers for a"),
     ],
 )
 def test_bad_entries_are_refused(entries, error: type[Exception], message: str) -> None:  # type: ignore[no-untyped-def]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from wscl_fast.distributed import gather as gather_rows
 from wscl_fast.distributed.collectives import Group
+from wscl_fast.functional._checks import FLOATING, check_id
 
 __all__ = ["ClusterQueue"]
 
@@ -79,17 +80,16 @@ class ClusterQueue(nn.Module):
     ) -> None:
         super().__init__()
         for name, value in (("size", size), ("dim", dim)):
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
-            if value < 1:
+            if check_id(name, value) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {value}")
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise TypeError(f"dtype: expected a floating-point dtype, got {dtype}")
-        if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
-            raise TypeError(f"ignore_index: expected an int, got {type(ignore_index).__name__}")
-        if gather not in ("none", "all"):
+        if dtype not in FLOATING:  # the losses would refuse the keys
+            raise TypeError(f"dtype: expected float32, float64, bfloat16 or float16, got {dtype}")
+        if not isinstance(gather, str) or gather not in ("none", "all"):
             raise ValueError(f"gather: expected 'none' or 'all', got {gather!r}")
-        self.size, self.dim, self.ignore_index = size, dim, ignore_index
+        self.size, self.dim = size, dim = int(size), int(dim)
+        self.ignore_index = ignore_index = check_id("ignore_index", ignore_index)
         self.gather, self.group = gather, group
         self.register_buffer("keys", torch.zeros(size, dim, dtype=dtype))
         self.register_buffer("clusters", torch.full((size,), ignore_index))
@@ -104,6 +104,8 @@ class ClusterQueue(nn.Module):
     @torch.no_grad()
     def enqueue(self, keys: Tensor, clusters: Tensor, samples: Tensor | None = None) -> None:
         """Put in ``keys [B, dim]`` with their ids ``clusters [B]``; the oldest give way.
+
+        Each may lie on another device than the queue, a loader's sample numbers on the CPU say.
 
         Args:
             keys: any floating-point dtype; stored in the queue's, without their graph. Of a batch larger
@@ -127,7 +129,13 @@ class ClusterQueue(nn.Module):
             _check_ids(name, value)
             if value.shape != keys.shape[:1]:
                 raise ValueError(f"{name}: expected shape ({len(keys)},), got {tuple(value.shape)}")
-        keys, ids = keys.detach().to(self.keys), torch.stack([clusters, samples], 1).to(self.clusters)
+        for name, value in (("keys", keys), ("clusters", clusters), ("samples", samples)):
+            if value.device.type == "meta" != self.keys.device.type:
+                raise ValueError(
+                    f"{name}: expected numbers for a queue on {self.keys.device}, got device meta"
+                )
+        keys = keys.detach().to(self.keys)
+        ids = torch.stack([numbers.to(self.clusters) for numbers in (clusters, samples)], 1)
         if self.gather == "all":
             keys, ids = gather_rows(keys, self.group), gather_rows(ids, self.group)
         # Slots come from the buffer on the device, so that nothing waits for a GPU.
