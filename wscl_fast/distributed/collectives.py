@@ -37,12 +37,20 @@ def _initialised() -> bool:
 
 
 def world_size(group: Group = None) -> int:
-    """The number of processes; 1 where no process group was started."""
+    """The number of processes; 1 where no process group was started.
+
+    Args:
+        group: the process group; by default all processes.
+    """
     return dist.get_world_size(group) if _initialised() else 1
 
 
 def rank(group: Group = None) -> int:
-    """The number of this process among them; 0 where no process group was started."""
+    """The number of this process among them; 0 where no process group was started.
+
+    Args:
+        group: the process group; by default all processes.
+    """
     return dist.get_rank(group) if _initialised() else 0
 
 
@@ -52,7 +60,12 @@ def alone(group: Group = None) -> bool:
 
 
 def sum_over_ranks(tensor: Tensor, group: Group = None) -> Tensor:
-    """The sum of all ranks' tensors of one shape, the same bits on every rank. No gradient comes back."""
+    """The sum of all ranks' tensors of one shape, the same bits on every rank. No gradient comes back.
+
+    Args:
+        tensor: of one shape and dtype on all ranks; it is left as it is.
+        group: the process group; by default all processes.
+    """
     return _exchanged(tensor, group, lambda copy: dist.all_reduce(copy, group=group))
 
 
@@ -67,7 +80,13 @@ def least_over_ranks(tensor: Tensor, group: Group = None) -> Tensor:
 
 
 def broadcast(tensor: Tensor, source: int = 0, group: Group = None) -> Tensor:
-    """Rank ``source``'s tensor, on every rank; each gives one of that shape and dtype. No gradient."""
+    """Rank ``source``'s tensor, on every rank; each gives one of that shape and dtype. No gradient.
+
+    Args:
+        tensor: of one shape and dtype on all ranks; it is left as it is.
+        source: the rank whose numbers all get.
+        group: the process group; by default all processes.
+    """
     return _exchanged(tensor, group, lambda copy: dist.broadcast(copy, peer(source, group), group=group))
 
 
@@ -133,7 +152,12 @@ def largest_over_ranks(values: Tensor, group: Group = None) -> Tensor:
 
 
 def first_row(tensor: Tensor, group: Group = None) -> int:
-    """The number that this rank's first row has among the rows of all ranks."""
+    """The number that this rank's first row has among the rows of all ranks.
+
+    Args:
+        tensor: ``[N, ...]``, this rank's rows; trailing dimensions alike on all ranks.
+        group: the process group; by default all processes.
+    """
     if alone(group):
         return 0
     return sum(rows_of_ranks(tensor.detach(), group)[0][: rank(group)])

@@ -48,6 +48,25 @@ def hierarchical_infonce(
     once, with ``constraint="pair"`` three times. The constraints hold between the levels' means, and the
     pairs, of all ranks. ``level_weights`` and a temperature that is not ``[N]`` are alike on all of them.
 
+    Args:
+        queries: ``[N, d]``, this rank's.
+        keys: ``[M, d]``, this rank's. Without keys all ranks' queries are contrasted with each other.
+        query_clusters: ``[N, L]`` int64, this rank's, the coarsest level first.
+        key_clusters: ``[M, L]`` int64, this rank's; by default ``query_clusters``.
+        level_weights: as for one process.
+        constraint: as for one process.
+        temperature: as for one process; ``[N]``: this rank's.
+        positives: as for one process.
+        weights: ``[N]``, this rank's.
+        ignore_index: as for one process.
+        exclude_self: as in :func:`wscl_fast.distributed.clustered_infonce`.
+        reduction: ``"mean"`` and ``"sum"`` over the rows of all ranks; ``"none"`` gives this rank's.
+        impl: as for one process.
+        gather: how keys meet the other ranks' queries, as in
+            :func:`wscl_fast.distributed.clustered_infonce`.
+        group: the process group; by default all processes.
+        ddp: whether the gradients will be averaged over the ranks, as DistributedDataParallel does.
+
     Returns:
         0-dim tensor, the same on every rank; ``[N, L]`` for ``reduction="none"``.
 
@@ -90,6 +109,24 @@ def soft_infonce(
     Every rank gives its own rows; the number and the gradient that it gets, and ``exclude_self``, ``gather``,
     ``group`` and ``ddp``, are as in :func:`wscl_fast.distributed.clustered_infonce`.
     ``key_valid`` is given on every rank or on none; a temperature that is not ``[N]`` is alike on all ranks.
+
+    Args:
+        queries: ``[N, d]``, this rank's.
+        keys: ``[M, d]``, this rank's. Without keys all ranks' queries are contrasted with each other.
+        query_auxiliary: tag masks or vectors of this rank's queries.
+        key_auxiliary: of this rank's keys; by default ``query_auxiliary``.
+        affinity: as for one process.
+        key_valid: ``[M]`` bool, this rank's.
+        temperature: as for one process; ``[N]``: this rank's.
+        positives: as for one process.
+        weights: ``[N]``, this rank's.
+        exclude_self: as in :func:`wscl_fast.distributed.clustered_infonce`.
+        reduction: ``"mean"`` and ``"sum"`` over the rows of all ranks; ``"none"`` gives this rank's.
+        impl: as for one process.
+        gather: how keys meet the other ranks' queries, as in
+            :func:`wscl_fast.distributed.clustered_infonce`.
+        group: the process group; by default all processes.
+        ddp: whether the gradients will be averaged over the ranks, as DistributedDataParallel does.
 
     Returns:
         0-dim tensor, the same on every rank; ``[N]`` for ``reduction="none"``.
