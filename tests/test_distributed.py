@@ -86,6 +86,13 @@ def test_one_process_has_the_loss_of_one_process() -> None:
         ({"weights": torch.ones(3)}, ValueError, r"weights: expected shape \(4,\)"),
         ({"positives": "both"}, ValueError, "positives: expected one of"),
         ({"reduction": "median"}, ValueError, "reduction: expected one of"),
+        ({"ddp": "no"}, TypeError, "ddp: expected a bool, got str"),
+        ({"return_stats": 1}, TypeError, "return_stats: expected a bool, got int"),
+        (
+            {"weights": torch.full((4,), torch.nan), "query_clusters": torch.zeros(4).long()},
+            ValueError,
+            "weights",
+        ),
     ],
 )
 def test_bad_arguments_are_refused(change: dict[str, object], error: type[Exception], message: str) -> None:

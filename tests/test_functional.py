@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -233,6 +234,27 @@ def test_a_prior_at_a_low_temperature(impl: str) -> None:
     torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
 
 
+def test_numbers_of_numpy_are_numbers() -> None:
+    x, ids = torch.randn(6, 4), torch.arange(6) // 2
+    want = clustered_infonce(x, query_clusters=ids, ignore_index=1, exclude_self=True)
+    for kind in (np.int64, np.int32):
+        options = {"ignore_index": kind(1), "exclude_self": np.bool_(True), "return_stats": np.bool_(False)}
+        assert clustered_infonce(x, query_clusters=ids, **options).equal(want)
+    whole, real = (
+        clustered_infonce(x, query_clusters=ids, hardness=hardness, impl="chunked")
+        for hardness in (2**70, 2.0**70)
+    )
+    assert whole.equal(real)
+
+
+def test_a_temperature_that_float64_has() -> None:
+    x, ids = torch.randn(6, 4, dtype=torch.float64), torch.arange(6) // 2
+    want = clustered_infonce(x, query_clusters=ids, temperature=0.5)
+    for temperature in (0.5e-100, torch.tensor(0.5e-100, dtype=torch.float64)):
+        got = clustered_infonce(x * 1e-50, query_clusters=ids, temperature=temperature)
+        torch.testing.assert_close(got, want)
+
+
 GOOD = {"queries": torch.randn(4, 3), "query_clusters": torch.zeros(4, dtype=torch.int64)}
 KEYS = {"keys": torch.randn(5, 3), "key_clusters": torch.zeros(5, dtype=torch.int64)}
 
@@ -257,10 +279,15 @@ KEYS = {"keys": torch.randn(5, 3), "key_clusters": torch.zeros(5, dtype=torch.in
         ({"temperature": 0}, ValueError, "temperature: expected a finite number above 0, got 0"),
         ({"temperature": float("nan")}, ValueError, "temperature: .* got nan"),
         ({"temperature": torch.tensor(-1.0)}, ValueError, "temperature: .* got -1.0"),
+        ({"temperature": 1e-45}, ValueError, "temperature: expected at least 1.17.*e-38 in .* got 1e-45"),
+        ({"temperature": torch.tensor(1e-45)}, ValueError, "temperature: expected at least 1.17.*e-38"),
+        ({"temperature": 10**400}, ValueError, "temperature: .* that a float holds, got an int of 1329 bits"),
         ({"temperature": torch.ones(3)}, TypeError, r"temperature: .* got shape \(3,\)"),
         ({"temperature": torch.tensor([1, 1, 0.0, 1])}, ValueError, "temperature: .* got 0.0"),
         ({"denominator": "none"}, ValueError, "denominator: expected one of 'all', 'other', 'decoupled'"),
         ({"hardness": -1}, ValueError, "hardness: expected a number of at least 0 .* got -1"),
+        ({"hardness": 1e300}, ValueError, r"hardness: expected .* below 3.4.*e\+38, got 1e\+300"),
+        ({"hardness": 10**400}, ValueError, "hardness: expected a number that a float holds"),
         ({"hardness": "much"}, TypeError, "hardness: expected a number, got str"),
         ({"prior": 1.0}, ValueError, "prior: expected a number of at least 0 and below 1, got 1.0"),
         ({"query_samples": torch.zeros(4)}, TypeError, "query_samples: expected int64"),
@@ -280,6 +307,10 @@ KEYS = {"keys": torch.randn(5, 3), "key_clusters": torch.zeros(5, dtype=torch.in
         ({"reduction": "median"}, ValueError, "reduction: expected one of"),
         ({"impl": "fastest"}, ValueError, "impl: expected one of"),
         ({"weights": torch.ones(3)}, ValueError, r"weights: expected shape \(4,\)"),
+        ({"weights": torch.tensor([1, 1, torch.nan, 1])}, ValueError, "weights: expected finite numbers"),
+        ({"return_stats": torch.ones(3)}, TypeError, "return_stats: expected a bool, got Tensor"),
+        ({"return_stats": 1}, TypeError, "return_stats: expected a bool, got int"),
+        ({"query_clusters": torch.zeros(4).long().to_sparse()}, TypeError, "query_clusters: .* dense tensor"),
         (
             {"weights": torch.ones(4, dtype=torch.int64)},
             TypeError,

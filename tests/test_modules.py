@@ -153,11 +153,17 @@ def test_a_learnable_temperature_of_every_module() -> None:
         assert module.log_scale.grad.abs() > 0
 
 
+def flipped(module: torch.nn.Module, x: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """A loss of two sides, as one of x alone."""
+    return module(x, x.detach().flip(0), ids)
+
+
 @pytest.mark.parametrize(
     ("module", "known"),
     [
         (HierarchicalInfoNCE(), torch.arange(4)[:, None]),
         (SoftInfoNCE("jaccard"), torch.zeros(4, dtype=torch.int64)),
+        (partial(flipped, CLIPLoss()), torch.full((4,), -1)),
     ],
 )
 def test_a_batch_without_positives_warns_once(module: torch.nn.Module, known: torch.Tensor) -> None:
@@ -166,6 +172,11 @@ def test_a_batch_without_positives_warns_once(module: torch.nn.Module, known: to
         module(features, known).backward()
     assert (features.grad == 0).all()
     assert module(features, known) == 0
+
+
+def test_pairs_without_ids_warn_too() -> None:
+    with pytest.warns(UserWarning, match="SigLIPLoss: the loss is exactly 0, .* no row .* had an id"):
+        assert SigLIPLoss()(*torch.randn(2, 4, 5), torch.full((4,), -1)) == 0
 
 
 @pytest.mark.parametrize(
@@ -188,11 +199,25 @@ def test_a_batch_without_positives_warns_once(module: torch.nn.Module, known: to
             "level_weights: expected a number",
         ),
         (HierarchicalInfoNCE, {"level_weights": torch.ones(2, 2)}, TypeError, "level_weights: .* vector"),
+        (HierarchicalInfoNCE, {"level_weights": [1e300]}, ValueError, "level_weights: expected a number of"),
+        (HierarchicalInfoNCE, {"level_weights": np.ones((2, 2))}, TypeError, "level_weights: .* got list"),
+        (ClusteredInfoNCE, {"base_temperature": 1e-320}, ValueError, "base_temperature: expected at least"),
+        (ClusteredInfoNCE, {"positives": np.array(["in"])}, ValueError, "positives: expected one of 'out'"),
         (SoftInfoNCE, {"affinity": "some"}, ValueError, "affinity: expected one of 'shared'"),
         (SoftInfoNCE, {"affinity": "count", "positives": "a"}, ValueError, "positives: expected one of"),
         (CLIPLoss, {"positives": "some"}, ValueError, "positives: expected one of 'out', 'in'"),
         (SigLIPLoss, {"bias": "a"}, TypeError, "bias: expected a number"),
         (SigLIPLoss, {"bias": float("nan")}, ValueError, "bias: expected a finite number, got nan"),
+        (SigLIPLoss, {"bias": 1e300}, ValueError, r"bias: expected a finite number, got 1e\+300"),
+        (SigLIPLoss, {"learnable": -10.0}, TypeError, "learnable: expected a bool, got float"),
+        (ClusteredInfoNCE, {"own_views": "no"}, TypeError, "own_views: expected a bool, got str"),
+        (ClusteredInfoNCE, {"learnable_temperature": 0.01}, TypeError, "learnable_temperature: expected a b"),
+        *(
+            (make, {setting: value}, TypeError, f"{setting}: expected a bool")
+            for make in (ClusteredInfoNCE, HierarchicalInfoNCE, CLIPLoss, SigLIPLoss)
+            for setting, value in (("normalize", "no"), ("ddp", torch.ones(2)))
+        ),
+        (ClusteredInfoNCE, {"gather": np.array(["all", "none"])}, ValueError, "gather: expected 'none'"),
         *(
             (make, {setting: "some"}, error, f"{setting}: expected")
             for make in (ClusteredInfoNCE, HierarchicalInfoNCE, CLIPLoss, SigLIPLoss)
@@ -216,6 +241,13 @@ def test_numbers_of_numpy_are_numbers() -> None:
     features, ids = torch.randn(4, 2, 5), torch.tensor([0, 0, 1, 1])
     want = ClusteredInfoNCE(0.25, hardness=0.5)(features, ids)
     got = ClusteredInfoNCE(np.float32(0.25), hardness=np.float32(0.5))(features, ids)
+    torch.testing.assert_close(got, want)
+    levels = torch.stack([ids // 2, ids], 1)
+    want = HierarchicalInfoNCE(level_weights=[0.5, 2.0])(features, levels)
+    for weights in (np.array([0.5, 2.0]), np.float32([0.5, 2.0])):
+        torch.testing.assert_close(HierarchicalInfoNCE(level_weights=weights)(features, levels), want)
+    want = CLIPLoss(normalize=False, ignore_index=1)(*features.unbind(1), ids)
+    got = CLIPLoss(normalize=np.bool_(False), ignore_index=np.int64(1))(*features.unbind(1), ids)
     torch.testing.assert_close(got, want)
 
 
@@ -258,6 +290,37 @@ def test_refusals() -> None:
             "key_valid: expected None where keys is None",
         ),
         (lambda: CLIPLoss()([1.0], x), TypeError, "x: expected a tensor, got list"),
+        (lambda: CLIPLoss()(torch.tensor(1.0), x), ValueError, r"x: expected a matrix .* got shape \(\)"),
+        (lambda: SigLIPLoss()(x, torch.tensor(1.0)), ValueError, r"y: expected a matrix .* got shape \(\)"),
+        (lambda: ClusteredInfoNCE()(x, None), TypeError, "clusters: expected a tensor .* got NoneType"),
+        (
+            lambda: ClusteredInfoNCE(contrast="cross")(x[:, None].expand(4, 2, 3), None),
+            TypeError,
+            "clusters: expected a tensor .* got NoneType",
+        ),
+        (
+            lambda: ClusteredInfoNCE()(x, torch.zeros(4).long(), return_stats="no"),
+            TypeError,
+            "return_stats: expected a bool, got str",
+        ),
+        (lambda: HierarchicalInfoNCE(0.1, [0.5, 0.5]), TypeError, "learnable_temperature: expected a bool"),
+        (lambda: clip_loss(x, x.to("meta")), ValueError, "y: expected device cpu as x, got meta"),
+        (
+            lambda: clip_loss(x, x, y_weights=torch.full((4,), torch.inf)),
+            ValueError,
+            "y_weights: expected finite numbers",
+        ),
+        (
+            lambda: siglip_loss(x, x, temperature=torch.ones((), device="meta")),
+            ValueError,
+            "temperature: expected device cpu as x, got meta",
+        ),
+        (
+            lambda: siglip_loss(x, x, bias=torch.tensor(torch.nan)),
+            ValueError,
+            "bias: expected finite numbers",
+        ),
+        (lambda: siglip_loss(x, x, bias=10**400), ValueError, "bias: .* that a float holds, got an int of"),
         (lambda: SigLIPLoss()(x, x.long()), TypeError, "y: expected a floating-point dtype, got torch.int64"),
         (
             lambda: SoftInfoNCE("shared")(x, [1, 2, 3, 4]),

@@ -11,6 +11,7 @@ from wscl_fast.distributed.collectives import Group
 from wscl_fast.distributed.collectives import gather as gather_rows
 from wscl_fast.distributed.shared import Gather, Shared
 from wscl_fast.functional import Denominator, Impl, Positives, Reduction
+from wscl_fast.functional._checks import check_bool
 from wscl_fast.functional._inputs import Batch
 from wscl_fast.functional._variant import Variant
 from wscl_fast.functional.infonce import infonce_rows
@@ -95,6 +96,7 @@ def clustered_infonce(
         TypeError, ValueError: as for one process. An error on one rank alone leaves the others waiting.
     """
     shared = Shared(gather, group, ddp, reduction, impl)
+    check_bool("return_stats", return_stats)
     variant = Variant(positives, denominator, hardness, prior)
     batch = Batch(queries, keys, query_clusters, key_clusters, temperature, ignore_index, exclude_self)
     batch, (key_samples,) = shared.meet(batch, query_samples if key_samples is None else key_samples)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +21,7 @@ from wscl_fast.distributed.collectives import (
 )
 from wscl_fast.distributed.ring import Ring
 from wscl_fast.functional import Impl, Reduction
-from wscl_fast.functional._checks import check_choice, check_matrix, check_vector
+from wscl_fast.functional._checks import check_bool, check_choice, check_matrix, check_vector
 from wscl_fast.functional._inputs import Batch, weighted_rows
 from wscl_fast.functional._passes import Passes
 
@@ -43,6 +44,7 @@ class Shared:
         check_choice("gather", self.gather, Gather)
         check_choice("reduction", self.reduction, Reduction)
         check_choice("impl", self.impl, Impl)
+        check_bool("ddp", self.ddp)
 
     @property
     def way(self) -> Gather:
@@ -87,7 +89,7 @@ class Shared:
         if isinstance(own, Tensor):
             check_vector("exclude_self", own, len(queries), queries, integer=True)
             return own
-        if not isinstance(own, bool):
+        if not isinstance(own, bool | np.bool_):
             raise TypeError(f"exclude_self: expected a bool or a tensor, got {type(own).__name__}")
         if not own:
             return None
@@ -97,13 +99,13 @@ class Shared:
         rows = [] if self.way == "count" else rows_of_ranks(keys.detach(), self.group)[0]
         return torch.arange(n, device=queries.device) + sum(rows[: rank(self.group)])
 
-    def reduce(self, loss: Tensor, count: Tensor, weights: Tensor | None) -> Tensor:
+    def reduce(self, loss: Tensor, count: Tensor, weights: Tensor | None, *, name: str = "weights") -> Tensor:
         """Over the rows ``[N]`` or ``[N, L]`` of all ranks, or their sums.
 
         The gradient is that of this rank's share, times the number of ranks for DistributedDataParallel.
         """
         factor = world_size(self.group) if self.ddp else 1
-        loss, share = weighted_rows(loss, count, weights)
+        loss, share = weighted_rows(loss, count, weights, name=name)
         if self.reduction == "none":
             return _AllRanks.apply(loss, loss, factor)  # type: ignore[no-untyped-call,no-any-return]
         total = loss.sum(0)

@@ -56,6 +56,22 @@ def clip_loss(
     them: two matrices of similarities. ``gather="ring"`` sends the rows of y round, and one matrix serves
     both directions: half of the products, in one trip. The temperature is one number, alike on all ranks.
 
+    Args:
+        x: ``[N, d]``, this rank's.
+        y: ``[M, d]``, this rank's.
+        x_clusters: ``[N]`` int64, this rank's; by default row i belongs to this rank's row i of ``y``.
+        y_clusters: ``[M]`` int64, this rank's; by default ``x_clusters``.
+        temperature: as for one process.
+        positives: as for one process.
+        x_weights: ``[N]``, this rank's.
+        y_weights: ``[M]``, this rank's.
+        ignore_index: as for one process.
+        reduction: ``"mean"`` and ``"sum"`` over the rows of all ranks; ``"none"`` gives this rank's.
+        impl: as for one process.
+        gather: ``"all"`` or ``"ring"``.
+        group: the process group; by default all processes.
+        ddp: whether the gradients will be averaged over the ranks, as DistributedDataParallel does.
+
     Returns:
         0-dim tensor, the same on every rank; for ``reduction="none"`` this rank's rows of x, then those of y.
 
@@ -63,6 +79,7 @@ def clip_loss(
         TypeError, ValueError: as for one process. An error on one rank alone leaves the others waiting.
     """
     check_choice("gather", gather, Literal["all", "ring"])
+    shared = Shared(gather, group, ddp, reduction, impl)
     if alone(group):
         return clip_of_one_process(
             x,
@@ -77,7 +94,6 @@ def clip_loss(
             reduction=reduction,
             impl=impl,
         )
-    shared = Shared(gather, group, ddp, reduction, impl)
     variant = Variant(positives)
     if isinstance(temperature, Tensor) and temperature.ndim:
         raise TypeError(f"temperature: expected a number or a 0-dim tensor, got shape {temperature.shape}")
@@ -97,8 +113,8 @@ def clip_loss(
         of_sides = [infonce_rows(side, variant, impl=impl, passes=shared.passes) for side in (batch, other)]
         rows = [(of_side.loss, of_side.positives) for of_side in of_sides]
     losses = [
-        shared.reduce(loss, count, weights)
-        for (loss, count), weights in zip(rows, (x_weights, y_weights), strict=True)
+        shared.reduce(*side, weights, name=name)
+        for side, name, weights in zip(rows, ("x_weights", "y_weights"), (x_weights, y_weights), strict=True)
     ]
     return torch.cat(losses) if reduction == "none" else (losses[0] + losses[1]) / 2
 
@@ -129,6 +145,22 @@ def siglip_loss(
     the rows of ``y``), ``group`` and ``ddp``, are as in :func:`wscl_fast.distributed.clustered_infonce`.
     Without ids row i of a rank belongs to row i of the same rank. The bias, and a temperature that is not
     ``[N]``, are alike on all ranks.
+
+    Args:
+        x: ``[N, d]``, this rank's.
+        y: ``[M, d]``, this rank's.
+        x_clusters: ``[N]`` int64, this rank's; by default row i belongs to this rank's row i of ``y``.
+        y_clusters: ``[M]`` int64, this rank's; by default ``x_clusters``.
+        temperature: as for one process; ``[N]``: this rank's.
+        bias: as for one process.
+        weights: ``[N]``, this rank's.
+        ignore_index: as for one process.
+        reduction: ``"mean"`` and ``"sum"`` over the rows of ``x`` of all ranks; ``"none"`` gives this rank's.
+        impl: as for one process.
+        gather: how the rows of ``y`` meet the other ranks' ``x``, as in
+            :func:`wscl_fast.distributed.clustered_infonce`.
+        group: the process group; by default all processes.
+        ddp: whether the gradients will be averaged over the ranks, as DistributedDataParallel does.
 
     Returns:
         0-dim tensor, the same on every rank; ``[N]`` for ``reduction="none"``.

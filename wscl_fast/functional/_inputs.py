@@ -7,13 +7,16 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from wscl_fast import _ops
 from wscl_fast.functional._checks import (
+    check_all_finite,
     check_choice,
     check_device,
+    check_divisor,
     check_id,
     check_matrix,
     check_positive,
@@ -88,7 +91,7 @@ def check_inputs(batch: Batch, *, keep_halves: bool, keep_keys: Callable[[Tensor
             )
         key_clusters = batch.query_clusters
     check_vector("key_clusters", key_clusters, len(keys), queries, integer=True)
-    check_id("ignore_index", batch.ignore_index)
+    ignore_index = check_id("ignore_index", batch.ignore_index)
     own = _own_keys(batch.exclude_self, queries, keys, in_batch)
     dtype = torch.float64 if torch.float64 in (queries.dtype, keys.dtype) else torch.float32
     scale = of_rows = scale_of(batch.temperature, queries, dtype)
@@ -98,10 +101,10 @@ def check_inputs(batch: Batch, *, keep_halves: bool, keep_keys: Callable[[Tensor
         queries = keys if in_batch else queries.to(dtype)
     if scale.ndim:  # a scale for each row is a scaling of the rows
         if scale.requires_grad:
-            queries = present(queries, batch.query_clusters, batch.ignore_index)
+            queries = present(queries, batch.query_clusters, ignore_index)
         queries, scale, in_batch = queries * scale[:, None], scale.new_ones(()), False
     query_ids, key_ids = batch.query_clusters.contiguous(), key_clusters.contiguous()
-    pairs = Pairs(queries, keys, query_ids, key_ids, own, scale, batch.ignore_index)
+    pairs = Pairs(queries, keys, query_ids, key_ids, own, scale, ignore_index)
     return Inputs(pairs, in_batch, of_rows)
 
 
@@ -144,9 +147,11 @@ def choose(impl: Impl, rows: Tensor) -> Impl:
     return "fused" if _ops.serves(rows.device, rows.dtype) else "chunked"
 
 
-def reduce_rows(loss: Tensor, count: Tensor, weights: Tensor | None, reduction: Reduction) -> Tensor:
+def reduce_rows(
+    loss: Tensor, count: Tensor, weights: Tensor | None, reduction: Reduction, *, name: str = "weights"
+) -> Tensor:
     """Rows ``[N]`` or ``[N, L]``, or their sum, to a result; means are over those with a positive."""
-    loss, share = weighted_rows(loss, count, weights)
+    loss, share = weighted_rows(loss, count, weights, name=name)
     if reduction == "none":
         return loss
     total = loss.sum(0) if loss.ndim else loss
@@ -158,14 +163,17 @@ def reduce_rows(loss: Tensor, count: Tensor, weights: Tensor | None, reduction: 
     return total / torch.where(size == 0, torch.ones_like(size), size).to(total.dtype)
 
 
-def weighted_rows(loss: Tensor, count: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+def weighted_rows(
+    loss: Tensor, count: Tensor, weights: Tensor | None, *, name: str = "weights"
+) -> tuple[Tensor, Tensor]:
     """The loss of every row by its weight, and the weight by which it counts in a mean."""
     anchors = count > 0
     if weights is None:
         return loss, anchors
-    check_vector("weights", weights, len(loss), loss, integer=False)
+    check_vector(name, weights, len(loss), loss, integer=False)
     weights = weights.to(loss.dtype).view(-1, *(1,) * (loss.ndim - 1))
     weights = torch.where(anchors, weights, 0.0)
+    check_all_finite(name, weights)
     return loss * weights, weights
 
 
@@ -173,7 +181,7 @@ def _own_keys(
     exclude_self: bool | Tensor | None, queries: Tensor, keys: Tensor, in_batch: bool
 ) -> Tensor | None:
     """The index of every query's own key, or None where nobody has one."""
-    if exclude_self is None or isinstance(exclude_self, bool):
+    if exclude_self is None or isinstance(exclude_self, bool | np.bool_):
         if not (in_batch if exclude_self is None else exclude_self):
             return None
         if len(keys) < len(queries):
@@ -200,8 +208,8 @@ def scale_of(temperature: float | Tensor, queries: Tensor, dtype: torch.dtype) -
         refuse_vmap("temperature", temperature)
         check_device("temperature", temperature, queries)
         if may_look(temperature) and temperature.numel():
-            check_positive("temperature", temperature.detach().amin().item())
+            check_divisor("temperature", temperature.detach().amin().item(), dtype=dtype)
             check_positive("temperature", temperature.detach().amax().item())
         return 1 / temperature.to(dtype)
-    scale = 1 / check_positive("temperature", temperature, "a number or a tensor")
+    scale = 1 / check_divisor("temperature", temperature, "a number or a tensor", dtype)
     return torch.full((), scale, dtype=dtype, device=queries.device)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
-from wscl_fast.functional._checks import check_choice, check_range
+from wscl_fast.functional._checks import LARGEST_FLOAT32, check_choice, check_range
 
 Positives = Literal["out", "in"]
 Denominator = Literal["all", "other", "decoupled"]
@@ -24,8 +23,9 @@ class Variant:
     def __post_init__(self) -> None:
         check_choice("positives", self.positives, Positives)
         check_choice("denominator", self.denominator, Denominator)
-        check_range("hardness", self.hardness, 0, math.inf)
-        check_range("prior", self.prior, 0, 1)
+        # As floats: tensors take no int beyond 64 bits.
+        object.__setattr__(self, "hardness", check_range("hardness", self.hardness, 0, LARGEST_FLOAT32))
+        object.__setattr__(self, "prior", check_range("prior", self.prior, 0, 1))
 
     @property
     def inner(self) -> bool:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from wscl_fast import reference
 from wscl_fast.functional._arrays import takes_arrays
-from wscl_fast.functional._checks import check_choice, check_id, check_range, refuse_vmap
+from wscl_fast.functional._checks import LARGEST_FLOAT32, check_choice, check_id, check_range, refuse_vmap
 from wscl_fast.functional._inputs import Batch, Impl, Reduction, no_autocast, prepare, reduce_rows
 from wscl_fast.functional._passes import Passes
 from wscl_fast.functional._requests import (
@@ -115,6 +115,9 @@ class Levels:
 
     def _check_weights(self) -> None:
         weights: object = self.weights
+        if isinstance(weights, np.ndarray):
+            weights = weights.tolist()
+            object.__setattr__(self, "weights", weights)
         if isinstance(weights, Tensor):
             if weights.ndim != 1 or not weights.is_floating_point():
                 raise TypeError(
@@ -124,14 +127,14 @@ class Levels:
             refuse_vmap("level_weights", weights)
             if may_look(weights) and weights.numel():
                 for extreme in (weights.detach().amin(), weights.detach().amax()):
-                    check_range("level_weights", extreme.item(), 0, math.inf)
+                    check_range("level_weights", extreme.item(), 0, LARGEST_FLOAT32)
         elif weights is not None:
             if isinstance(weights, str) or not isinstance(weights, Sequence):
                 raise TypeError(
                     f"level_weights: expected a sequence of numbers or a tensor, got {type(weights).__name__}"
                 )
-            for weight in weights:
-                check_range("level_weights", weight, 0, math.inf)
+            floats = [check_range("level_weights", weight, 0, LARGEST_FLOAT32) for weight in weights]
+            object.__setattr__(self, "weights", floats)
 
     def check(self, query_clusters: object, key_clusters: object, reduction: Reduction) -> None:
         """Refuse what does not fit to the levels."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from wscl_fast import _ops, reference
 from wscl_fast.functional._arrays import takes_arrays
-from wscl_fast.functional._checks import check_choice, check_vector
+from wscl_fast.functional._checks import check_bool, check_choice, check_vector
 from wscl_fast.functional._denominators import composed_infonce
 from wscl_fast.functional._inputs import Batch, Impl, Inputs, Reduction, no_autocast, prepare, reduce_rows
 from wscl_fast.functional._passes import Passes
@@ -21,6 +21,8 @@ from wscl_fast.functional.statistics import InfoNCEStats, RowStats, summarise
 from wscl_fast.pairs import Pairs
 
 __all__ = ["Denominator", "Positives", "clustered_infonce"]
+
+_LEAST = torch.finfo(torch.float32).tiny  # temperature that every dtype can divide by
 
 
 @overload
@@ -147,7 +149,7 @@ def clustered_infonce(
     et al., ICLR 2021 (arXiv 2010.04592; ``hardness``); Chuang et al., NeurIPS 2020 (arXiv 2007.00224;
     ``prior``).
     """
-    plain = query_samples is key_samples is weights is exclude_self is None and not return_stats
+    plain = query_samples is key_samples is weights is exclude_self is None and return_stats is False
     if plain and type(hardness) is type(prior) is float and hardness == prior == 0 and denominator == "all":
         made = _at_once(
             queries, keys, query_clusters, key_clusters, temperature, positives, ignore_index, reduction, impl
@@ -155,6 +157,7 @@ def clustered_infonce(
         if made is not None:
             return made
     check_choice("reduction", reduction, Reduction)
+    check_bool("return_stats", return_stats)
     rows = infonce_rows(
         Batch(queries, keys, query_clusters, key_clusters, temperature, ignore_index, exclude_self),
         Variant(positives, denominator, hardness, prior),
@@ -195,7 +198,7 @@ def _at_once(
         or not (queries.is_cpu or (queries.is_cuda and _ops.serves_device(device.index)))
         or (keys is None and key_clusters is not None)
         or type(temperature) is not float
-        or not 0 < temperature < inf
+        or not _LEAST < temperature < inf
         or positives not in ("out", "in")
         or type(ignore_index) is not int
         or reduction not in ("mean", "sum")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,15 @@ from torch import Tensor
 from wscl_fast import _ops, reference
 from wscl_fast.functional import _block as blocks
 from wscl_fast.functional._arrays import takes_arrays
-from wscl_fast.functional._checks import check_choice, check_device, check_matrix, check_number, check_vector
+from wscl_fast.functional._checks import (
+    LARGEST_FLOAT32,
+    check_all_finite,
+    check_choice,
+    check_device,
+    check_matrix,
+    check_number,
+    check_vector,
+)
 from wscl_fast.functional._inputs import Batch, Impl, Inputs, Reduction, no_autocast, prepare, reduce_rows
 from wscl_fast.functional._passes import Passes, in_blocks
 from wscl_fast.functional._requests import SoftplusSum, two_way_logsumexp
@@ -81,14 +88,18 @@ def clip_loss(
     if isinstance(temperature, Tensor) and temperature.ndim:
         raise TypeError(f"temperature: expected a number or a 0-dim tensor, got shape {temperature.shape}")
     check_choice("positives", positives, Positives)
+    _check_beside("temperature", temperature, x)
     batch = Batch(x, y, x_clusters, y_clusters, temperature, ignore_index)
     inputs, impl, _ = prepare(batch, impl, blocks=False)
     for name, side, weights in (("x_weights", x, x_weights), ("y_weights", y, y_weights)):
         if weights is not None:
-            check_vector(name, weights, len(side), x, integer=False)
+            check_vector(name, weights, len(side), x, integer=False, other="x")
     with no_autocast(x):
         one, two = _clip_rows(inputs.pairs, positives == "in", impl)
-        losses = [reduce_rows(*one, x_weights, reduction), reduce_rows(*two, y_weights, reduction)]
+        losses = [
+            reduce_rows(*one, x_weights, reduction, name="x_weights"),
+            reduce_rows(*two, y_weights, reduction, name="y_weights"),
+        ]
         return torch.cat(losses) if reduction == "none" else (losses[0] + losses[1]) / 2
 
 
@@ -230,6 +241,8 @@ def siglip_loss(
     """
     check_choice("reduction", reduction, Reduction)
     x_clusters, y_clusters = _check_sides(x, y, x_clusters, y_clusters)
+    for name, value in (("temperature", temperature), ("bias", bias), ("weights", weights)):
+        _check_beside(name, value, x)
     batch = Batch(x, y, x_clusters, y_clusters, temperature, ignore_index)
     loss, has_id = siglip_rows(batch, bias, impl=impl)
     return reduce_rows(loss, has_id, weights, reduction)
@@ -265,18 +278,24 @@ def _check_sides(
         check_matrix(name, side)
     if y.shape[1] != x.shape[1]:
         raise ValueError(f"y: expected {x.shape[1]} columns as in x, got shape {tuple(y.shape)}")
-    check_device("y", y, x)
+    check_device("y", y, x, other="x")
     if x_clusters is None:
         if y_clusters is not None:
             raise ValueError("y_clusters: expected None where x_clusters is None, got a tensor")
         x_clusters = torch.arange(len(x), device=x.device)
-    check_vector("x_clusters", x_clusters, len(x), x, integer=True)
+    check_vector("x_clusters", x_clusters, len(x), x, integer=True, other="x")
     if y_clusters is None:
         if len(y) != len(x):
             raise ValueError(f"y: expected {len(x)} rows as in x where y_clusters is None, got {len(y)}")
         y_clusters = x_clusters
-    check_vector("y_clusters", y_clusters, len(y), x, integer=True)
+    check_vector("y_clusters", y_clusters, len(y), x, integer=True, other="x")
     return x_clusters, y_clusters
+
+
+def _check_beside(name: str, value: object, x: Tensor) -> None:
+    """Refuse a tensor on another device than x. (What is common to all losses would say: than queries.)"""
+    if isinstance(value, Tensor):
+        check_device(name, value, x, other="x")
 
 
 def _bias(bias: float | Tensor, inputs: Inputs) -> Tensor:
@@ -289,13 +308,14 @@ def _bias(bias: float | Tensor, inputs: Inputs) -> Tensor:
                 f" got shape {tuple(bias.shape)}, {bias.dtype}"
             )
         check_device("bias", bias, queries)
+        check_all_finite("bias", bias)
         return bias.to(queries.dtype).expand(len(queries))
     return queries.new_full((len(queries),), check_bias(bias))
 
 
 def check_bias(bias: object) -> float:
-    """A finite number."""
+    """A number that is finite in float32 too."""
     number = check_number("bias", bias, "a number or a tensor")
-    if not -math.inf < number < math.inf:
+    if not -LARGEST_FLOAT32 <= number <= LARGEST_FLOAT32:
         raise ValueError(f"bias: expected a finite number, got {bias}")
     return number

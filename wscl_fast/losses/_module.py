@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from wscl_fast.distributed import Gather
 from wscl_fast.distributed.collectives import Group
 from wscl_fast.functional import Impl, Reduction
-from wscl_fast.functional._checks import check_choice, check_floating
+from wscl_fast.functional._checks import check_bool, check_choice, check_floating
 from wscl_fast.losses._temperature import WithTemperature
 
 
@@ -21,6 +21,10 @@ class LossModule(WithTemperature):
     """A loss of this process alone, or of all ranks together."""
 
     gathers: ClassVar[tuple[str, ...]] = get_args(Gather)  # what `gather` may be, beside "none"
+    idle: ClassVar[str] = (  # why there was nothing to learn
+        "no query of this batch had a positive key; draw batches with several samples that belong together or"
+        " several views per sample"
+    )
 
     def __init__(
         self,
@@ -35,17 +39,18 @@ class LossModule(WithTemperature):
         group: Group,
         ddp: bool,
     ) -> None:
+        check_bool("learnable_temperature", learnable_temperature)
         super().__init__(temperature, learnable_temperature, min_temperature)
         check_choice("reduction", reduction, Reduction)
         check_choice("impl", impl, Impl)
-        self.normalize = normalize
+        self.normalize = check_bool("normalize", normalize)
         self.reduction: Reduction = reduction
         self.impl: Impl = impl
-        if gather not in ("none", *self.gathers):
+        if not isinstance(gather, str) or gather not in ("none", *self.gathers):
             *first, last = map(repr, ("none", *self.gathers))
             raise ValueError(f"gather: expected {', '.join(first)} or {last}, got {gather!r}")
         self.gather: Gather | Literal["none"] = gather
-        self.group, self.ddp = group, ddp
+        self.group, self.ddp = group, check_bool("ddp", ddp)
         self._warned = False
 
     def _choose(self, alone: Callable[..., Any], over_ranks: Callable[..., Any]) -> Callable[..., Any]:
@@ -72,8 +77,6 @@ class LossModule(WithTemperature):
         if not (loss.any() if loss.ndim else loss.item()):
             self._warned = True
             warnings.warn(
-                f"{type(self).__name__}: the loss is exactly 0, most likely as no query of this batch had a"
-                " positive key; draw batches with several samples that belong together or several views per"
-                " sample",
+                f"{type(self).__name__}: the loss is exactly 0, most likely as {self.idle}",
                 stacklevel=3,
             )

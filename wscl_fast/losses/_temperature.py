@@ -18,8 +18,8 @@ class WithTemperature(nn.Module):
 
     def __init__(self, temperature: float, learnable: bool, least: float) -> None:
         super().__init__()
-        self._temperature = check_positive("temperature", temperature)
-        self.min_temperature = check_positive("min_temperature", least)
+        temperature = self._temperature = check_positive("temperature", temperature)
+        least = self.min_temperature = check_positive("min_temperature", least)
         if learnable and temperature < least:
             raise ValueError(f"temperature: expected at least min_temperature={least}, got {temperature}")
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature))) if learnable else None

@@ -22,7 +22,7 @@ from wscl_fast.functional import (
     clip_loss,
     clustered_infonce,
 )
-from wscl_fast.functional._checks import check_choice, check_id, check_positive
+from wscl_fast.functional._checks import check_bool, check_choice, check_divisor, check_id
 from wscl_fast.functional._variant import Variant
 from wscl_fast.functional.statistics import of_views
 from wscl_fast.losses._module import LossModule
@@ -125,14 +125,14 @@ class ClusteredInfoNCE(LossModule):
             group=group,
             ddp=ddp,
         )
-        Variant(positives, denominator, hardness, prior)  # refuses what is none
+        variant = Variant(positives, denominator, hardness, prior)  # refuses what is none
         check_choice("contrast", contrast, Contrast)
         if base_temperature is not None:
-            check_positive("base_temperature", base_temperature)
+            base_temperature = check_divisor("base_temperature", base_temperature)
         self.positives: Positives = positives
         self.denominator: Denominator = denominator
-        self.hardness, self.prior = hardness, prior
-        self.own_views, self.contrast = own_views, contrast
+        self.hardness, self.prior = variant.hardness, variant.prior
+        self.own_views, self.contrast = check_bool("own_views", own_views), contrast
         self.base_temperature = base_temperature
         self.ignore_index = check_id("ignore_index", ignore_index)
 
@@ -167,9 +167,11 @@ class ClusteredInfoNCE(LossModule):
             return_stats: return ``(loss, stats)``, see :class:`wscl_fast.functional.InfoNCEStats`.
         """
         views = check_features(features)
-        for name, value in (("clusters", clusters), ("weights", weights), ("samples", samples)):
+        check_rows("clusters", clusters, len(views))
+        for name, value in (("weights", weights), ("samples", samples)):
             if value is not None:
                 check_rows(name, value, len(views))
+        return_stats = check_bool("return_stats", return_stats)
         if keys is not None and key_clusters is None:
             raise ValueError("key_clusters: expected a tensor where keys is given, got None")
         if temperature is None:

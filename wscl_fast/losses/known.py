@@ -156,10 +156,10 @@ class HierarchicalInfoNCE(_OfViews):
             group=group,
             ddp=ddp,
         )
-        Levels(positives, constraint, level_weights)  # refuses what is none
+        levels = Levels(positives, constraint, level_weights)  # refuses what is none
         check_choice("contrast", contrast, Contrast)
         self.positives, self.contrast = positives, contrast
-        self.constraint, self.level_weights = constraint, level_weights
+        self.constraint, self.level_weights = constraint, levels.weights
         self.ignore_index = check_id("ignore_index", ignore_index)
 
     def forward(
@@ -173,7 +173,17 @@ class HierarchicalInfoNCE(_OfViews):
         weights: Tensor | None = None,
         exclude_self: bool | Tensor | None = None,
     ) -> Tensor:
-        """The loss of ``features [B, d]`` or ``[B, V, d]`` with cluster ids ``clusters [B, L]``."""
+        """The loss of ``features [B, d]`` or ``[B, V, d]`` with cluster ids ``clusters [B, L]``.
+
+        Args:
+            features: the embeddings.
+            clusters: ``[B, L]`` int64, the coarsest level first.
+            keys: ``[M, d]``, what to contrast with instead of the batch.
+            key_clusters: ``[M, L]`` int64, needed with ``keys``.
+            temperature: in place of the module's for this call: a number, or a tensor, 0-dim or ``[B]``.
+            weights: ``[B]``.
+            exclude_self: see :func:`wscl_fast.functional.clustered_infonce`; counts rows of all views.
+        """
         check_rows("clusters", clusters, len(check_features(features)), dimensions=(2,))
         compute = partial(
             self._choose(hierarchical_infonce, distributed_hierarchical),
@@ -274,7 +284,20 @@ class SoftInfoNCE(_OfViews):
         weights: Tensor | None = None,
         exclude_self: bool | Tensor | None = None,
     ) -> Tensor:
-        """The loss of ``features [B, d]`` or ``[B, V, d]`` whose samples are known by ``auxiliary``."""
+        """The loss of ``features [B, d]`` or ``[B, V, d]`` whose samples are known by ``auxiliary``.
+
+        Args:
+            features: the embeddings.
+            auxiliary: the samples' tags, ``[B]`` or ``[B, words]`` int64 bit masks, or their vectors
+                ``[B, r]`` for a kernel.
+            keys: ``[M, d]``, what to contrast with instead of the batch.
+            key_auxiliary: the same of the keys, needed with ``keys``.
+            key_valid: ``[M]`` bool, with ``keys``: False for a key that no one meets (an empty slot of a
+                queue).
+            temperature: in place of the module's for this call: a number, or a tensor, 0-dim or ``[B]``.
+            weights: ``[B]``.
+            exclude_self: see :func:`wscl_fast.functional.clustered_infonce`; counts rows of all views.
+        """
         check_rows("auxiliary", auxiliary, len(check_features(features)), dimensions=(1, 2))
         if keys is None and key_valid is not None:
             raise ValueError("key_valid: expected None where keys is None, got a tensor")

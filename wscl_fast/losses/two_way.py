@@ -12,7 +12,7 @@ from wscl_fast.distributed import clip_loss as distributed_clip
 from wscl_fast.distributed import siglip_loss as distributed_siglip
 from wscl_fast.distributed.collectives import Group
 from wscl_fast.functional import Impl, Positives, Reduction, clip_loss, siglip_loss
-from wscl_fast.functional._checks import check_choice, check_id
+from wscl_fast.functional._checks import check_bool, check_choice, check_id, check_matrix
 from wscl_fast.functional.two_way import check_bias
 from wscl_fast.losses._module import LossModule
 from wscl_fast.losses._views import check_rows
@@ -20,7 +20,23 @@ from wscl_fast.losses._views import check_rows
 __all__ = ["CLIPLoss", "SigLIPLoss"]
 
 
-class CLIPLoss(LossModule):
+class _TwoSides(LossModule):
+    """What both have in common: rows of two encoders that are one sample each."""
+
+    gathers = ("all", "ring")
+
+    def _sides(self, x: Tensor, y: Tensor, clusters: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Both, of length one where the module makes them so."""
+        for name, side in (("x", x), ("y", y)):
+            check_matrix(name, side)
+        if len(y) != len(x):
+            raise ValueError(f"y: expected {len(x)} rows as in x, got {len(y)}")
+        if clusters is not None:
+            check_rows("clusters", clusters, len(x))
+        return self._directions("x", x), self._directions("y", y)
+
+
+class CLIPLoss(_TwoSides):
     """InfoNCE in both directions between two encoders' outputs, over the clusters of their samples.
 
     In plain PyTorch: ``clip_loss(F.normalize(x, dim=-1), F.normalize(y, dim=-1), x_clusters=clusters,
@@ -53,8 +69,6 @@ class CLIPLoss(LossModule):
     Source: Radford et al., ICML 2021 (arXiv 2103.00020).
     """
 
-    gathers = ("all", "ring")
-
     def __init__(
         self,
         temperature: float = 0.07,
@@ -86,12 +100,14 @@ class CLIPLoss(LossModule):
         self.ignore_index = check_id("ignore_index", ignore_index)
 
     def forward(self, x: Tensor, y: Tensor, clusters: Tensor | None = None) -> Tensor:
-        """The loss of ``x [B, d]`` and ``y [B, d]``, row i of the one and of the other being one sample."""
-        x, y = self._directions("x", x), self._directions("y", y)
-        if len(y) != len(x):
-            raise ValueError(f"y: expected {len(x)} rows as in x, got {len(y)}")
-        if clusters is not None:
-            check_rows("clusters", clusters, len(x))
+        """The loss of ``x [B, d]`` and ``y [B, d]``, row i of the one and of the other being one sample.
+
+        Args:
+            x: the embeddings of one side.
+            y: of the other.
+            clusters: ``[B]`` int64; by default every sample is its own.
+        """
+        x, y = self._sides(x, y, clusters)
         loss: Tensor = self._choose(clip_loss, distributed_clip)(
             x,
             y,
@@ -102,6 +118,7 @@ class CLIPLoss(LossModule):
             reduction=self.reduction,
             impl=self.impl,
         )
+        self._warn_without_positives(loss)
         return loss
 
     def extra_repr(self) -> str:
@@ -109,7 +126,7 @@ class CLIPLoss(LossModule):
         return f"{self.describe_temperature()}, positives={self.positives!r}, impl={self.impl!r}"
 
 
-class SigLIPLoss(LossModule):
+class SigLIPLoss(_TwoSides):
     """A sigmoid for each pair of two encoders' outputs, over the clusters of their samples.
 
     In plain PyTorch: ``siglip_loss(F.normalize(x, dim=-1), F.normalize(y, dim=-1), x_clusters=clusters,
@@ -142,7 +159,7 @@ class SigLIPLoss(LossModule):
     Source: Zhai et al., ICCV 2023 (arXiv 2303.15343).
     """
 
-    gathers = ("all", "ring")
+    idle = "no row of this batch had an id"
 
     def __init__(
         self,
@@ -159,6 +176,7 @@ class SigLIPLoss(LossModule):
         group: Group = None,
         ddp: bool = False,
     ) -> None:
+        check_bool("learnable", learnable)
         super().__init__(
             temperature,
             learnable,
@@ -175,12 +193,14 @@ class SigLIPLoss(LossModule):
         self.ignore_index = check_id("ignore_index", ignore_index)
 
     def forward(self, x: Tensor, y: Tensor, clusters: Tensor | None = None) -> Tensor:
-        """The loss of ``x [B, d]`` and ``y [B, d]``, row i of the one and of the other being one sample."""
-        x, y = self._directions("x", x), self._directions("y", y)
-        if len(y) != len(x):
-            raise ValueError(f"y: expected {len(x)} rows as in x, got {len(y)}")
-        if clusters is not None:
-            check_rows("clusters", clusters, len(x))
+        """The loss of ``x [B, d]`` and ``y [B, d]``, row i of the one and of the other being one sample.
+
+        Args:
+            x: the embeddings of one side.
+            y: of the other.
+            clusters: ``[B]`` int64; by default every sample is its own.
+        """
+        x, y = self._sides(x, y, clusters)
         loss: Tensor = self._choose(siglip_loss, distributed_siglip)(
             x,
             y,
@@ -191,6 +211,7 @@ class SigLIPLoss(LossModule):
             reduction=self.reduction,
             impl=self.impl,
         )
+        self._warn_without_positives(loss)
         return loss
 
     def extra_repr(self) -> str:
