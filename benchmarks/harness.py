@@ -28,7 +28,8 @@ from wscl_fast.files import replacing
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-RESULTS = Path(__file__).parent / "results"
+# Another machine's results have a folder of their own.
+RESULTS = Path(os.environ.get("WSCL_RESULTS", Path(__file__).parent / "results"))
 SHORT = 0.1  # seconds: threads that were woken on one core stay there for some milliseconds
 IDLE = 0.005  # until torch's threads no longer spin
 _PEAK = "peak of"  # how a child marks its lines
@@ -174,7 +175,7 @@ def machine() -> str:
 
 def write_csv(name: str, rows: Sequence[dict[str, object]]) -> Path:
     """Rows of one table into ``results/<name>.csv``."""
-    RESULTS.mkdir(exist_ok=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.csv"
     with replacing(path) as beside, beside.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))

@@ -105,6 +105,24 @@ def test_extremes_stay_finite(name: str, impl: str) -> None:
         assert (k.grad == 0).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("name", LOSSES)
+def test_logits_beyond_exponents_agree(name: str, dtype: torch.dtype) -> None:
+    """A maximum of 1e10 is rounded by hundreds: a product that is not must not meet it in an exponent."""
+    far = 1e9 if dtype == torch.float64 else 1e5
+    results = []
+    for impl in IMPLS:
+        torch.manual_seed(0)
+        q, k = ((far * torch.randn(n, 32)).to(dtype).requires_grad_() for n in (64, 64))
+        ids = torch.arange(64) // 4
+        loss = LOSSES[name](q, k, ids, ids.flip(0), temperature=0.1, impl=impl)
+        results.append((loss, *torch.autograd.grad(loss, [q, k])))
+    for got in results[:-1]:
+        for value, right in zip(got, results[-1], strict=True):
+            assert torch.isfinite(value).all()
+            torch.testing.assert_close(value, right, rtol=0.02, atol=0.02 * right.detach().abs().max().item())
+
+
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("name", LOSSES)
 def test_autocast_does_not_touch_the_logits(name: str, impl: str) -> None:

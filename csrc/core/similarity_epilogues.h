@@ -19,6 +19,9 @@ namespace WSCL_ISA {
 template <class T>
 constexpr T kSafeLogit = sizeof(T) == sizeof(float) ? 48 : 400;
 constexpr int kSafeRaise = 20;  // and a row's shift may lie so far above the columns' one
+// Beyond ± this a shift's rounding, which a product in a multiply-add does not have, overflows exponentials.
+template <class T>
+constexpr T kFarShift = sizeof(T) == sizeof(float) ? 0x1p29 : 0x1p58;
 
 template <class In, Epilogue kEpilogue, bool kGather, bool kBoth>
 struct Epilogues : PartState<In, kEpilogue, kGather, kBoth> {
@@ -83,9 +86,9 @@ struct Epilogues : PartState<In, kEpilogue, kGather, kBoth> {
   template <int kVectors>
   void weigh_softmax(const Panel& p) {
     raise_shifts<kVectors>(p);
-    const Vector<T> scale = broadcast(params.scale);
     Vector<T> shift[kVectors], sum[kVectors];
     load_shifts<kVectors>(p, shift, sum);
+    const Vector<T> scale = broadcast(scale_left<kVectors>(p, is_far(shift, kVectors)));
     for (int64_t k = 0; k < p.count; ++k) {
       T* at = logits + k * kVectors * kWidth;
       Vector<T> weight[kVectors];
@@ -108,6 +111,7 @@ struct Epilogues : PartState<In, kEpilogue, kGather, kBoth> {
     T* column_shift = this->column_shifts + (p.y - this->y_rows) * kWidth;
     T* column_sum = this->column_sums + (p.y - this->y_rows) * kWidth;
     const T common = common_shift();
+    const bool far_rows = is_far(shift, kVectors);
     bool one_exponential = common <= kSafeLogit<T>;
     for (int v = 0; v < kVectors; ++v) {
       one_exponential &= all<T>(shift[v] <= broadcast<T>(common + kSafeRaise));
@@ -137,10 +141,17 @@ struct Epilogues : PartState<In, kEpilogue, kGather, kBoth> {
         const Vector<T> top = maximum<T>(most * scale, -least * scale);
         const Vector<T> old = load(column_shift + k * kWidth), now = maximum<T>(ceiling<T>(top), old);
         const Vector<T> base = now == -kInfinity ? Vector<T>{} : now;
+        const bool far = far_rows || is_far(&base, 1);
+        const auto exponent = [scale, far](Vector<T> logit, Vector<T> shift) {
+          if (!far) return logit * scale - shift;
+          Vector<T> product = logit * scale;
+          WSCL_KEEP(product);  // rounded, as the shift was
+          return product - shift;
+        };
         Vector<T> of_column = load(column_sum + k * kWidth) * exp2<T>(now == old ? Vector<T>{} : old - base);
         for (int v = 0; v < kVectors; ++v) {
-          of_column += exp2<T>(value[v] * scale - base);
-          sum[v] += exp2<T>(value[v] * scale - shift[v]);
+          of_column += exp2<T>(exponent(value[v], base));
+          sum[v] += exp2<T>(exponent(value[v], shift[v]));
         }
         store(column_shift + k * kWidth, now);
         store(column_sum + k * kWidth, of_column);
@@ -172,13 +183,15 @@ struct Epilogues : PartState<In, kEpilogue, kGather, kBoth> {
   // Shifts and weights are known beforehand.
   template <int kVectors>
   void weigh_given(const Panel& p) {
-    const Vector<T> scale = broadcast(params.scale);
     Vector<T> row_shift[kVectors], row_weight[kVectors];
     for (int v = 0; v < kVectors; ++v) {
       row_shift[v] =
           kEpilogue == Epilogue::kSymmetric ? load(shifts + p.row + v * kWidth) : broadcast(params.shift);
       row_weight[v] = State::kRowWeights ? load(weights + p.row + v * kWidth) : Vector<T>{};
     }
+    const bool far = kEpilogue != Epilogue::kSigmoid &&
+                     (is_far(row_shift, kVectors) || (kEpilogue != Epilogue::kShared && has_far_column(p)));
+    const Vector<T> scale = broadcast(scale_left<kVectors>(p, far));
     for (int64_t k = 0; k < p.count; ++k) {
       const Vector<T> column_weight = broadcast(params.column_weight[p.c0 + k]);
       Vector<T> column_shift = {};
@@ -209,6 +222,37 @@ struct Epilogues : PartState<In, kEpilogue, kGather, kBoth> {
           store(at + v * kWidth, row_weight[v] * power[v] + column_weight * of_column[v]);
       }
     }
+  }
+
+  static bool is_far(const Vector<T>* shift, int count) {
+    const Vector<T> far = broadcast(kFarShift<T>);
+    typename Simd<T>::Bits near = far == far;
+    for (int v = 0; v < count; ++v) near &= (shift[v] <= far) & (shift[v] >= -far);
+    return !all<T>(near);
+  }
+
+  bool has_far_column(const Panel& p) const {
+    const T* const shift = params.column_shift + p.c0;
+    bool far = false;
+    int64_t k = 0;
+    for (; k + kWidth <= p.count; k += kWidth) {
+      const Vector<T> several = load(shift + k);
+      far |= is_far(&several, 1);
+    }
+    for (; k < p.count; ++k) far |= !(shift[k] <= kFarShift<T> && shift[k] >= -kFarShift<T>);
+    return far;
+  }
+
+  // Where a shift is far, the logits become their products with the scale, rounded as the shift was; returns
+  // what is left to multiply by.
+  template <int kVectors>
+  T scale_left(const Panel& p, bool far) {
+    if (__builtin_expect(!far, 1)) return params.scale;
+    const Vector<T> scale = broadcast(params.scale);
+    for (int64_t at = 0; at < p.count * kVectors * kWidth; at += kWidth)
+      store(logits + at, load(this->known + at) * scale);
+    this->known = logits;
+    return 1;
   }
 
   template <int kVectors>
