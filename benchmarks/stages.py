@@ -29,7 +29,7 @@ from benchmarks.harness import keep, machine, show, step, write_csv
 
 # The first that a symbol, or else its library, matches.
 STAGES = (
-    ("products", r"(logits|gather|scatter)_panel"),
+    ("products", r"(logits|gather|scatter)_(panel|by_tiles)"),
     ("epilogue", r"Epilogues<|weigh|exp2"),
     ("norms", r"largest_norm"),
     ("clusters", r"sum_columns|segment|Segments|add_slices|pull_|Grouping|group|Meeting|meet\("),
