@@ -162,6 +162,10 @@ def test_balanced_duplicates_and_refusals():
         BalancedKMeans(2).fit(np.eye(4), drift=np.ones(4))
     with pytest.raises(ValueError, match="sinkhorn_iter: expected at least 0"):
         BalancedKMeans(2, sinkhorn_iter=-1).fit(np.eye(4))
+    for name in ("cap", "temperature"):
+        for value in ("x", None, True):
+            with pytest.raises(TypeError, match=f"{name}: expected a number, got {type(value).__name__}"):
+                BalancedKMeans(2, **{name: value}).fit(np.eye(4))
     with pytest.raises(NotImplementedError, match="all samples at once"):
         BalancedKMeans(2).partial_fit(np.eye(4))
 
@@ -191,6 +195,13 @@ def test_bisecting_every_sample_and_samples_alike():
     assert alike.n_clusters_ == 2
     with pytest.raises(ValueError, match="split: expected one of"):
         BisectingKMeans(2, split="best").fit(x)
+    for tol in (math.nan, -1, math.inf):
+        with pytest.raises(ValueError, match="tol: expected a finite number of at least 0"):
+            BisectingKMeans(2, tol=tol).fit(x)
+    with pytest.raises(TypeError, match="tol: expected a number, got NoneType"):
+        BisectingKMeans(2, tol=None).fit(x)
+    with pytest.raises(TypeError, match="sharded: expected a bool, got str"):
+        BisectingKMeans(2, sharded="no").fit(x)
     with pytest.raises(RuntimeError, match="BisectingKMeans is not fitted"):
         BisectingKMeans(2).predict(x)
 
@@ -299,6 +310,11 @@ def test_samples_are_even_over_clusters():
         HierarchicalKMeans((3, 5)).fit(x)
     with pytest.raises(TypeError, match="n_clusters: expected several ints, got int"):
         HierarchicalKMeans(3).fit(x)
+    for ask in (lambda level: model.predict(x, level), model.labels_of):
+        with pytest.raises(TypeError, match="level: expected an int, got float"):
+            ask(1.5)
+        with pytest.raises(ValueError, match="level: expected 0 to 1, got 2"):
+            ask(2)
 
 
 @given(st.lists(st.integers(0, 20), min_size=1, max_size=8), st.integers(0, 200))
@@ -329,6 +345,30 @@ def test_everything_follows_new_numbers(make):
         assert torch.equal(model.levels_[0], model.cluster_centers_)
     if prices is not None:
         assert torch.equal(model.prices_[names], prices)
+
+
+@pytest.mark.parametrize("make", [KMeans, BisectingKMeans, BalancedKMeans, HierarchicalKMeans])
+@pytest.mark.parametrize(
+    ("names", "error", "match"),
+    [
+        (torch.tensor([0, 0, 0]), ValueError, "names: expected a permutation of 0 … 2, got 1 numbers from 0"),
+        (torch.tensor([-1, 2, 1]), ValueError, "names: expected a permutation of 0 … 2, .* from -1 to 2"),
+        (torch.ones(3), TypeError, "names: expected an int64 tensor, got torch.float32"),
+        ([0, 1, 2], TypeError, "names: expected an int64 tensor, got list"),
+        (torch.tensor([1, 0]), ValueError, r"names: expected shape \(3,\), got \(2,\)"),
+    ],
+)
+def test_new_numbers_have_to_be_a_permutation(make, names, error, match):
+    x = torch.from_numpy(blobs(100, 4, 3)[0])
+    model = make((3, 2) if make is HierarchicalKMeans else 3)
+    with pytest.raises(RuntimeError, match="is not fitted"):
+        model.rename(torch.arange(3))
+    labels = model.fit(x).labels_.clone()
+    with pytest.raises(error, match=match):
+        model.rename(names)
+    assert torch.equal(model.labels_, labels)
+    with pytest.raises(TypeError, match="rename: expected a model that was fitted on a tensor"):
+        model.fit(x.numpy()).rename(torch.arange(3))
 
 
 def test_batches_go_on_under_new_numbers():

@@ -13,6 +13,7 @@ from torch import Tensor
 from wscl_fast.arrays import as_tensor
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+MOST_SEED = 2**63 - 1  # that a tensor holds
 
 
 class Samples(NamedTuple):
@@ -33,12 +34,14 @@ def as_samples(array: Any, name: str, *, least: int = 1) -> Samples:
 
     Raises:
         TypeError: a sparse matrix.
-        ValueError: not two-dimensional, complex, or empty.
+        ValueError: not two-dimensional, complex, without values (meta), or empty.
     """
     sparse = isinstance(array, Tensor) and array.layout != torch.strided
     if sparse or type(array).__module__.startswith("scipy.sparse"):
         raise TypeError(f"{name}: a sparse matrix came where dense data is required; use {name}.toarray()")
     x, give = as_tensor(array, name)
+    if x.is_meta:
+        raise ValueError(f"{name}: expected samples with values, got a tensor on the meta device")
     if x.is_complex():
         raise ValueError(f"{name}: Complex data not supported, got {x.dtype}")
     if x.dtype not in FLOATS:
@@ -95,7 +98,7 @@ def seed_of(random_state: Any) -> int:
 
     Raises:
         TypeError: neither an int, None, nor a numpy generator.
-        ValueError: a negative int.
+        ValueError: a negative int, or one beyond 64 bits.
     """
     if random_state is None:
         return int(np.random.SeedSequence().generate_state(1)[0])
@@ -107,6 +110,6 @@ def seed_of(random_state: Any) -> int:
         raise TypeError(
             f"random_state: expected an int, None or a numpy generator, got {type(random_state).__name__}"
         )
-    if random_state < 0:
-        raise ValueError(f"random_state: expected at least 0, got {random_state}")
+    if not 0 <= random_state <= MOST_SEED:
+        raise ValueError(f"random_state: expected 0 to {MOST_SEED}, got {random_state}")
     return int(random_state)

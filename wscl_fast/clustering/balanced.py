@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from wscl_fast.arrays import as_tensor
-from wscl_fast.clustering.base import check_count, check_enough
+from wscl_fast.clustering.base import check_count, check_enough, check_least
 from wscl_fast.clustering.bounds import cluster_sums, distances, squared
 from wscl_fast.clustering.centroid_model import Array
 from wscl_fast.clustering.kmeans import KMeans
@@ -21,6 +21,7 @@ from wscl_fast.clustering.points import Points
 from wscl_fast.clustering.search import Step
 from wscl_fast.distributed.collectives import Group
 from wscl_fast.functional import kmeans_assign
+from wscl_fast.functional._checks import check_positive
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -97,10 +98,8 @@ class BalancedKMeans(KMeans):
         if drift is not None:
             raise ValueError("drift: balanced k-means keeps no bounds; expected None")
         check_count(self.sinkhorn_iter, "sinkhorn_iter", least=0)
-        if not 1 <= self.cap < math.inf:
-            raise ValueError(f"cap: expected a finite number of at least 1, got {self.cap}")
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(f"temperature: expected a finite number above 0, got {self.temperature}")
+        check_least(self.cap, "cap", 1)
+        check_positive("temperature", self.temperature)
         return super().fit(X)
 
     def partial_fit(self, X: Array, y: Any = None, sample_weight: Any = None) -> Self:

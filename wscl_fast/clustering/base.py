@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from wscl_fast.functional._checks import check_number
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -63,13 +65,35 @@ class ClusterMethod(ABC, Generic[Info, Ids]):
             raise ValueError(f"state: expected one of {cls.__name__}, got method={state.get('method')!r}")
 
 
-def check_count(value: int, name: str, *, least: int = 1) -> int:
-    """The argument `name` as an int that is at least `least`."""
+def check_count(value: object, name: str, *, least: int = 1, most: int | None = None) -> int:
+    """The argument `name` as an int that is at least `least`, and at most `most`."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"{name}: expected at least {least}, got {value}")
+    if value < least or (most is not None and value > most):
+        expected = f"at least {least}" if most is None else f"{least} to {most}"
+        raise ValueError(f"{name}: expected {expected}, got {value}")
     return int(value)
+
+
+def check_least(value: object, name: str, least: float) -> float:
+    """The argument `name` as a finite number that is at least `least`."""
+    number = check_number(name, value)
+    if not least <= number < math.inf:
+        raise ValueError(f"{name}: expected a finite number of at least {least}, got {value}")
+    return number
+
+
+def check_bool(value: object, name: str) -> bool:
+    """The argument `name` as a bool: what else is true or false may be another argument in its place."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name}: expected a bool, got {type(value).__name__}")
+    return bool(value)
+
+
+def check_choice(value: object, name: str, choices: Sequence[str]) -> None:
+    """Refuse an argument `name` that is none of the choices."""
+    if not isinstance(value, str) or value not in choices:  # an array would compare element by element
+        raise ValueError(f"{name}: expected one of {choices}, got {value!r}")
 
 
 def check_enough(n_clusters: int, n_samples: int, n_zero: int) -> None:
@@ -103,6 +127,8 @@ def as_string_lists(info: Sequence[Sequence[str]], name: str) -> list[list[str]]
     """One list of strings per sample; a bare string, which is a sequence too, is refused."""
     if isinstance(info, str) or not isinstance(info, Sequence | np.ndarray):
         raise TypeError(f"{name}: expected a sequence with one list per sample, got {type(info).__name__}")
+    if getattr(info, "ndim", 1) == 0:
+        raise ValueError(f"{name}: expected one list per sample, got an array of 0 dimensions")
     lists: list[list[str]] = []
     for row, entry in enumerate(info):
         if isinstance(entry, str) or not isinstance(entry, Iterable):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from wscl_fast.clustering.arrays import seed_of
-from wscl_fast.clustering.base import check_count, check_enough
+from wscl_fast.clustering.base import check_bool, check_choice, check_count, check_enough, check_least
 from wscl_fast.clustering.bounds import cluster_sums, distances
 from wscl_fast.clustering.centroid_model import Array, WeightedModel
 from wscl_fast.clustering.halves import halve, nearer_is_right, rows_for
@@ -84,8 +84,9 @@ class BisectingKMeans(WeightedModel):
         """
         check_count(self.n_clusters, "n_clusters")
         check_count(self.max_iter, "max_iter")
-        if self.split not in SPLITS:
-            raise ValueError(f"split: expected one of {SPLITS}, got {self.split!r}")
+        check_least(self.tol, "tol", 0)
+        check_choice(self.split, "split", SPLITS)
+        check_bool(self.sharded, "sharded")
         points, give = as_points(
             X,
             sample_weight=sample_weight,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from wscl_fast.clustering.arrays import as_samples, as_weights
+from wscl_fast.clustering.base import check_count
 from wscl_fast.clustering.bounds import Carried, nearest, squared
 from wscl_fast.clustering.estimator import Estimator, not_fitted
 from wscl_fast.clustering.points import Frame, Points, check_metric
@@ -44,9 +45,19 @@ class CentroidModel(Estimator):
             self._seen_as = self.cluster_centers_
 
     def rename(self, names: Tensor) -> None:
-        """Give cluster k the number `names[k]`, a permutation of 0 … K − 1; labels and centroids follow."""
-        if not isinstance(self.labels_, Tensor):
+        """Give cluster k the number `names[k]`; labels and centroids follow.
+
+        Args:
+            names: int64 [K], a permutation of 0 … K − 1.
+
+        Raises:
+            TypeError: the model was not fitted on a tensor, or `names` is no int64 tensor.
+            ValueError: no permutation of all clusters.
+        """
+        self._check_fitted()
+        if not isinstance(getattr(self, "labels_", None), Tensor):
             raise TypeError("rename: expected a model that was fitted on a tensor")
+        _check_permutation(names, self.n_clusters_)
         names = names.to(self.labels_.device)
         take = names.argsort()
         self.labels_, self.counts_ = names[self.labels_], self.counts_[take]
@@ -57,13 +68,35 @@ class CentroidModel(Estimator):
             self._carried = old._replace(assignment=names[old.assignment], centroids=old.centroids[take])
 
     def predict(self, X: Array) -> Array:
-        """Nearest centroid of each sample, int64 [n], of the kind that X is."""
+        """Nearest centroid of each sample.
+
+        Args:
+            X: samples [n, d].
+
+        Returns:
+            int64 [n], of the kind that X is.
+
+        Raises:
+            TypeError, ValueError: X is not samples of the columns that `fit` saw, or not finite.
+        """
         points, centroids, give = self._view(X)
         return give(nearest(points, centroids))
 
     def nearest(self, X: Array, top: int) -> tuple[Array, Array]:
-        """The `top` nearest centroids of each sample, nearest first, and their distances, both [n, top]."""
+        """The nearest centroids of each sample, nearest first, and their distances.
+
+        Args:
+            X: samples [n, d].
+            top: how many of each, 1 to K.
+
+        Returns:
+            int64 [n, top], and the distances [n, top], of the unit vectors when cosine.
+
+        Raises:
+            TypeError, ValueError: as :meth:`predict` does; another `top`.
+        """
         points, centroids, give = self._view(X)
+        top = check_count(top, "top", most=len(centroids))
         shape = (points.n, top)
         found = torch.empty(shape, dtype=torch.int64, device=points.device)
         distance = torch.empty(shape, dtype=points.dtype, device=points.device)
@@ -75,7 +108,17 @@ class CentroidModel(Estimator):
 
     @torch.no_grad()
     def transform(self, X: Array) -> Array:
-        """Distance of each sample from every centroid [n, K], of the unit vectors when cosine."""
+        """Distance of each sample from every centroid.
+
+        Args:
+            X: samples [n, d].
+
+        Returns:
+            [n, K], of the unit vectors when cosine.
+
+        Raises:
+            TypeError, ValueError: as :meth:`predict` does.
+        """
         points, centroids, give = self._view(X)
         far = torch.empty(points.n, len(centroids), dtype=points.dtype, device=points.device)
         # In float64 and from the middle of the centroids, ‖x‖² − 2 x·c + ‖c‖² keeps its digits.
@@ -91,7 +134,16 @@ class CentroidModel(Estimator):
         return give(far)
 
     def score(self, X: Array, y: Any = None, sample_weight: Any = None) -> float:
-        """Minus the inertia of X under the fitted centroids."""
+        """Minus the inertia of X under the fitted centroids.
+
+        Args:
+            X: samples [n, d].
+            y: ignored; there for scikit-learn's pipelines.
+            sample_weight: [n], at least 0.
+
+        Raises:
+            TypeError, ValueError: as :meth:`predict` does; weights that are none.
+        """
         points, centroids, _ = self._view(X)
         weights = as_weights(sample_weight, points.x)
         square = torch.empty(points.n, dtype=torch.float64, device=points.device)
@@ -123,6 +175,19 @@ class CentroidModel(Estimator):
         if self._seen_as is self.cluster_centers_:
             return self._seen
         return self._frame.see(as_samples(self.cluster_centers_, "cluster_centers_").x)
+
+
+def _check_permutation(names: object, n_clusters: int) -> None:
+    if not isinstance(names, Tensor) or names.dtype != torch.int64:
+        got = names.dtype if isinstance(names, Tensor) else type(names).__name__
+        raise TypeError(f"names: expected an int64 tensor, got {got}")
+    if names.shape != (n_clusters,):
+        raise ValueError(f"names: expected shape ({n_clusters},), got {tuple(names.shape)}")
+    if not torch.equal(names.sort().values, torch.arange(n_clusters, device=names.device)):
+        raise ValueError(
+            f"names: expected a permutation of 0 … {n_clusters - 1}, got {len(torch.unique(names))} numbers "
+            f"from {int(names.min())} to {int(names.max())}"
+        )
 
 
 class WeightedModel(CentroidModel):

@@ -117,12 +117,30 @@ class HierarchicalKMeans(CentroidModel):
             self.parents_[0] = self.parents_[0][names.argsort().to(self.parents_[0].device)]
 
     def predict(self, X: Array, level: int = 0) -> Array:
-        """Cluster of each sample on a level, int64 [n]: the nearest on the first, then up by the parents."""
+        """Cluster of each sample on a level: the nearest on the first, then up by the parents.
+
+        Args:
+            X: samples [n, d].
+            level: 0 is the first, of the most clusters.
+
+        Returns:
+            int64 [n], of the kind that X is.
+
+        Raises:
+            TypeError, ValueError: as :meth:`CentroidModel.predict` does; no such level.
+        """
         points, centroids, give = self._view(X)
         return give(self._up(nearest(points, centroids), level))
 
     def labels_of(self, level: int) -> Array:
-        """The training samples' clusters on a level."""
+        """The training samples' clusters on a level, int64 [n].
+
+        Args:
+            level: 0 is the first, of the most clusters.
+
+        Raises:
+            TypeError, ValueError: no such level.
+        """
         self._check_fitted()
         labels = self._up(torch.as_tensor(self.labels_), level)
         return labels if isinstance(self.labels_, Tensor) else labels.numpy()
@@ -132,8 +150,12 @@ class HierarchicalKMeans(CentroidModel):
 
         From the top down each cluster's share is dealt to its children as evenly as their sizes allow.
 
+        Args:
+            size: how many.
+            random_state: an int (the same int draws the same samples), a numpy generator, or None.
+
         Raises:
-            ValueError: more than there are samples.
+            TypeError, ValueError: more than there are samples; a `random_state` of another sort.
         """
         self._check_fitted()
         labels = torch.as_tensor(self.labels_).cpu()
@@ -167,8 +189,7 @@ class HierarchicalKMeans(CentroidModel):
         return self.fit(X).transform(X)
 
     def _up(self, labels: Tensor, level: int) -> Tensor:
-        if not 0 <= level < len(self.levels_):
-            raise ValueError(f"level: expected 0 to {len(self.levels_) - 1}, got {level}")
+        check_count(level, "level", least=0, most=len(self.levels_) - 1)
         for parent in self.parents_[:level]:
             labels = torch.as_tensor(parent).to(labels.device)[labels]
         return labels

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,14 @@ import torch
 from torch import Tensor
 
 from wscl_fast.clustering.arrays import as_drift, as_samples, seed_of
-from wscl_fast.clustering.base import ClusterMethod, check_count, check_enough
+from wscl_fast.clustering.base import (
+    ClusterMethod,
+    check_bool,
+    check_choice,
+    check_count,
+    check_enough,
+    check_least,
+)
 from wscl_fast.clustering.bounds import Bounds, nearest
 from wscl_fast.clustering.centroid_model import Array, WeightedModel
 from wscl_fast.clustering.empty import EMPTY
@@ -309,13 +315,13 @@ class KMeans(WeightedModel, ClusterMethod[Array, Array]):
         check_count(self.n_clusters, "n_clusters")
         check_metric(self.metric)
         check_count(self.max_iter, "max_iter")
-        if self.n_init != "auto":
-            check_count(self.n_init, "n_init")  # type: ignore[arg-type]
-        if not 0 <= self.tol < math.inf:
-            raise ValueError(f"tol: expected a finite number of at least 0, got {self.tol}")
-        for name, choices in (("algorithm", ALGORITHMS), ("empty", EMPTY)):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name}: expected one of {choices}, got {getattr(self, name)!r}")
+        if not (isinstance(self.n_init, str) and self.n_init == "auto"):
+            check_count(self.n_init, "n_init")
+        check_least(self.tol, "tol", 0)
+        check_choice(self.algorithm, "algorithm", ALGORITHMS)
+        check_choice(self.empty, "empty", EMPTY)
+        for name in ("warm_start", "sharded", "shard_centroids"):
+            check_bool(getattr(self, name), name)
         if isinstance(self.init, str) and self.init not in INITS:
             raise ValueError(f"init: expected one of {INITS} or an array of centroids, got {self.init!r}")
         if self.batch_size is not None:

@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 
 from wscl_fast import distributed
 from wscl_fast.clustering.arrays import FLOATS
+from wscl_fast.clustering.base import check_choice
 from wscl_fast.distributed.collectives import Group, alone, least_over_ranks
 from wscl_fast.functional.kmeans import Metric, kmeans_update
 
@@ -283,6 +284,5 @@ def digest(rows: Tensor | None) -> str:
 
 def check_metric(metric: str) -> Metric:
     """The metric, if it is one."""
-    if metric not in METRICS:
-        raise ValueError(f"metric: expected one of {METRICS}, got {metric!r}")
+    check_choice(metric, "metric", METRICS)
     return metric  # type: ignore[return-value]

@@ -11,7 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wscl_fast.clustering.base import NO_CLUSTER, ClusterMethod, IdArray, as_string_lists, check_count
+from wscl_fast.clustering.arrays import MOST_SEED
+from wscl_fast.clustering.base import (
+    NO_CLUSTER,
+    ClusterMethod,
+    IdArray,
+    as_string_lists,
+    check_count,
+    check_least,
+)
 from wscl_fast.clustering.kmeans import KMeans
 from wscl_fast.clustering.sparse import SparseRows, truncated_svd
 
@@ -64,10 +72,8 @@ class TagClusters(ClusterMethod[Sequence[Sequence[str]], IdArray]):
     ) -> None:
         self.n_clusters = check_count(n_clusters, "n_clusters")
         self.min_count = check_count(min_count, "min_count")
-        if not 0 <= smoothing < math.inf:
-            raise ValueError(f"smoothing: expected a finite number of at least 0, got {smoothing}")
-        self.smoothing = float(smoothing)
-        self.seed = check_count(seed, "seed", least=0)
+        self.smoothing = check_least(smoothing, "smoothing", 0)
+        self.seed = check_count(seed, "seed", least=0, most=MOST_SEED)
 
     def fit(self, info: Sequence[Sequence[str]]) -> Self:
         """Learn the known tags, their weights and the clusters.
