@@ -118,3 +118,18 @@ def test_dict_and_text():
 def test_errors_name_the_argument(args, error, match):
     with pytest.raises(error, match=match):
         diagnose(*args)
+
+
+@pytest.mark.parametrize(
+    ("counts", "error", "match"),
+    [
+        (["a"], TypeError, "counts: expected numbers"),
+        ([1, -2], ValueError, "counts: expected finite numbers of at least 0, got -2"),
+        ([1.0, np.nan], ValueError, "counts: expected finite numbers of at least 0, got nan"),
+    ],
+)
+def test_entropy_takes_counts_of_any_kind(counts, error, match):
+    assert entropy([1, 1]) == entropy((1, 0, 1)) == entropy(np.array([0.5, 0.5])) == 1.0
+    assert entropy([]) == entropy([3]) == 0.0
+    with pytest.raises(error, match=match):
+        entropy(counts)

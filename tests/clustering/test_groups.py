@@ -224,6 +224,7 @@ def test_state_survives_json(model, info, new):
         ),
         (lambda: AttributeClusters().fit({"a": "xyz"}), TypeError, r"info\['a'\]: .* got str"),
         (lambda: AttributeClusters(1).fit(INFO).predict({"a": [1]}), ValueError, "none named 'quarter'"),
+        (lambda: AttributeClusters(1).fit(INFO).predict(None), TypeError, "info: expected a mapping"),
         (lambda: AttributeClusters().predict(INFO), RuntimeError, "AttributeClusters is not fitted"),
         (lambda: HierarchyClusters(0), ValueError, "level: expected at least 1, got 0"),
         (
@@ -237,6 +238,12 @@ def test_state_survives_json(model, info, new):
         (lambda: HierarchyClusters().predict(PATHS), RuntimeError, "HierarchyClusters is not fitted"),
         (lambda: method_from_state_dict({"method": "Other"}), ValueError, "got 'Other'"),
         (lambda: method_from_state_dict({}), ValueError, "got None"),
+        (lambda: method_from_state_dict(None), TypeError, "state: expected a mapping, got NoneType"),
+        (
+            lambda: method_from_state_dict({"method": "KMeans"}),
+            ValueError,
+            "state: expected an entry 'n_clusters' of KMeans, got none",
+        ),
         (lambda: HierarchyClusters.from_state_dict({"method": "IdClusters"}), ValueError, "one of Hier"),
     ],
 )

@@ -63,6 +63,20 @@ def test_matching_refuses_what_does_not_fit():
         match_clusters(torch.zeros(3), torch.zeros(4), 2)
     with pytest.raises(ValueError, match="old: expected ids below n_clusters = 2, got 5"):
         match_clusters(torch.tensor([5]), torch.tensor([0]), 2)
+    ids = torch.tensor([0, 1])
+    for name, arguments in (("old", ([0, 1], ids)), ("new", (ids, ids.numpy()))):
+        with pytest.raises(TypeError, match=f"{name}: expected a tensor, got"):
+            match_clusters(*arguments, 2)
+    with pytest.raises(TypeError, match=r"new: expected integers, got torch\.float32"):
+        match_clusters(ids, ids.float(), 2)
+    with pytest.raises(ValueError, match="n_clusters: expected at least 1, got 0"):
+        match_clusters(ids[:0], ids[:0], 0)
+    with pytest.raises(TypeError, match="n_clusters: expected an int, got float"):
+        match_clusters(ids, ids, 2.0)
+    with pytest.raises(TypeError, match="exact: expected a bool, got str"):
+        match_clusters(ids, ids, 2, exact="no")
+    with pytest.raises(ValueError, match="new: expected device cpu as old, got meta"):
+        match_clusters(ids, ids.to("meta"), 2)
 
 
 def test_normalised_information_is_scikit_learns():
@@ -224,3 +238,41 @@ def test_refusals():
         ClusterScheduler(2).step(torch.randn(4, 3), torch.arange(3))
     with pytest.raises(ValueError, match="samples: expected numbers from 0 to n_samples − 1 = 2"):
         ClusterScheduler(2).step(torch.randn(4, 3), n_samples=3)
+
+
+@pytest.mark.parametrize(
+    ("step", "error", "match"),
+    [
+        ({"features": np.zeros((4, 3))}, TypeError, "features: expected a tensor, got ndarray"),
+        ({"features": torch.zeros(4)}, ValueError, r"features: expected a matrix \[n, d\], got shape \(4,\)"),
+        ({"features": torch.zeros(0, 3)}, ValueError, "features: expected at least one row, got none"),
+        ({"samples": np.arange(4)}, TypeError, "samples: expected a tensor, got ndarray"),
+        ({"samples": torch.tensor([0, 1, 2, 0])}, ValueError, "samples: expected each sample once on a rank"),
+        ({"n_samples": "x"}, TypeError, "n_samples: expected an int, got str"),
+        ({"level": 5}, ValueError, "level: expected -1 to 0, got 5"),
+        ({"targets": ClusterQueue(4, 3)}, TypeError, "targets: expected a sequence of targets, got ClusterQ"),
+        ({"targets": [3]}, TypeError, r"targets\[0\]: expected a `refresh`, got int"),
+    ],
+)
+def test_a_step_that_cannot_work_is_refused_before_the_clustering(step, error, match):
+    scheduler = ClusterScheduler(2)
+    with pytest.raises(error, match=match):
+        scheduler.step(**{"features": torch.randn(4, 3), **step})
+    assert scheduler.state_dict() == {}
+    assert not hasattr(scheduler.models[0], "labels_")
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "match"),
+    [
+        (lambda: ClusterScheduler(2).due("x"), TypeError, "epoch: expected an int, got str"),
+        (lambda: ClusterScheduler(2).load_state_dict(5), TypeError, "state: expected a mapping, got int"),
+        (lambda: ClusterScheduler(2).load_state_dict({"clusters": 1}), ValueError, "an entry 'centroids'"),
+        (lambda: ClusterScheduler((4, 2), nested="no"), TypeError, "nested: expected a bool, got str"),
+        (lambda: ClusterScheduler(2, carry_bounds=1), TypeError, "carry_bounds: expected a bool, got int"),
+        (lambda: ClusterScheduler(2, sharded=None), TypeError, "sharded: expected a bool, got NoneType"),
+    ],
+)
+def test_errors_name_the_argument(make, error, match):
+    with pytest.raises(error, match=match):
+        make()

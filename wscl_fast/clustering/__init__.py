@@ -1,7 +1,9 @@
 """Stage 1: cluster ids out of auxiliary information, and how good they are.
 
-Each method has `fit`, `predict`, `fit_predict`, `n_clusters_`, `state_dict` and `from_state_dict`; it is
-fitted on the training split and gives −1 to a sample that it knows nothing about.
+Each method has `fit`, `predict`, `fit_predict` and `n_clusters_`, and is fitted on the training split. Those
+of tags, attributes, hierarchies and ids give −1 to a sample that they know nothing about; k-means gives every
+sample a cluster. All but `BisectingKMeans` and `HierarchicalKMeans`, which pickle keeps, have `state_dict`
+and `from_state_dict` (:class:`ClusterMethod`).
 """
 
 from __future__ import annotations
@@ -57,11 +59,22 @@ _METHODS: tuple[type[ClusterMethod[Any, Any]], ...] = (
 def method_from_state_dict(state: Mapping[str, Any]) -> ClusterMethod[Any, Any]:
     """The fitted method that a `state_dict` describes, whichever it is.
 
+    Args:
+        state: what a method's `state_dict` gave.
+
     Raises:
-        ValueError: `state["method"]` names no method.
+        TypeError: `state` is no mapping.
+        ValueError: `state["method"]` names no method, or an entry that the method needs is missing.
     """
+    if not isinstance(state, Mapping):
+        raise TypeError(f"state: expected a mapping, got {type(state).__name__}")
     for method in _METHODS:
         if state.get("method") == method.__name__:
-            return method.from_state_dict(state)
+            try:
+                return method.from_state_dict(state)
+            except KeyError as error:
+                raise ValueError(
+                    f"state: expected an entry {error} of {method.__name__}, got none"
+                ) from error
     names = [method.__name__ for method in _METHODS]
     raise ValueError(f"state: expected a method of {names}, got {state.get('method')!r}")

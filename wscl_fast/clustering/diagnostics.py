@@ -66,8 +66,21 @@ class ClusterReport:
         return "\n".join(lines)
 
 
-def entropy(counts: npt.NDArray[np.integer[Any]]) -> float:
-    """Entropy in bits of the distribution proportional to `counts`; zeros add nothing."""
+def entropy(counts: npt.ArrayLike) -> float:
+    """Entropy in bits of the distribution proportional to `counts`; zeros add nothing.
+
+    Args:
+        counts: finite numbers of at least 0, of any shape.
+
+    Raises:
+        TypeError: no numbers.
+        ValueError: one is negative, NaN or infinite.
+    """
+    counts = np.asarray(counts)
+    if counts.size and counts.dtype.kind not in "iuf":
+        raise TypeError(f"counts: expected numbers, got {counts.dtype}")
+    if not bool((np.isfinite(counts) & (counts >= 0)).all()):
+        raise ValueError(f"counts: expected finite numbers of at least 0, got {counts.min()}")
     counts = counts[counts > 0]
     if len(counts) < 2:
         return 0.0

@@ -7,6 +7,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from wscl_fast.clustering.base import check_bool, check_count
+
 _EXACT = 1024  # clusters up to which the matching is optimal: its time grows with their cube
 
 
@@ -27,11 +29,22 @@ def match_clusters(old: Tensor, new: Tensor, n_clusters: int, *, exact: bool | N
         int64 [K], a permutation: `renamed = names[new]`.
 
     Raises:
-        ValueError: different lengths, or ids beyond `n_clusters`.
+        TypeError: ids that are not tensors of integers; `n_clusters` or `exact` of another type.
+        ValueError: different lengths or devices, ids beyond `n_clusters`, or `n_clusters` below 1.
     """
+    n_clusters = check_count(n_clusters, "n_clusters")
+    if exact is not None:
+        check_bool(exact, "exact")
+    for name, ids in (("old", old), ("new", new)):
+        if not isinstance(ids, Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(ids).__name__}")
     if old.shape != new.shape or old.ndim != 1:
         raise ValueError(f"new: expected shape {tuple(old.shape)} as old, got {tuple(new.shape)}")
+    if old.device != new.device:
+        raise ValueError(f"new: expected device {old.device} as old, got {new.device}")
     for name, ids in (("old", old), ("new", new)):
+        if ids.dtype.is_floating_point or ids.dtype.is_complex or ids.dtype == torch.bool:
+            raise TypeError(f"{name}: expected integers, got {ids.dtype}")
         if len(ids) and int(ids.max()) >= n_clusters:
             raise ValueError(f"{name}: expected ids below n_clusters = {n_clusters}, got {int(ids.max())}")
     both = (old >= 0) & (new >= 0)

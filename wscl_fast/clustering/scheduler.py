@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from wscl_fast.clustering.base import NO_CLUSTER, check_count
+from wscl_fast.clustering.base import NO_CLUSTER, check_bool, check_count
 from wscl_fast.clustering.bounds import cluster_sums
 from wscl_fast.clustering.diagnostics import diagnose, entropy
 from wscl_fast.clustering.kmeans import KMeans
@@ -79,6 +79,8 @@ class ClusterScheduler:
         group: Group = None,
         **parameters: Any,
     ) -> None:
+        for name, flag in (("nested", nested), ("carry_bounds", carry_bounds), ("sharded", sharded)):
+            check_bool(flag, name)
         many = list(n_clusters) if isinstance(n_clusters, Iterable) else [n_clusters]
         self.n_clusters = [check_count(k, "n_clusters") for k in many]
         if not many:
@@ -95,7 +97,12 @@ class ClusterScheduler:
         self._last: tuple[Tensor, Tensor] | None = None  # copies of the last step's features and samples
 
     def due(self, epoch: int) -> bool:
-        """Whether the samples are clustered before `epoch`."""
+        """Whether the samples are clustered before `epoch`.
+
+        Args:
+            epoch: 0 or more.
+        """
+        check_count(epoch, "epoch", least=0)
         return epoch >= self.warmup and (epoch - self.warmup) % self.every == 0
 
     @torch.no_grad()
@@ -112,7 +119,8 @@ class ClusterScheduler:
 
         Args:
             features: this rank's [n, d], of a momentum encoder best.
-            samples: int64 [n], which samples these are; by default 0 … n − 1.
+            samples: int64 [n], which samples these are, each once; by default 0 … n − 1. Ranks may have the
+                same ones, as samplers give them that fill up a last batch.
             n_samples: of all ranks; by default one more than the largest of `samples`.
             targets: what has a `refresh(clusters_of_samples)`: a :class:`wscl_fast.ClusterQueue`, a sampler.
             level: whose ids the targets get; by default the last one's.
@@ -121,21 +129,37 @@ class ClusterScheduler:
             One clustering a level, the same on every rank.
 
         Raises:
-            ValueError: `samples` do not fit the features or `n_samples`, or as :meth:`KMeans.fit` does.
+            TypeError: features or samples that are no tensors, or `targets` that cannot be told.
+            ValueError: `samples` do not fit the features or `n_samples`, no such `level`, no features on any
+                rank, or as :meth:`KMeans.fit` does.
         """
+        if not isinstance(features, Tensor):
+            raise TypeError(f"features: expected a tensor, got {type(features).__name__}")
+        if features.ndim != 2:
+            raise ValueError(f"features: expected a matrix [n, d], got shape {tuple(features.shape)}")
+        # Before the clustering: what it found would be lost.
+        level = check_count(level, "level", least=-len(self.models), most=len(self.models) - 1)
+        targets = _check_targets(targets)
         if samples is None:
             if self.ranks.size > 1:
                 raise ValueError("samples: expected the samples that the features of this rank belong to")
             samples = torch.arange(len(features), device=features.device)
+        if not isinstance(samples, Tensor):
+            raise TypeError(f"samples: expected a tensor, got {type(samples).__name__}")
         if samples.shape != features.shape[:1] or samples.dtype != torch.int64:
             raise ValueError(
                 f"samples: expected int64 [{len(features)}] as features, "
                 f"got {samples.dtype} {list(samples.shape)}"
             )
         everyone = self.ranks.gather(samples)
-        size = int(everyone.max()) + 1 if n_samples is None else n_samples
+        if not len(everyone):
+            raise ValueError("features: expected at least one row, got none")
+        size = int(everyone.max()) + 1 if n_samples is None else check_count(n_samples, "n_samples")
         if int(everyone.max()) >= size or int(everyone.min()) < 0:
             raise ValueError(f"samples: expected numbers from 0 to n_samples − 1 = {size - 1}")
+        again = torch.tensor(len(samples) - len(torch.unique(samples)), device=features.device)
+        if int(self.ranks.sum(again)):
+            raise ValueError("samples: expected each sample once on a rank, got one several times")
         drift = self._drift(features, samples)
         levels: list[Level] = []
         for number, model in enumerate(self.models):
@@ -163,11 +187,20 @@ class ClusterScheduler:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken.
 
+        Args:
+            state: what `state_dict` gave.
+
         Raises:
-            ValueError: other numbers of clusters.
+            TypeError: `state` is no mapping.
+            ValueError: a missing entry, or other numbers of clusters.
         """
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state: expected a mapping, got {type(state).__name__}")
         if not state:
             return
+        for name in ("clusters", "centroids"):
+            if name not in state:
+                raise ValueError(f"state: expected an entry {name!r}, got none")
         sizes = [len(centroids) for centroids in state["centroids"]]
         if sizes != self.n_clusters:
             raise ValueError(f"state: expected clusters {self.n_clusters}, got {sizes}")
@@ -237,6 +270,16 @@ class ClusterScheduler:
         for (rows, x), (_, y) in zip(here.parts(), there.parts(), strict=True):
             drift[rows] = (here.directions(x) - here.directions(y)).norm(dim=1)
         return drift * (1 + 2.0**-14) + 2.0**-20
+
+
+def _check_targets(targets: object) -> list[Any]:
+    if not isinstance(targets, Iterable):
+        raise TypeError(f"targets: expected a sequence of targets, got {type(targets).__name__}")
+    told = list(targets)
+    for number, target in enumerate(told):
+        if not callable(getattr(target, "refresh", None)):
+            raise TypeError(f"targets[{number}]: expected a `refresh`, got {type(target).__name__}")
+    return told
 
 
 def normalised_information(old: Tensor, new: Tensor) -> float:
