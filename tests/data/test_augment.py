@@ -220,9 +220,29 @@ def test_wrong_images(images: Any, error: type[Exception]) -> None:
         Augment().normalise(images)
 
 
-def test_wrong_views() -> None:
-    with pytest.raises(ValueError, match="views: expected at least 1, got 0"):
-        Augment()(_images(), generator=torch.Generator(), views=0)
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"views": 0}, ValueError, "views: expected at least 1, got 0"),
+        ({"views": "2"}, TypeError, "views: expected an int, got str"),
+        ({"views": 1.5}, TypeError, "views: expected an int, got float"),
+        ({"generator": None}, TypeError, "generator: expected a torch.Generator, got NoneType"),
+        (
+            {"images": torch.zeros(2, 3, 0, 8, dtype=torch.uint8)},
+            ValueError,
+            r"images: expected pixels, got shape \[2, 3, 0, 8\]",
+        ),
+    ],
+)
+def test_wrong_arguments(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    good = {"images": _images(), "generator": torch.Generator()}
+    with pytest.raises(error, match=message):
+        Augment()(**(good | arguments))
+
+
+def test_config_of_another_type() -> None:
+    with pytest.raises(TypeError, match="config: expected an AugmentConfig or None, got str"):
+        Augment("x")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,11 @@ def test_wrong_fields(changes: dict[str, Any], message: str) -> None:
         replace(DATA, **changes)
 
 
+def test_images_that_are_no_array() -> None:
+    with pytest.raises(TypeError, match="images: expected a numpy array, got list"):
+        replace(DATA, images=[])  # type: ignore[arg-type]
+
+
 def test_labels_are_numbered_by_the_training_split() -> None:
     numbers, names = encode_labels(["b", "a", None, "c"], np.array([True, True, True, False]))
     assert names == ["a", "b"]

@@ -361,6 +361,13 @@ def test_column_errors_are_never_skipped(home: Home, on_error: str) -> None:
         ({"attribute_columns": "colour"}, TypeError, "attribute_columns: expected a sequence"),
         ({"hierarchy_columns": "taxonomy"}, TypeError, "hierarchy_columns"),
         ({"label_columns": "label"}, TypeError, "label_columns"),
+        ({"path_column": None}, TypeError, "path_column: expected a column's name, got NoneType"),
+        ({"path_column": 3}, TypeError, "path_column: expected a column's name, got int"),
+        ({"split_column": 3}, TypeError, "split_column: expected a column's name, got int"),
+        ({"attribute_columns": None}, TypeError, "attribute_columns: expected a sequence .* got NoneType"),
+        ({"hierarchy_columns": (3,)}, TypeError, "hierarchy_columns: expected a column's name, got int"),
+        ({"image_size": 8.5}, TypeError, "image_size: expected an int, got float"),
+        ({"on_error": np.zeros(2)}, ValueError, "on_error: expected 'raise' or 'skip'"),
     ],
 )
 def test_wrong_arguments(home: Home, options: dict[str, Any], error: type[Exception], message: str) -> None:

@@ -6,6 +6,7 @@ import logging
 import re
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -186,6 +187,13 @@ def test_second_load_reads_the_cache(
 def test_size_out_of_range(tmp_path: Path, size: int) -> None:
     with pytest.raises(ValueError, match="image_size"):
         load_openmoji(tmp_path, size)
+
+
+@pytest.mark.parametrize("value", [1.5, True, "1", None])
+@pytest.mark.parametrize("name", ["fold", "image_size"])
+def test_numbers_that_are_no_ints(tmp_path: Path, name: str, value: Any) -> None:
+    with pytest.raises(TypeError, match=f"{name}: expected an int, got {type(value).__name__}"):
+        load_openmoji(tmp_path, **{name: value})
 
 
 def test_missing_package_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -91,6 +93,27 @@ def test_anchor_share(clusters: list[int], share: float) -> None:
 
 
 @pytest.mark.parametrize(
+    ("clusters", "error"),
+    [
+        (np.zeros((2, 2), dtype=np.int64), ValueError),
+        (np.zeros(3), TypeError),
+        (np.full(3, np.nan), TypeError),
+        ("ab", TypeError),
+    ],
+)
+def test_anchor_share_takes_one_id_a_sample(clusters: Any, error: type[Exception]) -> None:
+    assert anchor_share([]) == 0.0  # type: ignore[arg-type]
+    with pytest.raises(error, match="clusters_in_batch: expected"):
+        anchor_share(clusters)
+
+
+@pytest.mark.parametrize(("epoch", "error"), [(-1, ValueError), ("0", TypeError)])
+def test_wrong_epochs(epoch: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="epoch: expected"):
+        _epoch(ClusterBatchSampler(CLUSTERS, 64), epoch)
+
+
+@pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
         ({"clusters": np.zeros(9)}, TypeError, "clusters: expected integers"),
@@ -101,6 +124,11 @@ def test_anchor_share(clusters: list[int], share: float) -> None:
         ({"samples_per_cluster": 0}, ValueError, "samples_per_cluster"),
         ({"samples_per_cluster": 5}, ValueError, "samples_per_cluster: expected 1 to batch_size = 4"),
         ({"seed": -1}, ValueError, "seed"),
+        ({"seed": None}, TypeError, "seed: expected an int, got NoneType"),
+        ({"batch_size": "4"}, TypeError, "batch_size: expected an int, got str"),
+        ({"batch_size": 3.0}, TypeError, "batch_size: expected an int, got float"),
+        ({"samples_per_cluster": 1.5}, TypeError, "samples_per_cluster: expected an int, got float"),
+        ({"drop_last": "no"}, TypeError, "drop_last: expected a bool, got str"),
     ],
 )
 def test_wrong_arguments(arguments: dict[str, object], error: type[Exception], message: str) -> None:

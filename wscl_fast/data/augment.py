@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wscl_fast.data.checks import check_int
+
 _LUMA = (0.299, 0.587, 0.114)
 _DRAWS = 14  # uniform numbers per view, drawn whatever is switched on: settings do not shift the stream
 
@@ -95,6 +97,8 @@ class Augment:
     """
 
     def __init__(self, config: AugmentConfig | None = None) -> None:
+        if config is not None and not isinstance(config, AugmentConfig):
+            raise TypeError(f"config: expected an AugmentConfig or None, got {type(config).__name__}")
         self.config = config or AugmentConfig()
 
     def __call__(self, images: Tensor, *, generator: torch.Generator, views: int = 2) -> Tensor:
@@ -109,11 +113,16 @@ class Augment:
             float32 [B, V, 3, H, W].
 
         Raises:
-            TypeError: if images are not a uint8 tensor.
-            ValueError: if their shape is not [B, 3, H, W], or views is less than 1.
+            TypeError: if images are not a uint8 tensor, generator is none, or views is not an int.
+            ValueError: if the shape of images is not [B, 3, H, W] or they have no pixels, or views is less
+                than 1.
         """
         _check_images(images)
-        if views < 1:
+        if not (images.shape[2] and images.shape[3]):
+            raise ValueError(f"images: expected pixels, got shape {list(images.shape)}")
+        if not isinstance(generator, torch.Generator):
+            raise TypeError(f"generator: expected a torch.Generator, got {type(generator).__name__}")
+        if check_int(views, "views") < 1:
             raise ValueError(f"views: expected at least 1, got {views}")
         batch, _, height, width = images.shape
         draws = torch.rand(batch, views, _DRAWS, generator=generator, device=generator.device).to(

@@ -52,6 +52,8 @@ class ImageDataset:
 
     def __post_init__(self) -> None:
         n = len(self.keys)
+        if not isinstance(self.images, np.ndarray):
+            raise TypeError(f"images: expected a numpy array, got {type(self.images).__name__}")
         if self.images.ndim != 4 or self.images.shape[1] != 3 or self.images.dtype != np.uint8:
             raise ValueError(
                 f"images: expected uint8 [n, 3, H, W], got {self.images.dtype} {self.images.shape}"

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wscl_fast.data.cache import PASSING, Notes, cached_images
+from wscl_fast.data.checks import check_int
 from wscl_fast.data.dataset import SPLITS, ImageDataset, encode_labels
 from wscl_fast.data.decode import decode_images
 from wscl_fast.data.table import RowErrors, Table
@@ -64,25 +65,39 @@ def load_folder(
             there are any, the others are numbered in sorted order.
 
     Raises:
+        TypeError: naming an argument of another type than is written here.
         ValueError: naming the row (1 is the first below the header) and path of a missing or undecodable
             file, a path that comes twice, an empty required cell, an unknown split, a label that the training
             split lacks; naming the column that is missing (with the nearest name there is) or empty
             throughout; if no row of the training split is left, or an argument is out of range.
     """
-    if on_error not in get_args(OnError):
+    if not isinstance(on_error, str) or on_error not in get_args(OnError):
         raise ValueError(f"on_error: expected 'raise' or 'skip', got {on_error!r}")
+    image_size = check_int(image_size, "image_size")
     if not 8 <= image_size <= 1024:
         raise ValueError(f"image_size: expected 8 to 1024 pixels, got {image_size}")
     folder, rows = Path(folder), Table(Path(table))
     if not folder.is_dir():
         raise ValueError(f"folder: {folder} is no directory")
     for name, columns in (
-        ("label_columns", label_columns),
+        ("label_columns", () if label_columns is None else label_columns),
         ("attribute_columns", attribute_columns),
         ("hierarchy_columns", hierarchy_columns),
     ):
         if isinstance(columns, str):
             raise TypeError(f"{name}: expected a sequence of column names, got the string {columns!r}")
+        if not isinstance(columns, Sequence):
+            raise TypeError(f"{name}: expected a sequence of column names, got {type(columns).__name__}")
+        for entry in columns:
+            _check_column(name, entry)
+    _check_column("path_column", path_column)
+    for name, given in (
+        ("split_column", split_column),
+        ("tag_column", tag_column),
+        ("cluster_column", cluster_column),
+    ):
+        if given is not None:
+            _check_column(name, given)
     if label_columns is None:
         label_columns = ("label",) if rows.serves("label") else ()
 
@@ -162,6 +177,11 @@ def _clusters(ids: list[str]) -> NDArray[np.str_] | NDArray[np.int64]:
     """The ids as they are; numbered, where some say that there is no cluster, with −1 for those."""
     known = [None if id_.lower() in _NO_CLUSTER else id_ for id_ in ids]
     return encode_labels(known, np.ones(len(ids), dtype=bool))[0] if None in known else np.array(ids)
+
+
+def _check_column(name: str, column: object) -> None:
+    if not isinstance(column, str):
+        raise TypeError(f"{name}: expected a column's name, got {type(column).__name__}")
 
 
 def _check_splits(splits: Sequence[str | None], errors: RowErrors) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wscl_fast.data.cache import Notes, cached_images
+from wscl_fast.data.checks import check_int
 from wscl_fast.data.dataset import ImageDataset, encode_labels
 from wscl_fast.data.emoji import FOLDS, find_record, load_records
 from wscl_fast.data.extras import package_dir, train_extra
@@ -40,9 +41,11 @@ def load_openmoji(cache_dir: Path, image_size: int = 32, fold: int = FOLDS - 1) 
         fold: which part is tested, 0 to 4.
 
     Raises:
-        ValueError: if image_size or fold is out of range.
+        TypeError: if image_size or fold is not an int.
+        ValueError: if one is out of range.
         ModuleNotFoundError: if a package of the ``train`` extra is missing.
     """
+    image_size, fold = check_int(image_size, "image_size"), check_int(fold, "fold")
     if not 8 <= image_size <= 1024:
         raise ValueError(f"image_size: expected 8 to 1024 pixels, got {image_size}")
     if not 0 <= fold < FOLDS:

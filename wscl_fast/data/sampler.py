@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wscl_fast.data.checks import check_ids, check_int
+
 
 class ClusterBatchSampler:
     """Epochs of shuffled batches in which each cluster's samples are drawn in groups.
@@ -28,7 +30,7 @@ class ClusterBatchSampler:
         drop_last: leave out the samples beyond the last full batch, other ones in each epoch.
 
     Raises:
-        TypeError: if clusters are not integers.
+        TypeError: if clusters are not integers, or another argument is of another type.
         ValueError: if clusters are not one-dimensional, a number is out of range, or no full batch exists.
     """
 
@@ -41,11 +43,11 @@ class ClusterBatchSampler:
         seed: int = 0,
         drop_last: bool = True,
     ) -> None:
-        clusters = np.asarray(clusters)
-        if not np.issubdtype(clusters.dtype, np.integer):
-            raise TypeError(f"clusters: expected integers, got {clusters.dtype}")
-        if clusters.ndim != 1:
-            raise ValueError(f"clusters: expected one dimension [n], got {clusters.ndim}")
+        clusters = check_ids(clusters, "clusters")
+        batch_size, seed = check_int(batch_size, "batch_size"), check_int(seed, "seed")
+        samples_per_cluster = check_int(samples_per_cluster, "samples_per_cluster")
+        if not isinstance(drop_last, bool):
+            raise TypeError(f"drop_last: expected a bool, got {type(drop_last).__name__}")
         if clusters.size and clusters.min() < -1:
             raise ValueError(f"clusters: expected ids from −1 (no cluster) up, got {clusters.min()}")
         if batch_size < 1:
@@ -60,7 +62,7 @@ class ClusterBatchSampler:
             )
         if seed < 0:
             raise ValueError(f"seed: expected 0 or more, got {seed}")
-        self.clusters = clusters.astype(np.int64, copy=False)
+        self.clusters = clusters
         self.batch_size = batch_size
         self.samples_per_cluster = samples_per_cluster
         self.seed = seed
@@ -101,7 +103,13 @@ class ClusterBatchSampler:
 
         Args:
             epoch: 0 or more; the same epoch gives the same batches.
+
+        Raises:
+            TypeError: if it is not an int.
+            ValueError: if it is negative.
         """
+        if check_int(epoch, "epoch") < 0:
+            raise ValueError(f"epoch: expected 0 or more, got {epoch}")
         order = self._order(np.random.default_rng([self.seed, epoch]))
         for start in range(0, len(self) * self.batch_size, self.batch_size):
             yield order[start : start + self.batch_size]
@@ -137,9 +145,13 @@ def anchor_share(clusters_in_batch: NDArray[np.int64]) -> float:
 
     Returns:
         0 to 1; 0 for an empty batch.
+
+    Raises:
+        TypeError: if clusters are not integers.
+        ValueError: if they are not one-dimensional.
     """
-    clusters = np.asarray(clusters_in_batch)
-    if clusters.size == 0:
+    if np.size(clusters_in_batch) == 0:  # its dtype says nothing
         return 0.0
+    clusters = check_ids(clusters_in_batch, "clusters_in_batch")
     ids, counts = np.unique(clusters, return_counts=True)
     return float(counts[(ids != -1) & (counts > 1)].sum() / clusters.size)
