@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import rank_cases
 import rank_loss_cases
@@ -11,7 +13,15 @@ import torch
 import torch.distributed as dist
 
 from wscl_fast import ClusteredInfoNCE, functional
-from wscl_fast.distributed import broadcast, clustered_infonce, gather, rank, sum_over_ranks, world_size
+from wscl_fast.distributed import (
+    broadcast,
+    clustered_infonce,
+    first_row,
+    gather,
+    rank,
+    sum_over_ranks,
+    world_size,
+)
 
 pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="PyTorch was built without gloo"
@@ -103,8 +113,29 @@ def test_bad_arguments_are_refused(change: dict[str, object], error: type[Except
         ClusteredInfoNCE(gather="some")
 
 
-def test_gather_refuses_what_has_no_rows() -> None:
+@pytest.mark.parametrize("collective", [gather, first_row])
+def test_rows_are_asked_for(collective: Callable[..., object]) -> None:
     with pytest.raises(TypeError, match="tensor: expected a tensor, got list"):
-        gather([1])
+        collective([1])
     with pytest.raises(ValueError, match="tensor: expected rows"):
-        gather(torch.tensor(1))
+        collective(torch.tensor(1))
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: sum_over_ranks([1]), TypeError, "tensor: expected a tensor, got list"),
+        (lambda: broadcast(None), TypeError, "tensor: expected a tensor, got NoneType"),
+        (lambda: broadcast(torch.ones(2), 7), ValueError, "source: expected a rank from 0 to 0, got 7"),
+        (lambda: broadcast(torch.ones(2), -1), ValueError, "source: expected a rank from 0 to 0, got -1"),
+        (lambda: broadcast(torch.ones(2), "0"), TypeError, "source: expected an int, got str"),
+        (lambda: rank("all"), TypeError, "group: expected a process group of torch.distributed or None"),
+        (lambda: world_size(3), TypeError, "group: expected a process group .* got int"),
+        (lambda: gather(torch.ones(2), group=[0]), TypeError, "group: expected a process group .* got list"),
+    ],
+)
+def test_one_process_looks_at_its_arguments_too(
+    make: Callable[[], object], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        make()

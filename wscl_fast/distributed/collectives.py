@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from wscl_fast.functional._checks import check_id
+
 __all__ = [
     "Group",
     "agree",
@@ -41,7 +43,11 @@ def world_size(group: Group = None) -> int:
 
     Args:
         group: the process group; by default all processes.
+
+    Raises:
+        TypeError: ``group`` is no process group.
     """
+    _check_group(group)
     return dist.get_world_size(group) if _initialised() else 1
 
 
@@ -50,8 +56,35 @@ def rank(group: Group = None) -> int:
 
     Args:
         group: the process group; by default all processes.
+
+    Raises:
+        TypeError: ``group`` is no process group.
     """
+    _check_group(group)
     return dist.get_rank(group) if _initialised() else 0
+
+
+def _check_group(group: Group) -> None:
+    """Refuse what is no process group: one process would never look at it."""
+    if group is None:
+        return
+    there = dist.is_available()
+    # A process that is not in a group has a number in its place.
+    if not (there and (isinstance(group, dist.ProcessGroup) or group is dist.GroupMember.NON_GROUP_MEMBER)):
+        raise TypeError(
+            f"group: expected a process group of torch.distributed or None, got {type(group).__name__}"
+        )
+
+
+def _check_tensor(tensor: object) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"tensor: expected a tensor, got {type(tensor).__name__}")
+
+
+def _check_rows(tensor: Tensor) -> None:
+    _check_tensor(tensor)
+    if tensor.ndim == 0:
+        raise ValueError("tensor: expected rows [N, ...], got a 0-dim tensor")
 
 
 def alone(group: Group = None) -> bool:
@@ -65,6 +98,9 @@ def sum_over_ranks(tensor: Tensor, group: Group = None) -> Tensor:
     Args:
         tensor: of one shape and dtype on all ranks; it is left as it is.
         group: the process group; by default all processes.
+
+    Raises:
+        TypeError: ``tensor`` is not a tensor.
     """
     return _exchanged(tensor, group, lambda copy: dist.all_reduce(copy, group=group))
 
@@ -80,18 +116,25 @@ def least_over_ranks(tensor: Tensor, group: Group = None) -> Tensor:
 
 
 def broadcast(tensor: Tensor, source: int = 0, group: Group = None) -> Tensor:
-    """Rank ``source``'s tensor, on every rank; each gives one of that shape and dtype. No gradient.
+    """Rank ``source``'s tensor, on every rank. No gradient comes back.
 
     Args:
         tensor: of one shape and dtype on all ranks; it is left as it is.
-        source: the rank whose numbers all get.
+        source: whose, by its number in the group.
         group: the process group; by default all processes.
+
+    Raises:
+        TypeError: ``tensor`` is not a tensor, or ``source`` not an int.
+        ValueError: there is no such rank.
     """
+    if not 0 <= check_id("source", source) < world_size(group):
+        raise ValueError(f"source: expected a rank from 0 to {world_size(group) - 1}, got {source}")
     return _exchanged(tensor, group, lambda copy: dist.broadcast(copy, peer(source, group), group=group))
 
 
 def _exchanged(tensor: Tensor, group: Group, in_place: Callable[[Tensor], Any]) -> Tensor:
     """What a collective that works in place makes of a copy; with one rank nothing is copied."""
+    _check_tensor(tensor)
     tensor = tensor.detach()
     if alone(group):
         return tensor
@@ -121,10 +164,7 @@ def gather(tensor: Tensor, group: Group = None) -> Tensor:
         TypeError: ``tensor`` is not a tensor.
         ValueError: it has no rows to gather (0-dim), or the ranks disagree about a row's size.
     """
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"tensor: expected a tensor, got {type(tensor).__name__}")
-    if tensor.ndim == 0:
-        raise ValueError("tensor: expected rows [N, ...], got a 0-dim tensor")
+    _check_rows(tensor)
     if alone(group):
         return tensor
     rows, wanted = rows_of_ranks(tensor, group)
@@ -155,9 +195,14 @@ def first_row(tensor: Tensor, group: Group = None) -> int:
     """The number that this rank's first row has among the rows of all ranks.
 
     Args:
-        tensor: ``[N, ...]``, this rank's rows; trailing dimensions alike on all ranks.
+        tensor: this rank's rows ``[N, ...]``.
         group: the process group; by default all processes.
+
+    Raises:
+        TypeError: ``tensor`` is not a tensor.
+        ValueError: it has no rows (0-dim), or the ranks disagree about a row's size.
     """
+    _check_rows(tensor)
     if alone(group):
         return 0
     return sum(rows_of_ranks(tensor.detach(), group)[0][: rank(group)])
