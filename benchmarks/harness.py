@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,15 +75,19 @@ def interleave(
     *,
     turns: int = 7,
     peak: Callable[[int], float] = _C.multiply_add_peak,
+    peaks: Mapping[str, Callable[[int], float]] | None = None,
     warm: bool = True,
 ) -> dict[str, Timing]:
     """Times every side once a turn, after a warm-up of each; the peak is measured before each of them.
+
+    ``peaks`` has those of sides whose products are made by another instruction.
 
     A side that takes less than ``SHORT`` is called until that has gone by, after one call that is not timed:
     the threads of the peak are not those of torch, which have to be woken and placed anew.
     """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    peaks: dict[str, list[float]] = {name: [] for name in sides}
+    flops: dict[str, list[float]] = {name: [] for name in sides}
+    of_side = {name: (peaks or {}).get(name, peak) for name in sides}
     calls = dict.fromkeys(sides, 1)
     for name, side in sides.items() if warm else ():
         elapsed, took = _timed(side)
@@ -92,12 +96,12 @@ def interleave(
     for _ in range(turns):
         for name, side in sides.items():
             time.sleep(IDLE)
-            peaks[name].append(peak(torch.get_num_threads()))
+            flops[name].append(of_side[name](torch.get_num_threads()))
             if calls[name] > 1:
                 side()
             elapsed, took = _timed(side, calls[name])
             seconds[name].append(float(took) if isinstance(took, Seconds) else elapsed)
-    return {name: Timing(tuple(seconds[name]), tuple(peaks[name])) for name in sides}
+    return {name: Timing(tuple(seconds[name]), tuple(flops[name])) for name in sides}
 
 
 def step(

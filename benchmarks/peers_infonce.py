@@ -122,6 +122,7 @@ def losses(case: Case) -> dict[str, Loss]:
 
 
 def bench_case(case: Case, turns: int) -> list[dict[str, object]]:
+    torch.compiler.reset()  # a case is three shapes, of which eight are compiled
     arguments, sides = inputs(case), losses(case)
     values = {name: float(step(loss, arguments, ())()) for name, loss in sides.items()}
     for name, value in values.items():
@@ -214,9 +215,12 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5, help="how often each side is timed (default: 5)")
     parser.add_argument("--only", default="", help="those cases whose name has this; the other rows stay")
     options = parser.parse_args()
+    chosen = [i for i, case in enumerate(CASES) if options.only in case.name]
+    if not chosen:
+        every = [case.name for case in CASES]
+        parser.error(f"--only: expected a part of one of {every}, got {options.only!r}")
     torch.set_num_threads(options.threads)
     print(machine(), end="\n\n", flush=True)
-    chosen = [i for i, case in enumerate(CASES) if options.only in case.name]
     rows = [row for i in chosen for row in bench_case(CASES[i], options.turns)]
     memory = [row for i in chosen for row in bench_memory(i, options.threads)]
     order = [case.name for case in CASES]

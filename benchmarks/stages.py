@@ -73,6 +73,14 @@ def repeat(case_name: str, pass_name: str, threads: int) -> None:
     print(statistics.median(seconds), peak, flush=True)
 
 
+def perf(*arguments: str) -> str:
+    """What perf prints; where it fails, an error with what it says, such as who may not record."""
+    done = subprocess.run(["perf", *arguments], check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"perf {arguments[0]} ended with {done.returncode}: {done.stderr.strip()}")
+    return done.stdout
+
+
 def samples(case: Case, pass_name: str, seconds: float) -> tuple[dict[str, float], float, float]:
     """The share of samples in each stage, the median seconds of a call, and the peak in flops a second."""
     arguments = [sys.executable, "-m", "benchmarks.stages", "--repeat", case.name, pass_name]
@@ -81,20 +89,17 @@ def samples(case: Case, pass_name: str, seconds: float) -> tuple[dict[str, float
         subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as child,
     ):
         assert child.stdout is not None
-        if child.stdout.readline().strip() != "ready":
-            raise RuntimeError(f"{case.name}, {pass_name}: the child did not come up")
-        record = ["perf", "record", "-q", "-e", "cpu-clock", "-F", "4999", "-p", str(child.pid)]
         data = str(Path(folder) / "data")
-        subprocess.run([*record, "-o", data, "--", "sleep", str(seconds)], check=True, capture_output=True)
-        child.terminate()
+        try:
+            if child.stdout.readline().strip() != "ready":
+                raise RuntimeError(f"{case.name}, {pass_name}: the child did not come up")
+            clock = ["-q", "-e", "cpu-clock", "-F", "4999", "-p", str(child.pid), "-o", data]
+            perf("record", *clock, "--", "sleep", str(seconds))
+        finally:
+            child.terminate()  # it runs until then, and is waited for
         median, peak = map(float, child.stdout.readline().split())
-        ask = ["perf", "report", "-i", data, "--no-children", "-g", "none", "-t", ";", "-q"]
-        report = subprocess.run(
-            [*ask, "--sort", "dso,symbol", "-F", "overhead,dso,symbol"],
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout
+        ask = ["-i", data, "--no-children", "-g", "none", "-t", ";", "-q", "--sort", "dso,symbol"]
+        report = perf("report", *ask, "-F", "overhead,dso,symbol")
     shares: dict[str, float] = collections.defaultdict(float)
     for line in report.splitlines():
         if line.count(";") < 2:
