@@ -443,13 +443,19 @@ GOOD = blobs(20, 3, 2)
         (
             lambda: KMeans(2).fit(torch.ones(4, 2, device="meta")),
             ValueError,
-            "X: expected samples with values, got a tensor on the meta device",
+            "X: expected numbers, got a tensor on the meta device, which has none",
         ),
         (
             lambda: KMeans(2).fit(GOOD).predict(torch.ones(4, 3, device="meta")),
             ValueError,
-            "X: expected samples with values",
+            "X: expected numbers, got a tensor on the meta device",
         ),
+        (
+            lambda: KMeans(2).fit(GOOD, sample_weight=torch.ones(20, device="meta")),
+            ValueError,
+            "sample_weight: expected numbers, got a tensor on the meta device",
+        ),
+        (lambda: KMeans.from_state_dict(5), TypeError, "state: expected a mapping, got int"),
         (lambda: KMeans(2).fit(GOOD).nearest(GOOD, -1), ValueError, "top: expected 1 to 2, got -1"),
         (lambda: KMeans(2).fit(GOOD).nearest(GOOD[:0], 9), ValueError, "top: expected 1 to 2, got 9"),
         (lambda: KMeans(2).fit(GOOD).nearest(GOOD, 1.5), TypeError, "top: expected an int, got float"),

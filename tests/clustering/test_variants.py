@@ -162,6 +162,8 @@ def test_balanced_duplicates_and_refusals():
         BalancedKMeans(2).fit(np.eye(4), drift=np.ones(4))
     with pytest.raises(ValueError, match="sinkhorn_iter: expected at least 0"):
         BalancedKMeans(2, sinkhorn_iter=-1).fit(np.eye(4))
+    wide = [BalancedKMeans(3, cap=cap).fit(np.eye(6)).labels_ for cap in (3.0, 2.0**70, 1e308)]
+    assert all(np.array_equal(wide[0], labels) for labels in wide)
     for name in ("cap", "temperature"):
         for value in ("x", None, True):
             with pytest.raises(TypeError, match=f"{name}: expected a number, got {type(value).__name__}"):
@@ -200,6 +202,9 @@ def test_bisecting_every_sample_and_samples_alike():
             BisectingKMeans(2, tol=tol).fit(x)
     with pytest.raises(TypeError, match="tol: expected a number, got NoneType"):
         BisectingKMeans(2, tol=None).fit(x)
+    assert np.array_equal(
+        BisectingKMeans(2, tol=2**70).fit_predict(x), BisectingKMeans(2, tol=2.0**70).fit_predict(x)
+    )
     with pytest.raises(TypeError, match="sharded: expected a bool, got str"):
         BisectingKMeans(2, sharded="no").fit(x)
     with pytest.raises(RuntimeError, match="BisectingKMeans is not fitted"):

@@ -29,6 +29,8 @@ def test_indices() -> None:
     assert DATA.indices("train").dtype == np.int64
     with pytest.raises(ValueError, match="split: expected one of train, val, test, got 'tset'"):
         DATA.indices("tset")
+    with pytest.raises(ValueError, match="split: expected one of train, val, test"):
+        DATA.indices(np.array(["train", "test"]))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

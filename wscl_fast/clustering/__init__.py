@@ -13,7 +13,7 @@ from typing import Any
 
 from wscl_fast.clustering.attributes import AttributeClusters
 from wscl_fast.clustering.balanced import BalancedKMeans
-from wscl_fast.clustering.base import NO_CLUSTER, ClusterMethod
+from wscl_fast.clustering.base import NO_CLUSTER, ClusterMethod, check_mapping
 from wscl_fast.clustering.bisecting import BisectingKMeans
 from wscl_fast.clustering.diagnostics import ClusterReport, diagnose, entropy
 from wscl_fast.clustering.files import FeatureFiles
@@ -66,8 +66,7 @@ def method_from_state_dict(state: Mapping[str, Any]) -> ClusterMethod[Any, Any]:
         TypeError: `state` is no mapping.
         ValueError: `state["method"]` names no method, or an entry that the method needs is missing.
     """
-    if not isinstance(state, Mapping):
-        raise TypeError(f"state: expected a mapping, got {type(state).__name__}")
+    check_mapping(state, "state")
     for method in _METHODS:
         if state.get("method") == method.__name__:
             try:

@@ -39,9 +39,7 @@ def as_samples(array: Any, name: str, *, least: int = 1) -> Samples:
     sparse = isinstance(array, Tensor) and array.layout != torch.strided
     if sparse or type(array).__module__.startswith("scipy.sparse"):
         raise TypeError(f"{name}: a sparse matrix came where dense data is required; use {name}.toarray()")
-    x, give = as_tensor(array, name)
-    if x.is_meta:
-        raise ValueError(f"{name}: expected samples with values, got a tensor on the meta device")
+    x, give = _with_values(array, name)
     if x.is_complex():
         raise ValueError(f"{name}: Complex data not supported, got {x.dtype}")
     if x.dtype not in FLOATS:
@@ -57,6 +55,14 @@ def as_samples(array: Any, name: str, *, least: int = 1) -> Samples:
     return Samples(x, give)
 
 
+def _with_values(array: Any, name: str) -> tuple[Tensor, Callable[[Tensor], Any]]:
+    """`as_tensor`, but of the meta device."""
+    x, give = as_tensor(array, name)
+    if x.is_meta:
+        raise ValueError(f"{name}: expected numbers, got a tensor on the meta device, which has none")
+    return x, give
+
+
 def as_weights(weights: Any, x: Any, name: str = "sample_weight") -> Tensor | None:
     """Sample weights as float64 [n] on the device of x (samples of any sort); a number stands for all.
 
@@ -67,7 +73,7 @@ def as_weights(weights: Any, x: Any, name: str = "sample_weight") -> Tensor | No
         return None
     if isinstance(weights, Real):
         weights = torch.full((len(x),), float(weights), dtype=torch.float64)
-    w = as_tensor(weights, name)[0].to(x.device, torch.float64, copy=True)
+    w = _with_values(weights, name)[0].to(x.device, torch.float64, copy=True)
     if w.ndim != 1:
         raise ValueError(f"{name}: Sample weights must be 1D array or scalar, got {w.ndim} dimensions")
     if len(w) != len(x):
@@ -85,7 +91,7 @@ def as_drift(drift: Any, x: Tensor) -> Tensor:
     Raises:
         ValueError: another shape, negative or NaN.
     """
-    moved = as_tensor(drift, "drift")[0].to(x.device, torch.float64)
+    moved = _with_values(drift, "drift")[0].to(x.device, torch.float64)
     if moved.shape != x.shape[:1]:
         raise ValueError(f"drift: expected shape {(len(x),)}, got {tuple(moved.shape)}")
     if not bool((moved >= 0).all()):

@@ -15,6 +15,7 @@ from wscl_fast.clustering.base import (
     Value,
     as_values,
     check_count,
+    check_mapping,
     sorted_unique,
 )
 from wscl_fast.clustering.diagnostics import entropy
@@ -64,7 +65,7 @@ class AttributeClusters(ClusterMethod[Attributes, IdArray]):
             TypeError: `info` is not a mapping of columns to plain values.
             ValueError: no column, no sample, columns of different lengths, or fewer columns than `top_k`.
         """
-        _check_mapping(info)
+        check_mapping(info, "info", " of columns to values")
         if not info:
             raise ValueError("info: expected at least one attribute, got none")
         if self.top_k is not None and self.top_k > len(info):
@@ -88,7 +89,7 @@ class AttributeClusters(ClusterMethod[Attributes, IdArray]):
         Reads the chosen columns only.
         """
         self._check_fitted()
-        _check_mapping(info)
+        check_mapping(info, "info", " of columns to values")
         missing = [name for name in self.columns_ if name not in info]
         if missing:
             raise ValueError(f"info: expected the columns {self.columns_}, got none named {missing[0]!r}")
@@ -123,11 +124,6 @@ class AttributeClusters(ClusterMethod[Attributes, IdArray]):
         self.joint_ = np.asarray(state["joint"], dtype=np.int64)
         self.n_clusters_ = len(self.joint_)
         return self
-
-
-def _check_mapping(info: object) -> None:
-    if not isinstance(info, Mapping):
-        raise TypeError(f"info: expected a mapping of columns to values, got {type(info).__name__}")
 
 
 def _columns(info: Attributes, names: list[str]) -> dict[str, list[Value]]:

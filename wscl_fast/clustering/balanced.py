@@ -134,7 +134,7 @@ class BalancedKMeans(KMeans):
         check_enough(self.n_clusters, points.n_all, survey.n_directionless)
         starts = self._starts(points)
         points.weights = None  # a zero vector is no start, but takes up room as any other
-        room = math.ceil(self.cap * points.n_all / self.n_clusters)
+        room = math.ceil(min(points.n_all, self.cap * points.n_all / self.n_clusters))
         best: tuple[Clustering, Tensor] | None = None
         for start in starts:
             run = self._run(points, start, room, self.tol * survey.variance)

@@ -61,6 +61,7 @@ class ClusterMethod(ABC, Generic[Info, Ids]):
 
     @classmethod
     def _check_state(cls, state: Mapping[str, Any]) -> None:
+        check_mapping(state, "state")
         if state.get("method") != cls.__name__:
             raise ValueError(f"state: expected one of {cls.__name__}, got method={state.get('method')!r}")
 
@@ -88,6 +89,12 @@ def check_bool(value: object, name: str) -> bool:
     if not isinstance(value, bool | np.bool_):
         raise TypeError(f"{name}: expected a bool, got {type(value).__name__}")
     return bool(value)
+
+
+def check_mapping(value: object, name: str, of: str = "") -> None:
+    """Refuse an argument `name` that is no mapping."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name}: expected a mapping{of}, got {type(value).__name__}")
 
 
 def check_choice(value: object, name: str, choices: Sequence[str]) -> None:

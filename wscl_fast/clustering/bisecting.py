@@ -84,7 +84,7 @@ class BisectingKMeans(WeightedModel):
         """
         check_count(self.n_clusters, "n_clusters")
         check_count(self.max_iter, "max_iter")
-        check_least(self.tol, "tol", 0)
+        tol = check_least(self.tol, "tol", 0)
         check_choice(self.split, "split", SPLITS)
         check_bool(self.sharded, "sharded")
         points, give = as_points(
@@ -99,7 +99,7 @@ class BisectingKMeans(WeightedModel):
         seed = points.ranks.first(torch.tensor(seed_of(self.random_state), device=points.device))
         generator = torch.Generator().manual_seed(int(seed))
         growing = _Growing(points, self.split, survey.variance)
-        growing.grow(self.n_clusters, self.max_iter, self.tol, generator)
+        growing.grow(self.n_clusters, self.max_iter, tol, generator)
         self._tree, labels = growing.pruned(self.n_clusters)
         leaves = self._tree.number >= 0
         centroids = self._tree.centers[leaves]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from wscl_fast.clustering.base import NO_CLUSTER, check_bool, check_count
+from wscl_fast.clustering.base import NO_CLUSTER, check_bool, check_count, check_mapping
 from wscl_fast.clustering.bounds import cluster_sums
 from wscl_fast.clustering.diagnostics import diagnose, entropy
 from wscl_fast.clustering.kmeans import KMeans
@@ -194,8 +194,7 @@ class ClusterScheduler:
             TypeError: `state` is no mapping.
             ValueError: a missing entry, or other numbers of clusters.
         """
-        if not isinstance(state, Mapping):
-            raise TypeError(f"state: expected a mapping, got {type(state).__name__}")
+        check_mapping(state, "state")
         if not state:
             return
         for name in ("clusters", "centroids"):

@@ -88,7 +88,7 @@ class ImageDataset:
         Raises:
             ValueError: for any other name.
         """
-        if split not in SPLITS:
+        if not isinstance(split, str) or split not in SPLITS:
             raise ValueError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
         return np.flatnonzero(self.split == split).astype(np.int64, copy=False)
 
