@@ -84,13 +84,6 @@ def check_least(value: object, name: str, least: float) -> float:
     return number
 
 
-def check_bool(value: object, name: str) -> bool:
-    """The argument `name` as a bool: what else is true or false may be another argument in its place."""
-    if not isinstance(value, bool | np.bool_):
-        raise TypeError(f"{name}: expected a bool, got {type(value).__name__}")
-    return bool(value)
-
-
 def check_mapping(value: object, name: str, of: str = "") -> None:
     """Refuse an argument `name` that is no mapping."""
     if not isinstance(value, Mapping):

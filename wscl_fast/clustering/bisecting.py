@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from wscl_fast.clustering.arrays import seed_of
-from wscl_fast.clustering.base import check_bool, check_choice, check_count, check_enough, check_least
+from wscl_fast.clustering.base import check_choice, check_count, check_enough, check_least
 from wscl_fast.clustering.bounds import cluster_sums, distances
 from wscl_fast.clustering.centroid_model import Array, WeightedModel
 from wscl_fast.clustering.halves import halve, nearer_is_right, rows_for
 from wscl_fast.clustering.points import Points, Ranks, check_metric
 from wscl_fast.clustering.streamed import as_points
 from wscl_fast.distributed.collectives import Group
+from wscl_fast.functional._checks import check_bool
 from wscl_fast.functional.kmeans import check_finite
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class BisectingKMeans(WeightedModel):
         check_count(self.max_iter, "max_iter")
         tol = check_least(self.tol, "tol", 0)
         check_choice(self.split, "split", SPLITS)
-        check_bool(self.sharded, "sharded")
+        check_bool("sharded", self.sharded)
         points, give = as_points(
             X,
             sample_weight=sample_weight,

@@ -14,7 +14,6 @@ from torch import Tensor
 from wscl_fast.clustering.arrays import as_drift, as_samples, seed_of
 from wscl_fast.clustering.base import (
     ClusterMethod,
-    check_bool,
     check_choice,
     check_count,
     check_enough,
@@ -31,6 +30,7 @@ from wscl_fast.clustering.resume import Checkpoint
 from wscl_fast.clustering.shards import Shards
 from wscl_fast.clustering.streamed import as_points
 from wscl_fast.distributed.collectives import Group
+from wscl_fast.functional._checks import check_bool
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -321,7 +321,7 @@ class KMeans(WeightedModel, ClusterMethod[Array, Array]):
         check_choice(self.algorithm, "algorithm", ALGORITHMS)
         check_choice(self.empty, "empty", EMPTY)
         for name in ("warm_start", "sharded", "shard_centroids"):
-            check_bool(getattr(self, name), name)
+            check_bool(name, getattr(self, name))
         if isinstance(self.init, str) and self.init not in INITS:
             raise ValueError(f"init: expected one of {INITS} or an array of centroids, got {self.init!r}")
         if self.batch_size is not None:

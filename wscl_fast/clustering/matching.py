@@ -7,7 +7,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from wscl_fast.clustering.base import check_bool, check_count
+from wscl_fast.clustering.base import check_count
+from wscl_fast.functional._checks import check_bool
 
 _EXACT = 1024  # clusters up to which the matching is optimal: its time grows with their cube
 
@@ -34,7 +35,7 @@ def match_clusters(old: Tensor, new: Tensor, n_clusters: int, *, exact: bool | N
     """
     n_clusters = check_count(n_clusters, "n_clusters")
     if exact is not None:
-        check_bool(exact, "exact")
+        check_bool("exact", exact)
     for name, ids in (("old", old), ("new", new)):
         if not isinstance(ids, Tensor):
             raise TypeError(f"{name}: expected a tensor, got {type(ids).__name__}")

@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from wscl_fast.clustering.base import NO_CLUSTER, check_bool, check_count, check_mapping
+from wscl_fast.clustering.base import NO_CLUSTER, check_count, check_mapping
 from wscl_fast.clustering.bounds import cluster_sums
 from wscl_fast.clustering.diagnostics import diagnose, entropy
 from wscl_fast.clustering.kmeans import KMeans
 from wscl_fast.clustering.matching import match_clusters
 from wscl_fast.clustering.points import Points, Ranks, check_metric
 from wscl_fast.distributed.collectives import Group
+from wscl_fast.functional._checks import check_bool
 
 
 class Level(NamedTuple):
@@ -80,7 +81,7 @@ class ClusterScheduler:
         **parameters: Any,
     ) -> None:
         for name, flag in (("nested", nested), ("carry_bounds", carry_bounds), ("sharded", sharded)):
-            check_bool(flag, name)
+            check_bool(name, flag)
         many = list(n_clusters) if isinstance(n_clusters, Iterable) else [n_clusters]
         self.n_clusters = [check_count(k, "n_clusters") for k in many]
         if not many:
