@@ -1,14 +1,14 @@
 // The products of the similarity pass on bfloat16 rows by tiles of AMX, accumulated in float.
 //
-// Operands lie as for the dot instruction (similarity_dot.h): pairs of the first product along d, of the second
-// along y's rows, of the third along x's. What changes is their size, always whole tiles:
+// As for the dot instruction (similarity_dot.h) pairs of the first product lie along d, of the second along y's
+// rows, of the third along x's. Sizes are whole tiles: d is padded to 32, a panel of x has 16 or 32 lanes, y's
+// rows are read 16 at a time.
 //
-//   d is padded to 32, a panel of x has 16 or 32 lanes, y's rows are read 16 at a time
-//   S[16 y][16 x]  += y[16][16 pairs]        · x_packed[16 pairs][16]
-//   O[16 x][16 d]  += weights[16 x][16 pairs] · y_pairs[16 pairs][16 d]
+//   S[16 y][16 x]  += y[16][16 pairs]         · x_packed[16 pairs][16]
+//   Oᵀ[16 d][16 x] += yᵀ[16][16 pairs]        · weights[16 pairs][16 x]
 //   C[16 y][16 d]  += weights[16 y][16 pairs] · x_pairs[16 pairs][16 d]
 //
-// For O the weights, which lie as [y][x], are transposed.
+// What rows gather is kept transposed, panel by panel: y is transposed once a block, weights never.
 #pragma once
 
 #include "amx.h"
@@ -82,43 +82,68 @@ __attribute__((noinline)) void logits_by_tiles(const BFloat16* y, int64_t stride
   if (k < count) rows(Square<false, kVectorsX == 2>(), k);
 }
 
-// Weights [count][lanes] as tiles [⌈count / 32⌉][vector of lanes][lane][pair along count], zero beyond count.
+// How far apart the rows of a block's transpose lie: an odd number of cache lines, with spare pairs for a tile.
+constexpr int64_t kPairStride = kBlock / 2 + kTilePairs;
+static_assert(kPairStride % (2 * kTilePairs) == kTilePairs, "neighbouring rows share no set of the cache");
+
+// Rows of y two by two, transposed: [padded d][kPairStride] pairs along the rows, zero beyond count and d.
+inline void transpose_rows(const BFloat16* const* y, int64_t count, int64_t d, int64_t padded, Pair2* out) {
+  for (int64_t k0 = 0; k0 < count; k0 += 2 * kTilePairs)
+    for (int64_t c = 0; c < padded; c += kTileRows) {
+      const __mmask16 live = d - c >= kTileRows ? 0xffff : (1u << larger(d - c, 0)) - 1;
+      Vector<float> square[kTilePairs];
+#pragma GCC unroll 16
+      for (int64_t p = 0; p < kTilePairs; ++p) {
+        const int64_t k = k0 + 2 * p;
+        Simd<float>::Words low = {}, high = {};
+        if (k < count) low = in_words(_mm256_maskz_loadu_epi16(live, y[k] + c));
+        if (k + 1 < count) high = in_words(_mm256_maskz_loadu_epi16(live, y[k + 1] + c));
+        square[p] = (Vector<float>)(low | high << 16);
+      }
+      transpose<float>(square);
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < kTileRows; ++i) {
+        Pair2* const to = out + (c + i) * kPairStride + k0 / 2;
+        _mm512_storeu_si512(to, (__m512i)square[i]);
+      }
+    }
+  // A tile that begins anywhere in the block ends here.
+  for (int64_t c = 0; c < padded; ++c)
+    _mm512_storeu_si512(out + c * kPairStride + round_up(count, 2 * kTilePairs) / 2, _mm512_setzero_si512());
+}
+
+// Weights [count][lanes] become pairs along count [whole tiles of them][lanes] in place, zero beyond count.
 template <int kVectorsX>
-inline void tiles_of_weights(const float* weights, int64_t count, Pair2* out) {
+inline void pairs_of_weights(float* weights, int64_t count) {
   constexpr int64_t kLanes = kVectorsX * kTileRows;
   // Of numbers 0 … 15 and 16 … 31: pairs of the first of both, the second of both, …
   alignas(64) static const uint16_t kOrder[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
                                                   8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
   const __m512i order = _mm512_load_si512(kOrder);
-  for (int64_t k0 = 0; k0 < count; k0 += 2 * kTilePairs)
-    for (int v = 0; v < kVectorsX; ++v, out += kTileSteps) {
-      Vector<float> square[kTilePairs];
-#pragma GCC unroll 16
-      for (int64_t p = 0; p < kTilePairs; ++p) {
-        const int64_t k = k0 + 2 * p;
-        const float* const from = weights + k * kLanes + v * kTileRows;
-        const Vector<float> even = k < count ? load(from) : Vector<float>{};
-        const Vector<float> odd = k + 1 < count ? load(from + kLanes) : Vector<float>{};
-        const __m512bh both = _mm512_cvtne2ps_pbh((__m512)odd, (__m512)even);
-        square[p] = (Vector<float>)_mm512_permutexvar_epi16(order, (__m512i)both);
-      }
-      transpose<float>(square);
-#pragma GCC unroll 16
-      for (int64_t i = 0; i < kTileRows; ++i) _mm512_storeu_si512(out + i * kTilePairs, (__m512i)square[i]);
+  Pair2* const out = reinterpret_cast<Pair2*>(weights);
+  for (int64_t k = 0; k < count; k += 2)
+    for (int64_t c = 0; c < kLanes; c += kTileRows) {
+      const float* const from = weights + k * kLanes + c;
+      const Vector<float> odd = k + 1 < count ? load(from + kLanes) : Vector<float>{};
+      const __m512bh both = _mm512_cvtne2ps_pbh((__m512)odd, (__m512)load(from));
+      _mm512_storeu_si512(out + k / 2 * kLanes + c, _mm512_permutexvar_epi16(order, (__m512i)both));
     }
+  for (int64_t at = (count + 1) / 2 * kLanes; at < round_up(count, 2 * kTilePairs) / 2 * kLanes;
+       at += kTileRows)
+    _mm512_storeu_si512(out + at, _mm512_setzero_si512());
 }
 
-// out[lanes][d] += weightsᵀ y: `weights` as tiles_of_weights leaves them, y's rows as pairs.
+// out[d][lanes] += yᵀ weights: y as transpose_rows leaves it, `weights` as pairs_of_weights does.
 template <int kVectorsX>
 __attribute__((noinline)) void gather_by_tiles(const Pair2* weights, const Pair2* y, int64_t count, int64_t d,
                                                float* out) {
-  using Sums = Square<kVectorsX == 2, true>;
+  using Sums = Square<true, kVectorsX == 2>;
+  constexpr int64_t kLanes = kVectorsX * kTileRows, kBytes = kPairStride * sizeof(Pair2);
   for (int64_t c = 0; c < d; c += 2 * kTileRows) {
-    Sums::load(out + c, d);
-    const Pair2* left = weights;
-    for (int64_t p = 0; 2 * p < count; p += kTilePairs, left += kVectorsX * kTileSteps)
-      Sums::multiply(left, kTileBytes, kTileRows * kTileBytes, y + p * d + c, d);
-    Sums::store(out + c, d);
+    Sums::load(out + c * kLanes, kLanes);
+    for (int64_t p = 0; 2 * p < count; p += kTilePairs)
+      Sums::multiply(y + c * kPairStride + p, kBytes, kTileRows * kBytes, weights + p * kLanes, kLanes);
+    Sums::store(out + c * kLanes, kLanes);
   }
 }
 

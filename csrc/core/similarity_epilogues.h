@@ -29,12 +29,10 @@ struct Epilogues : PartState<In, kEpilogue, kGather, kBoth> {
   using typename State::T;
   using Panel = WSCL_ISA::Panel<In>;
   using State::column_norm;
-  using State::d_padded;
   using State::kInfinity;
   using State::kWidth;
   using State::logits;
   using State::norms;
-  using State::output;
   using State::params;
   using State::part;
   using State::shifts;
@@ -298,15 +296,9 @@ struct Epilogues : PartState<In, kEpilogue, kGather, kBoth> {
       if (all<T>(now == old)) continue;
       store(shift, now);
       if (all<T>(old == -kInfinity)) continue;  // nothing was summed
-      T shrink[kWidth];
-      store(shrink, exp2<T>(now == old ? Vector<T>{} : old - now));
-      for (int i = 0; i < kWidth; ++i) {
-        const int64_t row = p.row + v * kWidth + i;
-        sums[row] *= shrink[i];
-        if (kGather && shrink[i] != 1)
-          for (int64_t c = 0; c < d_padded; c += kWidth)
-            store(output + row * d_padded + c, load(output + row * d_padded + c) * broadcast(shrink[i]));
-      }
+      const Vector<T> shrink = exp2<T>(now == old ? Vector<T>{} : old - now);
+      for (int i = 0; i < kWidth; ++i) sums[p.row + v * kWidth + i] *= shrink[i];
+      if constexpr (kGather) Operands<In>::template scale_rows<kVectors>(*this, p, v, shrink);
     }
   }
 

@@ -159,11 +159,10 @@ struct Pass : Epilogues<In, kEpilogue, kGather, kBoth> {
 
   void stream_block(int64_t c0, int64_t count) {
     list_columns(c0, count);
-    if constexpr (kPairs<In> && kGather) {
+    if constexpr (kTiles<In> && kGather)
+      transpose_rows(y_rows, count, params.d, d_padded, this->y_pairs);
+    else if constexpr (kPairs<In> && kGather)
       interleave_rows(y_rows, count, params.d, d_padded, this->y_pairs);
-      for (int64_t at = 0; at < Base::kSpare * d_padded; ++at)
-        this->y_pairs[(count + 1) / 2 * d_padded + at] = 0;
-    }
     const auto sum_up = [&](int64_t first, int64_t last) {
       if (part.segment_sums)
         sum_columns<In>(params.y, larger(c0 + first, part.sums_begin), smaller(c0 + last, part.sums_end), 0,
@@ -266,7 +265,7 @@ struct Pass : Epilogues<In, kEpilogue, kGather, kBoth> {
       }
       if (Base::kSoftmax) factor = sums[i] == 0 ? T(0) : static_cast<T>(params.alpha / sums[i]);
       if (!kGather) continue;
-      const T* from = output + i * d_padded;
+      const T* from = Operands<In>::sums_of_row(*this, i);
       if (part.output)  // to be merged with other parts: as it is
         write_row<T>(from, params.d, T(1), static_cast<const T*>(nullptr), false,
                      part.output + i * part.output_stride);

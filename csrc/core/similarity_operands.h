@@ -62,20 +62,34 @@ struct ByNumbers {
     gather_panel<Math, kVectors>(pass.logits, RowList<Packed<In>>{p.y}, p.count, pass.d_padded,
                                  pass.sums_of_rows(p));
   }
+
+  // Of a block, as pairs.
+  static int64_t pair_rows(int64_t block) {
+    return (block + 1) / 2;
+  }
+  // What the panel's v-th vector of rows has gathered, times `factor`.
+  template <int kVectors, class Pass, class Panel, class T = Compute<In>>
+  static void scale_rows(Pass& pass, const Panel& p, int v, Vector<T> factor) {
+    constexpr int kWidth = Simd<T>::kWidth;
+    for (int i = 0; i < kWidth; ++i) {
+      T* const row = pass.sums_of_rows(p) + (v * kWidth + i) * pass.d_padded;
+      for (int64_t c = 0; factor[i] != 1 && c < pass.d_padded; c += kWidth)
+        store(row + c, load(row + c) * broadcast<T>(factor[i]));
+    }
+  }
+  // What the i-th row of the part has gathered.
+  template <class Pass>
+  static auto sums_of_row(const Pass& pass, int64_t i) {
+    return pass.output + i * pass.d_padded;
+  }
 };
 
 #if defined(WSCL_BFLOAT16_DOT)
 // Vectors by dot instructions on pairs.
 template <class In>
-struct ByPairs {
+struct ByPairs : ByNumbers<In> {
   static constexpr int64_t kLanes = 16;
-  struct InUse {};
-  static constexpr int64_t kWhole = 1;
 
-  template <int kVectors, class Pass, class Panel>
-  static void logits(Pass& pass, const Panel& p) {
-    ByNumbers<In>::template logits<kVectors>(pass, p);
-  }
   template <int kVectors, class Pass, class Panel>
   static void to_columns(Pass& pass, const Panel& p, Aheads& ahead) {
     pair_lanes(pass.logits, p.count, kVectors * kLanes, pass.weight_pairs);
@@ -110,9 +124,28 @@ struct ByTiles {
   }
   template <int kVectors, class Pass, class Panel>
   static void to_rows(Pass& pass, const Panel& p) {
-    tiles_of_weights<kVectors>(pass.logits, p.count, pass.weight_pairs);
-    gather_by_tiles<kVectors>(pass.weight_pairs, pass.pairs_of_columns(p).data, p.count, pass.d_padded,
+    pairs_of_weights<kVectors>(pass.logits, p.count);
+    gather_by_tiles<kVectors>(reinterpret_cast<const Pair2*>(pass.logits),
+                              pass.y_pairs + (p.y - pass.y_rows) / 2, p.count, pass.d_padded,
                               pass.sums_of_rows(p));
+  }
+
+  static int64_t pair_rows(int64_t) {
+    return kPairStride;
+  }
+  template <int kVectors, class Pass, class Panel>
+  static void scale_rows(Pass& pass, const Panel& p, int v, Vector<float> factor) {
+    constexpr int64_t kLanes = kVectors * kTileRows;
+    float* const sums = pass.sums_of_rows(p) + v * kTileRows;
+    for (int64_t c = 0; c < pass.d_padded; ++c) store(sums + c * kLanes, load(sums + c * kLanes) * factor);
+  }
+  template <class Pass>
+  static const float* sums_of_row(const Pass& pass, int64_t i) {
+    const int64_t first = i - i % kPanel<float>;
+    const int64_t lanes = smaller(round_up(pass.rows - first, kTileRows), kPanel<float>);
+    const float* const sums = pass.output + first * pass.d_padded + i - first;
+    for (int64_t c = 0; c < pass.d_padded; ++c) pass.scratch[c] = sums[c * lanes];
+    return pass.scratch;
   }
 };
 template <class In>

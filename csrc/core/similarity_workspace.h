@@ -123,8 +123,8 @@ struct PartState {
   Workspace memory;
   Packed* x_packed;                       // [panel][depth][lanes]
   Element* y_copy;                        // [block][d_padded] where y cannot be read in place
-  uint32_t* y_pairs;                      // [block / 2][d_padded] for the second product of pairs
-  T* output;                              // [rows][d_padded]
+  uint32_t* y_pairs;                      // [block / 2][d_padded] for the second product; of tiles transposed
+  T* output;                              // [rows][d_padded]; of tiles [panel][d_padded][lanes]
   T* logits;                              // [block][lanes], then the weights
   T *norms, *shifts, *weights;            // [rows]
   double *sums, *slopes;                  // [rows]
@@ -134,7 +134,7 @@ struct PartState {
   const Element** x_rows;                 // [rows] for the columns' product
   Element* x_copy;                        // [rows][d_padded] where x cannot be read in place
   uint32_t* x_pairs;                      // [rows / 2][d_padded] for the columns' product of pairs
-  uint32_t* weight_pairs;                 // [block][lanes / 2]; for tiles the rows' weights too
+  uint32_t* weight_pairs;                 // [block][lanes / 2]
   const Element* y_rows[kBlock + kKeys];  // of the block
   int64_t y_bytes = 0;                    // from one of them to the next, where tiles read them
   const char* next_rows[kBlock];          // of the next block, as they stand
@@ -166,7 +166,7 @@ struct PartState {
       memory.cut(weights, padded);
       memory.cut(sums, padded);
       memory.cut(slopes, kSoftplus ? padded : 0);
-      memory.cut(y_pairs, kPairs<In> && kGather ? ((block + 1) / 2 + kSpare) * d_padded : 0);
+      memory.cut(y_pairs, kPairs<In> && kGather ? Operands<In>::pair_rows(block) * d_padded : 0);
       memory.cut(scratch, kWidth * round_up(p.d, 2 * kWidth));
       memory.cut(column_shifts, kTwoWay ? block * kWidth : 0);
       memory.cut(column_sums, kTwoWay ? block * kWidth : 0);
@@ -174,7 +174,7 @@ struct PartState {
       memory.cut(x_rows, kBoth ? rows : 0);
       memory.cut(x_copy, kBoth && !x_in_place ? rows * d_padded : 0);
       memory.cut(x_pairs, kBoth && kPairs<In> ? x_pair_rows() * d_padded : 0);
-      memory.cut(weight_pairs, kTiles<In> || (kBoth && kPairs<In>) ? (columns + kSpare) * kPanel<T> / 2 : 0);
+      memory.cut(weight_pairs, kBoth && kPairs<In> ? columns * kPanel<T> / 2 : 0);
       if (round == 0) memory.allocate();
     }
     int64_t low = 0, high = p.excluded_count;
