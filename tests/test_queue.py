@@ -7,6 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn.functional import normalize
 
 from wscl_fast import ClusteredInfoNCE, ClusterQueue, clustered_infonce
@@ -106,6 +107,14 @@ def test_keys_whose_sample_is_unknown_lose_their_id() -> None:
     assert queue.clusters.tolist() == [-1, -1, -1, 21, 20, -1]
 
 
+def test_samples_without_a_cluster_under_another_ignore_index() -> None:
+    """A clustering says −1 for them, whatever the queue says."""
+    queue = ClusterQueue(6, 2, ignore_index=-100)
+    queue.enqueue(torch.randn(3, 2), torch.tensor([5, 6, 7]), torch.arange(3))
+    queue.refresh(torch.tensor([-1, 4, -100]))
+    assert queue.clusters.tolist() == [-100, 4, -100, -100, -100, -100]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_checkpoint_is_exact(dtype: torch.dtype, tmp_path) -> None:  # type: ignore[no-untyped-def]
     queue = ClusterQueue(10, 3, dtype=dtype)
@@ -126,6 +135,28 @@ def test_ids_may_lie_on_another_device() -> None:
     queue = ClusterQueue(np.int64(4), np.int64(2), ignore_index=np.int64(-1)).to("meta")
     queue.enqueue(torch.ones(3, 2, device="meta"), torch.arange(3, device="meta"), torch.arange(3))
     assert queue.clusters.is_meta
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"size": 16, "dim": 3}, r"queue.keys: expected shape \(16, 3\), got \(10, 3\)"),
+        ({"size": 10, "dim": 3, "ignore_index": -100}, "queue.ignore_index: expected -100, got -1"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_changes_nothing(settings: dict[str, int], message: str) -> None:
+    one, other = (nn.ModuleDict({"queue": ClusterQueue(**s)}) for s in ({"size": 10, "dim": 3}, settings))
+    one["queue"].enqueue(*batch(5))
+    before = copy.deepcopy(other.state_dict())
+    with pytest.raises(RuntimeError, match=message):
+        other.load_state_dict(one.state_dict())
+    for name, value in other.state_dict().items():
+        assert value.equal(before[name]), name
+
+
+def test_a_checkpoint_without_an_ignore_index() -> None:
+    queue, other = ClusterQueue(10, 3), ClusterQueue(10, 3)
+    queue.enqueue(*batch(5))
+    other.load_state_dict({name: value for name, value in queue.state_dict().items() if "extra" not in name})
+    assert other.keys.equal(queue.keys)
 
 
 def test_keys_leave_their_graph_and_their_memory() -> None:

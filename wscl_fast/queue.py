@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from wscl_fast.functional._checks import FLOATING, check_id
 __all__ = ["ClusterQueue"]
 
 NO_SAMPLE = -1
+NO_CLUSTER = -1  # in a clustering, whatever the queue's `ignore_index`
 
 
 class ClusterQueue(nn.Module):
@@ -34,7 +36,8 @@ class ClusterQueue(nn.Module):
     A queue outlives a clustering: when the clusters are computed anew, the ids in it still name the old
     ones. Give :meth:`enqueue` the sample indices and call :meth:`refresh` with every new clustering.
 
-    Everything is a buffer: a checkpoint restores the queue exactly, and it moves with ``.to(device)``.
+    Everything is a buffer and moves with ``.to(device)``. A checkpoint restores the queue, keys in the dtype
+    of the queue that takes them; one of another size or ``ignore_index`` is refused and changes nothing.
 
     Args:
         size: number of slots.
@@ -115,7 +118,8 @@ class ClusterQueue(nn.Module):
                 cluster; −1 where there is none.
 
         Raises:
-            TypeError, ValueError: naming the argument, what was expected and what came.
+            TypeError, ValueError: naming the argument, what was expected and what came. With ``gather="all"``
+                an error on one rank alone leaves the others waiting.
         """
         if not isinstance(keys, Tensor):
             raise TypeError(f"keys: expected a tensor, got {type(keys).__name__}")
@@ -154,7 +158,8 @@ class ClusterQueue(nn.Module):
         wrong label.
 
         Args:
-            clusters_of_samples: ``[number of samples]`` int64, the cluster id of every sample.
+            clusters_of_samples: ``[number of samples]`` int64, the cluster id of every sample; −1, which
+                clusterings give to a sample without a cluster, means ``ignore_index`` here.
 
         Raises:
             TypeError: not an int64 tensor.
@@ -173,8 +178,9 @@ class ClusterQueue(nn.Module):
                 f" holds, got {len(clusters_of_samples)} ids"
             )
         known = self.samples >= 0
+        clusters = clusters_of_samples.to(self.clusters)[self.samples[known]]
         self.clusters.fill_(self.ignore_index)
-        self.clusters[known] = clusters_of_samples.to(self.clusters)[self.samples[known]]
+        self.clusters[known] = clusters.where(clusters != NO_CLUSTER, self.ignore_index)
 
     @torch.no_grad()
     def clear(self) -> None:
@@ -183,6 +189,41 @@ class ClusterQueue(nn.Module):
         self.clusters.fill_(self.ignore_index)
         self.samples.fill_(NO_SAMPLE)
         self.written.zero_()
+
+    def get_extra_state(self) -> Tensor:
+        """``ignore_index``, without which the ids of empty slots mean nothing."""
+        return torch.tensor(self.ignore_index)
+
+    def set_extra_state(self, state: Any) -> None:
+        """Nothing: a state that comes with another ``ignore_index`` is refused as a whole."""
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        # PyTorch takes buffer by buffer: what does not fit as a whole is to leave all of them alone.
+        extra = f"{prefix}_extra_state"
+        wrong = [
+            f"{prefix}{name}: expected shape {tuple(own.shape)}, got {tuple(state_dict[prefix + name].shape)}"
+            for name, own in self.named_buffers()
+            if prefix + name in state_dict and state_dict[prefix + name].shape != own.shape
+        ]
+        if extra in state_dict and int(state_dict[extra]) != self.ignore_index:
+            wrong.append(f"{prefix}ignore_index: expected {self.ignore_index}, got {int(state_dict[extra])}")
+        if wrong:
+            error_msgs += wrong
+            return
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        if extra in missing_keys:  # of a checkpoint from before it was there
+            missing_keys.remove(extra)
 
     def extra_repr(self) -> str:
         """The settings, for ``print(module)``."""
