@@ -105,6 +105,87 @@ def one_rank_with_nan_stops_all(group: Any) -> None:
         KMeans(3, sharded=True, group=group).fit(mine(whole, group))
 
 
+def with_an_empty_shard(whole: Tensor, group: Any) -> Any:
+    """The first rank has all rows; the others' arrays are of numpy's own dtype."""
+    return whole if rank(group) == 0 else np.empty((0, whole.shape[1]))
+
+
+@case
+def empty_shards_of_another_dtype(group: Any) -> None:
+    whole = data()
+    for metric in ("euclidean", "cosine"):
+        for made in (
+            partial(KMeans, 5, metric=metric),
+            partial(KMeans, 5, metric=metric, init="k-means||", batch_size=100),
+            partial(BisectingKMeans, 5, metric=metric),
+            partial(BalancedKMeans, 5, metric=metric, max_iter=2),
+        ):
+            model = made(sharded=True, group=group).fit(with_an_empty_shard(whole, group))
+            assert len(model.labels_) == (0 if rank(group) else len(whole))
+            if model.get_params().get("batch_size") is None:
+                assert model.inertia_ == pytest.approx(made().fit(whole).inertia_, rel=1e-6)
+    half = whole.half()
+    model = KMeans(5, sharded=True, group=group, shard_centroids=True, init=whole[:5])
+    model.fit(with_an_empty_shard(half, group))
+    assert model.inertia_ == pytest.approx(KMeans(5, init=whole[:5]).fit(half).inertia_, rel=1e-6)
+
+
+@case
+def ranks_that_disagree(group: Any) -> None:
+    """All of them are told."""
+    whole, last = data(), rank(group) == world_size(group) - 1
+    shard = whole[:50] + rank(group)
+    array = whole[50:53] + 0.1 * last
+    for message, x, parameters in (
+        ("X: expected float64 on all ranks or on none", shard.double() if last else shard, {}),
+        (r"X: expected as many features on all ranks, got \[6, .*5\]", shard[:, :5] if last else shard, {}),
+        ("n_clusters: expected the same on all ranks, got [34] on this one", shard, {"n_clusters": 3 + last}),
+        ("max_iter: expected the same on all ranks, got [56] on", shard, {"max_iter": 5 + last}),
+        ("init: expected the same on all ranks, got arrays that differ", shard, {"init": array}),
+        ("init: expected the same on all ranks", shard, {"init": whole[:3] if last else "random"}),
+    ):
+        with pytest.raises(ValueError, match=message):
+            KMeans(**{"n_clusters": 3, **parameters}, sharded=True, group=group).fit(x)
+    with pytest.raises(ValueError, match="split: expected the same"):
+        BisectingKMeans(3, split="size" if last else "inertia", sharded=True, group=group).fit(shard)
+    start = whole[:3].double() if last else whole[:3].numpy()  # the same numbers
+    KMeans(3, init=start, sharded=True, group=group).fit(shard)
+
+
+@case
+def weights_that_are_zero_on_one_rank(group: Any) -> None:
+    whole = data()
+    share = torch.rand(len(whole), dtype=torch.float64)
+    share[: round(0.7 * len(whole))] = 0
+    for init in ("k-means++", "k-means||", "random"):
+        same(whole, group, share, n_clusters=7, init=init)
+    zero = torch.zeros(len(mine(whole, group)))
+    for model in (KMeans(3, sharded=True, group=group), BisectingKMeans(3, sharded=True, group=group)):
+        with pytest.raises(ValueError, match="at least one non-zero number"):
+            model.fit(mine(whole, group), sample_weight=zero)
+
+
+@case
+def batches_of_some_ranks(group: Any) -> None:
+    """A rank may have no row; a NaN on one stops all."""
+    for metric in ("euclidean", "cosine"):
+        alone, model = (KMeans(5, metric=metric, **p) for p in ({}, {"sharded": True, "group": group}))
+        for _ in range(2):
+            whole = data()
+            alone.partial_fit(whole)
+            model.partial_fit(with_an_empty_shard(whole, group))
+            torch.testing.assert_close(torch.as_tensor(model.cluster_centers_), alone.cluster_centers_)
+        for x, message in (
+            (torch.full((3, 6), torch.nan if rank(group) == 0 else 1.0), "NaN"),
+            (whole[:0], "at least one sample, got none"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                model.partial_fit(x)
+        begun = model if rank(group) else KMeans(5, metric=metric, sharded=True, group=group)
+        with pytest.raises(ValueError, match=r"n_steps_: expected the same on all ranks, got [02] on"):
+            begun.partial_fit(whole)
+
+
 @case
 def centroids_in_shards(group: Any) -> None:
     """Cut among the ranks, with fewer centroids than ranks too."""

@@ -63,11 +63,11 @@ def _with_values(array: Any, name: str) -> tuple[Tensor, Callable[[Tensor], Any]
     return x, give
 
 
-def as_weights(weights: Any, x: Any, name: str = "sample_weight") -> Tensor | None:
+def as_weights(weights: Any, x: Any, name: str = "sample_weight", *, least: int = 1) -> Tensor | None:
     """Sample weights as float64 [n] on the device of x (samples of any sort); a number stands for all.
 
     Raises:
-        ValueError: another shape, negative, not finite, or zero all over.
+        ValueError: another shape, negative, not finite, or zero all over (unless `least` is 0).
     """
     if weights is None:
         return None
@@ -80,7 +80,7 @@ def as_weights(weights: Any, x: Any, name: str = "sample_weight") -> Tensor | No
         raise ValueError(f"{name}.shape == {tuple(w.shape)}, expected {(len(x),)}!")
     if not bool(torch.isfinite(w).all()) or bool((w < 0).any()):
         raise ValueError(f"{name}: expected finite numbers of at least 0, got {float(w.min())}")
-    if len(w) and not bool((w > 0).any()):
+    if least and len(w) and not bool((w > 0).any()):
         raise ValueError(f"{name}: Sample weights must contain at least one non-zero number.")
     return w
 

@@ -12,8 +12,7 @@ from wscl_fast.clustering.base import check_choice, check_count, check_enough, c
 from wscl_fast.clustering.bounds import cluster_sums, distances
 from wscl_fast.clustering.centroid_model import Array, WeightedModel
 from wscl_fast.clustering.halves import halve, nearer_is_right, rows_for
-from wscl_fast.clustering.points import Points, Ranks, check_metric
-from wscl_fast.clustering.streamed import as_points
+from wscl_fast.clustering.points import Points
 from wscl_fast.distributed.collectives import Group
 from wscl_fast.functional._checks import check_bool
 from wscl_fast.functional.kmeans import check_finite
@@ -88,13 +87,7 @@ class BisectingKMeans(WeightedModel):
         tol = check_least(self.tol, "tol", 0)
         check_choice(self.split, "split", SPLITS)
         check_bool("sharded", self.sharded)
-        points, give = as_points(
-            X,
-            sample_weight=sample_weight,
-            metric=check_metric(self.metric),
-            ranks=Ranks(self.sharded, self.group),
-            least=0 if self.sharded else 1,
-        )
+        points, give = self._points(X, sample_weight)
         survey = points.settle()
         check_enough(self.n_clusters, points.n_all, 0)  # where fewer are not zero there are fewer leaves
         seed = points.ranks.first(torch.tensor(seed_of(self.random_state), device=points.device))

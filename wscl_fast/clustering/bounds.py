@@ -145,6 +145,8 @@ class Bounds:
                 return
             weighted = self.points.weights is not None
             weight = float(self.counts.sum()) if weighted else float(self.points.n)
+            if not weight:  # other ranks' rows have some; these left nothing behind
+                return
             least = float(self.counts[self.counts > 0].amin()) if weighted else 1.0
             error = 2.0**-53 * self._moves * self._peak / least  # of a mean
             spread = (self.inertia / weight) ** 0.5

@@ -12,8 +12,9 @@ from wscl_fast.clustering.arrays import as_samples, as_weights
 from wscl_fast.clustering.base import check_count
 from wscl_fast.clustering.bounds import Carried, nearest, squared
 from wscl_fast.clustering.estimator import Estimator, not_fitted
-from wscl_fast.clustering.points import Frame, Points, check_metric
+from wscl_fast.clustering.points import Frame, Points, Ranks, check_metric
 from wscl_fast.clustering.streamed import as_points
+from wscl_fast.distributed.collectives import Group
 from wscl_fast.functional import kmeans_assign
 
 # Samples: a numpy array (memory-mapped too), a tensor, an array with DLPack, lists, a data frame, files.
@@ -191,7 +192,32 @@ def _check_permutation(names: object, n_clusters: int) -> None:
 
 
 class WeightedModel(CentroidModel):
-    """One whose `fit` takes a weight of each sample."""
+    """One whose `fit` takes a weight of each sample, and may find them on several ranks."""
+
+    sharded: bool
+    group: Group
+
+    def _points(self, X: Array, sample_weight: Any, **alike: Any) -> tuple[Points, Any]:
+        """Samples to fit, of all ranks if sharded, and the way back to X's kind.
+
+        Ranks have to agree about the parameters, and about what is `alike`.
+        """
+        ranks = Ranks(self.sharded, self.group)
+        if not ranks.alone:
+            own = ("group", "random_state", "verbose")
+            alike = {name: value for name, value in self.get_params().items() if name not in own} | alike
+            if "init" in alike and not isinstance(alike["init"], str):
+                alike["init"] = as_samples(alike["init"], "init").x
+            if "checkpoint" in alike:  # each may have its own
+                alike["checkpoint"] = alike["checkpoint"] is not None
+        return as_points(
+            X,
+            sample_weight=sample_weight,
+            metric=check_metric(self.metric),
+            ranks=ranks,
+            least=0 if self.sharded else 1,  # an empty shard is one too
+            alike=alike,
+        )
 
     def fit_predict(self, X: Array, y: Any = None, sample_weight: Any = None) -> Array:
         """`fit(X).labels_`."""

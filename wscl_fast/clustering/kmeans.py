@@ -25,10 +25,9 @@ from wscl_fast.clustering.empty import EMPTY
 from wscl_fast.clustering.inits import INITS, choose_start, given_start
 from wscl_fast.clustering.lloyd import ALGORITHMS, Clustering, Progress, lloyd
 from wscl_fast.clustering.minibatch import RunningMeans, minibatch
-from wscl_fast.clustering.points import Frame, Points, Ranks, Survey, check_metric, digest
+from wscl_fast.clustering.points import Frame, Points, Survey, check_metric, digest
 from wscl_fast.clustering.resume import Checkpoint
 from wscl_fast.clustering.shards import Shards
-from wscl_fast.clustering.streamed import as_points
 from wscl_fast.distributed.collectives import Group
 from wscl_fast.functional._checks import check_bool
 
@@ -65,8 +64,10 @@ class KMeans(WeightedModel, ClusterMethod[Array, Array]):
         warm_start: a second `fit` begins with the centroids of the last one, which keep their numbers.
         batch_size: None for full passes; else centroids move after every so many samples, and `max_iter`
             counts passes over all of them (Sculley 2010). No sample is left out.
-        sharded: X of each process of `group` is its share of the data; every process gets the centroids
-            that one process would find on all of it, and the labels of its share.
+        sharded: X of each process of `group` is its share of the data, perhaps none; every process gets the
+            centroids that one process would find on all of it, and the labels of its share. Processes that
+            disagree (parameters, features, float64) are all told; any other error on one of them alone, such
+            as X of a wrong shape, leaves the others waiting.
         group: a process group of torch.distributed; by default all processes.
         shard_centroids: with `sharded`, each rank holds K / ranks of the centroids and of their sums while it
             fits, for K · d that a rank cannot hold several times; the result is the same, and whole on every
@@ -150,13 +151,8 @@ class KMeans(WeightedModel, ClusterMethod[Array, Array]):
                 does not fit.
         """
         self._check_parameters()
-        points, give = as_points(
-            X,
-            sample_weight=sample_weight,
-            metric=check_metric(self.metric),
-            ranks=Ranks(self.sharded, self.group),
-            least=0 if self.sharded else 1,
-        )
+        warm = self.warm_start and hasattr(self, "cluster_centers_")
+        points, give = self._points(X, sample_weight, warm_start=warm, drift=drift is not None)
         self._fit(points, give, drift)
         self._take_columns(X, points.dim)
         return self
@@ -248,14 +244,13 @@ class KMeans(WeightedModel, ClusterMethod[Array, Array]):
             TypeError, ValueError: as :meth:`fit` does; another number of columns than before.
         """
         self._check_parameters()
-        ranks = Ranks(self.sharded, self.group)
-        points, give = as_points(
-            X, sample_weight=sample_weight, metric=check_metric(self.metric), ranks=ranks
-        )
         begun: RunningMeans | None = getattr(self, "_means", None)
+        points, give = self._points(X, sample_weight, n_steps_=self.n_steps_ if begun else 0)
         if begun is None or points.metric == "cosine":
             survey = points.settle()
             points.frame = Frame()
+        elif self.sharded:
+            points.largest()  # one rank's NaN is to stop all
         if begun is None:
             check_enough(self.n_clusters, points.n_all, survey.n_directionless)
             self._means = begun = RunningMeans(self._starts(points)[0], self.metric == "cosine")
@@ -380,8 +375,8 @@ class KMeans(WeightedModel, ClusterMethod[Array, Array]):
             return None
         names = ("n_clusters", "metric", "max_iter", "tol", "empty", "shard_centroids")
         purpose = {name: getattr(self, name) for name in names}
-        given = self.init if isinstance(self.init, str) else as_samples(self.init, "init").x.double()
-        purpose["init"] = given if isinstance(given, str) else digest(given)
+        given = self.init if isinstance(self.init, str) else as_samples(self.init, "init").x
+        purpose["init"] = given if isinstance(given, str) else digest(given, torch.float64)
         purpose["random_state"] = _plain_seed(self.random_state)
         purpose["ranks"] = [points.ranks.rank, points.ranks.size]
         purpose["samples"] = points.identity()

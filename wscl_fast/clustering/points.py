@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, NamedTuple, TypeVar, get_args
@@ -127,6 +127,10 @@ class Points:
         metric: "euclidean" or "cosine"; when cosine the length of a row means nothing.
         ranks: whose rows make up the data.
         frame: how samples are seen; `settle` chooses one.
+        alike: what the ranks have to agree about beside their samples, by name: plain values or a tensor.
+
+    Raises:
+        ValueError: on every rank, where they disagree about the features, float64 or what is to be `alike`.
     """
 
     in_memory = True
@@ -139,20 +143,35 @@ class Points:
         metric: Metric = "euclidean",
         ranks: Ranks | None = None,
         frame: Frame | None = None,
+        alike: Mapping[str, Any] | None = None,
     ) -> None:
         self.x, self.weights, self.metric = x, weights, metric
         self.ranks = ranks or Ranks()
-        self.dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         self.device = x.device
         self.n, self.dim = x.shape
         self.frame = frame or Frame()
-        number = FLOATS.index(x.dtype) if x.dtype in FLOATS else -1
-        head = torch.tensor([[self.n, number, int(self.in_memory)]], device=self.device)
-        sizes, numbers, here = self.ranks.gather(head).unbind(1)
-        self.n_all = int(sizes.sum())
-        self.first_row = int(sizes[: self.ranks.rank].sum())  # of this rank among all
-        self.one_dtype = bool((numbers == number).all())  # on all ranks
-        self.all_in_memory = bool(here.all())
+        own = x.dtype if x.dtype in FLOATS else torch.float32
+        told = {} if alike is None or self.ranks.alone else alike
+        head = [self.n, self.dim, FLOATS.index(own), int(self.in_memory), *map(_mark, told.values())]
+        heads = self.ranks.gather(torch.tensor([head], device=self.device)).tolist()
+        sizes, dims, numbers, here, *marks = zip(*heads, strict=True)
+        if len(set(dims)) > 1:
+            raise ValueError(f"X: expected as many features on all ranks, got {list(dims)}")
+        for (name, value), mark in zip(told.items(), marks, strict=True):
+            if len(set(mark)) > 1:
+                got = "arrays that differ" if isinstance(value, Tensor) else f"{value!r} on this one"
+                raise ValueError(f"{name}: expected the same on all ranks, got {got}")
+        # A rank without rows goes along with the others.
+        dtypes = {FLOATS[number] for size, number in zip(sizes, numbers, strict=True) if size} or {own}
+        if torch.float64 in dtypes and len(dtypes) > 1:
+            raise ValueError(
+                f"X: expected float64 on all ranks or on none, got {[FLOATS[i] for i in numbers]}"
+            )
+        self.dtype = torch.float64 if torch.float64 in dtypes else torch.float32
+        self.stored = next(iter(dtypes)) if len(dtypes) == 1 else self.dtype  # that can hold all ranks' rows
+        self.n_all = sum(sizes)
+        self.first_row = sum(sizes[: self.ranks.rank])  # of this rank among all
+        self.all_in_memory = all(here)
 
     def raw(self) -> Iterator[tuple[slice, Tensor]]:
         """Consecutive ranges of this rank's rows as they are stored: one, as they are in memory."""
@@ -203,15 +222,34 @@ class Points:
         """Rows scaled to length 1 when cosine, as they are otherwise."""
         return unit(rows) if self.metric == "cosine" else rows
 
+    def largest(self) -> float:
+        """The largest number in all ranks' samples, but for its sign.
+
+        Raises:
+            ValueError: on every rank: no sample, none of a weight above 0, NaN or infinity on any of them.
+        """
+        if not self.n_all:
+            raise ValueError("X: expected at least one sample, got none")
+        largest = torch.zeros((), dtype=torch.float64, device=self.device)
+        for _, block in self.parts():
+            low, high = block.aminmax()
+            largest = torch.maximum(largest, torch.maximum(-low, high).double())
+        weighs = self.n > 0 if self.weights is None else (self.weights > 0).any()
+        own = torch.stack([largest, torch.as_tensor(weighs, device=self.device).double()])
+        found, weight = self.ranks.gather(own[None]).amax(dim=0).tolist()
+        if not math.isfinite(found):
+            raise ValueError("X: expected finite numbers, got NaN or infinity")
+        if not weight:
+            raise ValueError("sample_weight: Sample weights must contain at least one non-zero number.")
+        return float(found)
+
     def settle(self) -> Survey:
         """Look at all samples and choose the frame to see them in; if cosine, zero vectors lose their weight.
 
         Raises:
-            ValueError: no sample on any rank, NaN or infinity.
+            ValueError: as `largest` does.
         """
-        if not self.n_all:
-            raise ValueError("X: expected at least one sample, got none")
-        largest = self._largest()
+        largest = self.largest()
         if self.metric == "euclidean" and largest > 0 and not 1 / _TAME < largest < _TAME:
             most = 1000 if self.dtype == torch.float64 else 126
             self.frame.scale = 2.0 ** min(-math.frexp(largest)[1], most)
@@ -255,16 +293,6 @@ class Points:
             self.weights = torch.ones(self.n, dtype=torch.float64, device=self.device)
         return self.weights
 
-    def _largest(self) -> float:
-        largest = torch.zeros((), dtype=torch.float64, device=self.device)
-        for _, block in self.parts():
-            low, high = block.aminmax()
-            largest = torch.maximum(largest, torch.maximum(-low, high).double())
-        found = float(self.ranks.gather(largest[None]).max())
-        if not math.isfinite(found):
-            raise ValueError("X: expected finite numbers, got NaN or infinity")
-        return found
-
 
 def unit(rows: Tensor) -> Tensor:
     """Rows at length 1, whatever their scale; zero rows stay zero."""
@@ -272,13 +300,19 @@ def unit(rows: Tensor) -> Tensor:
     return normalize(rows / largest.where(largest > 0, 1), dim=1, eps=0.5)
 
 
-def digest(rows: Tensor | None) -> str:
-    """What tells numbers from others, by all of their bytes; of None too."""
+def _mark(value: Any) -> int:
+    """A number that tells a plain value, or a tensor's numbers whatever their dtype, from others."""
+    text = f"{list(value.shape)} {digest(value, torch.float64)}" if isinstance(value, Tensor) else str(value)
+    return int.from_bytes(blake2b(text.encode(), digest_size=7).digest(), "big")
+
+
+def digest(rows: Tensor | None, dtype: torch.dtype | None = None) -> str:
+    """What tells numbers from others, by all of their bytes (those of `dtype` if given); of None too."""
     found = blake2b(digest_size=16)
     if rows is not None and rows.numel():
         step = max(1, BLOCK_ELEMENTS["cpu"] * len(rows) // rows.numel())
         for part in torch.split(rows.detach(), step):
-            found.update(part.cpu().contiguous().view(torch.uint8).numpy().data)
+            found.update(part.to("cpu", dtype or part.dtype).contiguous().view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 

@@ -131,7 +131,7 @@ def _shown(points: Points) -> Iterator[_Shown]:
     Every rank has to go through all of them.
     """
     ranks, device = points.ranks, points.device
-    dtype = points.x.dtype if points.frame.plain and points.one_dtype else points.dtype
+    dtype = points.stored if points.frame.plain else points.dtype
     blocks = points.parts() if points.in_memory else points.blocks()
     while True:
         rows, block = next(blocks, (slice(0), torch.empty(0, points.dim)))

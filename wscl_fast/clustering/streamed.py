@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -40,12 +40,21 @@ def as_points(
     ranks: Ranks | None = None,
     frame: Frame | None = None,
     least: int = 1,
+    alike: Mapping[str, Any] | None = None,
 ) -> tuple[Points, Callable[[Tensor], Any]]:
-    """What a user handed over as samples, and the way back from a tensor to its kind (numpy for files)."""
+    """What a user handed over as samples, and the way back from a tensor to its kind (numpy for files).
+
+    `least` is of samples, and of those with a weight above 0; `alike` as of `Points`.
+    """
+    rows: Any
     if isinstance(X, FeatureFiles):
-        weights = as_weights(sample_weight, X)
-        points = StreamedPoints(X, weights=weights, metric=metric, ranks=ranks, frame=frame)  # type: ignore[arg-type]
-        return points, lambda t: t.cpu().numpy()
-    samples = as_samples(X, "X", least=least)
-    weights = as_weights(sample_weight, samples.x)
-    return Points(samples.x, weights=weights, metric=metric, ranks=ranks, frame=frame), samples.give
+        kind, rows, give = StreamedPoints, X, _as_numpy
+    else:
+        kind, (rows, give) = Points, as_samples(X, "X", least=least)
+    weights = as_weights(sample_weight, rows, least=least)
+    points = kind(rows, weights=weights, metric=metric, ranks=ranks, frame=frame, alike=alike)
+    return points, give
+
+
+def _as_numpy(tensor: Tensor) -> Any:
+    return tensor.cpu().numpy()
