@@ -410,6 +410,20 @@ def scheduler_shares_the_work(group: Any) -> None:
 
 
 @case
+def scheduler_with_empty_shards(group: Any) -> None:
+    """One rank has all samples, the others none in another dtype; or none has any."""
+    whole, numbers = data(), torch.arange(900)
+    alone, together = ClusterScheduler(8), ClusterScheduler(8, sharded=True, group=group)
+    with pytest.raises(ValueError, match="features: expected at least one sample, got none"):
+        together.step(whole[:0], numbers[:0])
+    for _ in range(2):
+        x = torch.as_tensor(with_an_empty_shard(whole, group))
+        got = together.step(x, numbers[: len(x)])
+        assert torch.equal(got[0].clusters, alone.step(whole)[0].clusters)
+        whole = whole.flip(1)
+
+
+@case
 def balanced(group: Any) -> None:
     whole = data(n=300)
     alone = BalancedKMeans(7, max_iter=3).fit(whole)

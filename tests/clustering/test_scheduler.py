@@ -229,6 +229,37 @@ def test_goes_on_from_its_state():
         ClusterScheduler(3).load_state_dict(one.state_dict())
 
 
+def test_a_state_is_all_there_is():
+    """What was found before is forgotten, models predict, and no memory is shared."""
+    x = blobs(400, 6, 7)[0] * 1e20 + 1e23  # far out, as a frame of its own sees it
+    one, other = (ClusterScheduler((7, 15), metric="euclidean", carry_bounds=True) for _ in range(2))
+    empty = other.state_dict()
+    one.step(x)
+    other.step(x.flip(0))
+    state = one.state_dict()
+    other.load_state_dict(state)
+    state["clusters"].fill_(-5)
+    state["centroids"][0].fill_(0)
+    for model, loaded in zip(one.models, other.models, strict=True):
+        assert torch.equal(model.predict(x), loaded.predict(x))
+    for a, b in zip(one.step(2 * x), other.step(2 * x), strict=True):
+        assert torch.equal(a.clusters, b.clusters)
+        assert a.moved == b.moved
+    other.load_state_dict(empty)
+    assert other.state_dict() == {}
+    assert other.step(x)[0].moved is None
+
+
+def test_a_state_without_frames():
+    x, _ = blobs(400, 6, 7)
+    one, other = ClusterScheduler(7), ClusterScheduler(7)
+    one.step(x)
+    state = one.state_dict()
+    del state["frames"]
+    other.load_state_dict(state)
+    assert torch.equal(one.models[0].predict(x), other.models[0].predict(x))
+
+
 def test_refusals():
     with pytest.raises(ValueError, match="expected falling numbers"):
         ClusterScheduler((5, 10), nested=True)
@@ -236,6 +267,12 @@ def test_refusals():
         ClusterScheduler([])
     with pytest.raises(ValueError, match=r"samples: expected int64 \[4\]"):
         ClusterScheduler(2).step(torch.randn(4, 3), torch.arange(3))
+    with pytest.raises(ValueError, match="features: expected at least one sample, got none"):
+        ClusterScheduler(2).step(torch.randn(0, 3))
+    stepped = ClusterScheduler(2)
+    stepped.step(torch.randn(4, 3))
+    with pytest.raises(ValueError, match="features: expected 3 columns as in the last step, got 5"):
+        stepped.step(torch.randn(4, 5))
     with pytest.raises(ValueError, match="samples: expected numbers from 0 to n_samples − 1 = 2"):
         ClusterScheduler(2).step(torch.randn(4, 3), n_samples=3)
 

@@ -171,6 +171,12 @@ class CentroidModel(Estimator):
         self._check_columns(X, points.dim)
         return points, self._centroids().to(points.device, points.dtype), give
 
+    def _take_centroids(self, centroids: Tensor, frame: Frame) -> None:
+        """Predict by centroids that a fit found, [K, d] as they are given out, and see samples as it did."""
+        self.cluster_centers_ = self._seen_as = centroids
+        self._frame, self._seen = frame, frame.see(centroids)
+        self.n_clusters_, self.n_features_in_ = centroids.shape
+
     def _centroids(self) -> Tensor:
         """The centroids as the frame sees them; from `cluster_centers_` where a user set that anew."""
         if self._seen_as is self.cluster_centers_:

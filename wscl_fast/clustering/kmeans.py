@@ -96,6 +96,7 @@ class KMeans(WeightedModel, ClusterMethod[Array, Array]):
     inertia_: float
     inertia_history_: list[float]
     n_iter_: int
+    n_steps_: int
 
     def __init__(
         self,

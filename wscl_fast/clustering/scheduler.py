@@ -14,7 +14,7 @@ from wscl_fast.clustering.bounds import cluster_sums
 from wscl_fast.clustering.diagnostics import diagnose, entropy
 from wscl_fast.clustering.kmeans import KMeans
 from wscl_fast.clustering.matching import match_clusters
-from wscl_fast.clustering.points import Points, Ranks, check_metric
+from wscl_fast.clustering.points import Frame, Points, Ranks, check_metric
 from wscl_fast.distributed.collectives import Group
 from wscl_fast.functional._checks import check_bool
 
@@ -132,7 +132,8 @@ class ClusterScheduler:
         Raises:
             TypeError: features or samples that are no tensors, or `targets` that cannot be told.
             ValueError: `samples` do not fit the features or `n_samples`, no such `level`, no features on any
-                rank, or as :meth:`KMeans.fit` does.
+                rank, other columns than in the last step, or as :meth:`KMeans.fit` does. If sharded, an
+                error on one rank alone (not one about what ranks disagree in) leaves the others waiting.
         """
         if not isinstance(features, Tensor):
             raise TypeError(f"features: expected a tensor, got {type(features).__name__}")
@@ -179,14 +180,17 @@ class ClusterScheduler:
         return levels
 
     def state_dict(self) -> dict[str, Any]:
-        """The ids and centroids to go on with; empty before the first step."""
+        """Copies of the ids and centroids to go on with; empty before the first step."""
         if not hasattr(self, "clusters_"):
             return {}
-        centroids = [torch.as_tensor(model.cluster_centers_) for model in self.models]
-        return {"clusters": self.clusters_, "centroids": centroids}
+        return {
+            "clusters": self.clusters_.clone(),
+            "centroids": [torch.as_tensor(model.cluster_centers_).clone() for model in self.models],
+            "frames": [vars(model._frame).copy() for model in self.models],
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken.
+        """Go on where `state_dict` was taken: with its ids and its centroids, by which `models` predict.
 
         Args:
             state: what `state_dict` gave.
@@ -196,17 +200,22 @@ class ClusterScheduler:
             ValueError: a missing entry, or other numbers of clusters.
         """
         check_mapping(state, "state")
-        if not state:
-            return
         for name in ("clusters", "centroids"):
-            if name not in state:
+            if state and name not in state:
                 raise ValueError(f"state: expected an entry {name!r}, got none")
-        sizes = [len(centroids) for centroids in state["centroids"]]
+        sizes = [len(centroids) for centroids in state["centroids"]] if state else self.n_clusters
         if sizes != self.n_clusters:
             raise ValueError(f"state: expected clusters {self.n_clusters}, got {sizes}")
-        self.clusters_ = state["clusters"]
-        for model, centroids in zip(self.models, state["centroids"], strict=True):
-            model.cluster_centers_ = centroids
+        # What the models found so far, and the features of the last step, are of another course.
+        self.models = [KMeans(**model.get_params()) for model in self.models]
+        self._last = None
+        self.__dict__.pop("clusters_", None)
+        if not state:
+            return
+        self.clusters_ = state["clusters"].clone()
+        frames = state.get("frames", [{}] * len(sizes))  # older states have none
+        for model, centroids, frame in zip(self.models, state["centroids"], frames, strict=True):
+            model._take_centroids(centroids.clone(), Frame(**frame))
 
     def _sharing(self, level: int) -> dict[str, Any]:
         # Centroids are on every rank: upper levels are the same everywhere without a word.
@@ -223,6 +232,9 @@ class ClusterScheduler:
             known = samples < self.clusters_.shape[1]
             ids = self.clusters_[level].to(features.device)[samples.where(known, 0)].where(known, NO_CLUSTER)
             points = Points(features[ids >= 0], metric=self.metric, ranks=self.ranks)
+            if points.dim != model.n_features_in_:
+                width = model.n_features_in_
+                raise ValueError(f"features: expected {width} columns as in the last step, got {points.dim}")
             k, ids = model.n_clusters, ids[ids >= 0]
             sums = self.ranks.sum(cluster_sums(points, ids, k))
             counts = self.ranks.sum(torch.bincount(ids, minlength=k))[:, None]

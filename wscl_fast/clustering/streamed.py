@@ -46,15 +46,11 @@ def as_points(
 
     `least` is of samples, and of those with a weight above 0; `alike` as of `Points`.
     """
-    rows: Any
     if isinstance(X, FeatureFiles):
-        kind, rows, give = StreamedPoints, X, _as_numpy
-    else:
-        kind, (rows, give) = Points, as_samples(X, "X", least=least)
-    weights = as_weights(sample_weight, rows, least=least)
-    points = kind(rows, weights=weights, metric=metric, ranks=ranks, frame=frame, alike=alike)
-    return points, give
-
-
-def _as_numpy(tensor: Tensor) -> Any:
-    return tensor.cpu().numpy()
+        weights = as_weights(sample_weight, X, least=least)
+        files: Any = X
+        points = StreamedPoints(files, weights=weights, metric=metric, ranks=ranks, frame=frame, alike=alike)
+        return points, lambda t: t.cpu().numpy()
+    x, give = as_samples(X, "X", least=least)
+    weights = as_weights(sample_weight, x, least=least)
+    return Points(x, weights=weights, metric=metric, ranks=ranks, frame=frame, alike=alike), give
