@@ -5,25 +5,30 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import pickle
 from typing import Any
 
 import pytest
 import torch
 from rank_loss_cases import WAYS, levels, tags
 from ranks import close, cut, longest_with_width, uneven
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from wscl_fast import (
     CLIPLoss,
     ClusteredInfoNCE,
+    ClusterQueue,
     HierarchicalInfoNCE,
+    KMeans,
     SigLIPLoss,
     SoftInfoNCE,
     distributed,
     functional,
 )
+from wscl_fast.clustering import BalancedKMeans, BisectingKMeans, ClusterScheduler
 from wscl_fast.distributed import rank, sum_over_ranks, world_size
 
 CASES = {}
@@ -206,3 +211,30 @@ class Model(torch.nn.Module):
 
     def forward(self, inputs: Tensor, clusters: Tensor) -> Tensor:
         return self.loss_fn(self.encoder(inputs), clusters)
+
+
+@case
+def copies_share_the_group(group: Any) -> None:
+    """Of modules, a queue, k-means and its scheduler, also within a model; a pickle would be of no use."""
+    on_ranks = {"sharded": True, "group": group}
+    modules = [
+        *(loss(group=group) for loss in (CLIPLoss, SigLIPLoss, ClusteredInfoNCE, HierarchicalInfoNCE)),
+        SoftInfoNCE("jaccard", gather="all", group=group),
+        ClusterQueue(4, 2, gather="all", group=group),
+    ]
+    models = [KMeans(3, **on_ranks), BisectingKMeans(3, **on_ranks), BalancedKMeans(3, **on_ranks)]
+    scheduler = ClusterScheduler((3, 2), **on_ranks)
+    for one in (*modules, *models):
+        for made in (copy.copy(one), copy.deepcopy(one), copy.deepcopy([one])[0]):
+            assert made is not one
+            assert made.group is group
+            assert repr(made) == repr(one)
+    for one in (nn.ModuleList(modules), *models, scheduler):
+        with pytest.raises(TypeError, match=r"group: expected None in a .* that is pickled"):
+            pickle.dumps(one)
+    together = copy.deepcopy(nn.ModuleList([modules[0], modules[0]]))
+    assert together[0] is together[1]
+    assert together[0].log_scale is not modules[0].log_scale
+    made = copy.deepcopy(scheduler)
+    assert made.models[0] is not scheduler.models[0]
+    assert made.ranks.group is made.models[0].group is group

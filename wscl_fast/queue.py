@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from wscl_fast.distributed import gather as gather_rows
 from wscl_fast.distributed.collectives import Group
+from wscl_fast.distributed.grouped import Grouped
 from wscl_fast.functional._checks import FLOATING, check_id
 
 __all__ = ["ClusterQueue"]
@@ -18,7 +19,7 @@ NO_SAMPLE = -1
 NO_CLUSTER = -1  # in a clustering, whatever the queue's `ignore_index`
 
 
-class ClusterQueue(nn.Module):
+class ClusterQueue(Grouped, nn.Module):
     """The last ``size`` keys with their cluster ids, as negatives and positives of later batches.
 
     In plain PyTorch: ``keys = torch.cat([keys, batch])[-size:]``, and the same for ids and sample indices;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import threading
 from functools import partial
 
 import numpy as np
@@ -41,6 +42,20 @@ def test_passes_the_checks_of_scikit_learn():
         partial(checks.check_clustering, readonly_memmap=True),
     ):
         check("KMeans", model)
+
+
+@pytest.mark.parametrize("method", [KMeans, BalancedKMeans, BisectingKMeans])
+def test_a_clone_shares_the_process_group(method):
+    base, group = pytest.importorskip("sklearn.base"), threading.Lock()  # of which there is no copy either
+    start = {} if method is BisectingKMeans else {"init": np.eye(3)}
+    model = method(3, group=group, sharded=True, **start)
+    model.n_clusters_ = 3
+    made = base.clone(model)
+    assert made.group is group
+    assert repr(made) == repr(model)
+    assert not hasattr(made, "n_clusters_")
+    if start:
+        assert made.init is not model.init
 
 
 def test_works_in_a_pipeline_and_a_clone_has_the_same_parameters():

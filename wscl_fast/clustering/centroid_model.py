@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+import copy
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -14,8 +15,11 @@ from wscl_fast.clustering.bounds import Carried, nearest, squared
 from wscl_fast.clustering.estimator import Estimator, not_fitted
 from wscl_fast.clustering.points import Frame, Points, Ranks, check_metric
 from wscl_fast.clustering.streamed import as_points
-from wscl_fast.distributed.collectives import Group
+from wscl_fast.distributed.grouped import Grouped
 from wscl_fast.functional import kmeans_assign
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 # Samples: a numpy array (memory-mapped too), a tensor, an array with DLPack, lists, a data frame, files.
 Array: TypeAlias = Any
@@ -197,11 +201,14 @@ def _check_permutation(names: object, n_clusters: int) -> None:
         )
 
 
-class WeightedModel(CentroidModel):
+class WeightedModel(Grouped, CentroidModel):
     """One whose `fit` takes a weight of each sample, and may find them on several ranks."""
 
     sharded: bool
-    group: Group
+
+    def __sklearn_clone__(self) -> Self:
+        """What `sklearn.clone` makes: a new one, of copies of the parameters but for the group."""
+        return type(self)(**copy.deepcopy(self.get_params(deep=False), {id(self.group): self.group}))
 
     def _points(self, X: Array, sample_weight: Any, **alike: Any) -> tuple[Points, Any]:
         """Samples to fit, of all ranks if sharded, and the way back to X's kind.

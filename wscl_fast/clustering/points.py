@@ -16,6 +16,7 @@ from wscl_fast import distributed
 from wscl_fast.clustering.arrays import FLOATS
 from wscl_fast.clustering.base import check_choice
 from wscl_fast.distributed.collectives import Group, alone, least_over_ranks
+from wscl_fast.distributed.grouped import Grouped
 from wscl_fast.functional.kmeans import Metric, kmeans_update
 
 METRICS = get_args(Metric)
@@ -28,7 +29,7 @@ _TAME = 2.0**40  # largest values between this and its inverse have squares to s
 
 
 @dataclass(frozen=True)
-class Ranks:
+class Ranks(Grouped):
     """The processes whose shards of rows make up the data; one process alone by default."""
 
     sharded: bool = False

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from wscl_fast.distributed import Gather
 from wscl_fast.distributed.collectives import Group
+from wscl_fast.distributed.grouped import Grouped
 from wscl_fast.functional import Impl, Reduction
 from wscl_fast.functional._checks import check_bool, check_choice, check_floating
 from wscl_fast.losses._temperature import WithTemperature
 
 
-class LossModule(WithTemperature):
+class LossModule(Grouped, WithTemperature):
     """A loss of this process alone, or of all ranks together."""
 
     gathers: ClassVar[tuple[str, ...]] = get_args(Gather)  # what `gather` may be, beside "none"
