@@ -46,7 +46,8 @@ class Split:
                     self.whole[f"{side}_{column}"] = value
                 elif side == "key":
                     self.whole[column] = value
-        self.whole["weights"] = torch.rand(sum(self.rows["query"]), dtype=torch.float64)
+        n = sum(self.rows["query"])
+        self.whole["weights"] = torch.rand(n, dtype=torch.float64, requires_grad=True)
         self.mine = {name: self.part(name, value) for name, value in self.whole.items()}
         for arguments in (self.whole, self.mine):
             arguments["temperature"] = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
@@ -146,6 +147,44 @@ def levels_of_clusters(group: Any) -> None:
         {"constraint": "level", "level_weights": [1.0, 0.1, 2.0]},
         {"constraint": "pair"},
     )
+
+
+@case
+def weights_of_levels_have_a_gradient(group: Any) -> None:
+    """Alike on all ranks, which sum their shares of it, or under DistributedDataParallel have its mean."""
+    for gathering, reduction, ddp in itertools.product(WAYS, ("mean", "none"), (False, True)):
+        split = Split(group, levels, explicit=False)
+        options = {"reduction": reduction, "constraint": "none" if reduction == "none" else "level"}
+        one, ours = (torch.tensor([0.2, 0.3, 1.0], requires_grad=True) for _ in range(2))
+        want = functional.hierarchical_infonce(**split.whole, **options, level_weights=one)
+        over_ranks = {"gather": gathering, "group": group, "ddp": ddp}
+        got = distributed.hierarchical_infonce(**split.mine, **options, level_weights=ours, **over_ranks)
+        want.sum().backward()
+        got.sum().backward()
+        close(sum_over_ranks(ours.grad, group) / (world_size(group) if ddp else 1), one.grad)
+
+
+@case
+def weights_that_sum_to_nothing(group: Any) -> None:
+    """On this rank or on all of them, value and gradient are those of one process."""
+    for everywhere, gathering in itertools.product((True, False), WAYS):
+        split = Split(group, clusters, explicit=False)
+        none = split.whole["weights"].detach().clone()
+        none[: len(none) if everywhere else split.rows["query"][0]] = 0
+        split.whole["weights"] = none.requires_grad_()
+        split.mine["weights"] = split.part("weights", none)
+        split.check("clustered_infonce", gathering, "auto")
+
+
+@case
+def weights_have_no_second_derivative(group: Any) -> None:
+    """Of a mean; of what hangs on the rows of all ranks a rank has its own alone."""
+    split = Split(group, clusters, explicit=False)
+    loss = distributed.clustered_infonce(**split.mine, impl="chunked", group=group)
+    (gradient,) = torch.autograd.grad(loss, [split.mine["weights"]], create_graph=True)
+    for leaf in ("weights", "queries"):
+        with pytest.raises(NotImplementedError, match="weights: the gradient of a mean over ranks"):
+            torch.autograd.grad(gradient.square().sum(), [split.mine[leaf]], retain_graph=True)
 
 
 @case

@@ -136,7 +136,7 @@ def clip_with_every_option(group: Any) -> None:
         for side, rows in (("x", of_x), ("y", of_y)):
             whole[side] = torch.randn(sum(rows), 4, dtype=torch.float64, requires_grad=True)
             whole[f"{side}_clusters"] = torch.randint(-1, 3, (sum(rows),))
-            whole[f"{side}_weights"] = torch.rand(sum(rows), dtype=torch.float64)
+            whole[f"{side}_weights"] = torch.rand(sum(rows), dtype=torch.float64, requires_grad=True)
         mine = {name: cut(value, of_x if name[0] == "x" else of_y, group) for name, value in whole.items()}
         options = {"positives": positives, "reduction": reduction}
         t, ours = (torch.tensor(0.4, dtype=torch.float64, requires_grad=True) for _ in range(2))
@@ -150,8 +150,42 @@ def clip_with_every_option(group: Any) -> None:
             want = torch.cat([x.split(of_x)[me], y.split(of_y)[me]])
         close(got.detach(), want.detach())
         close(sum_over_ranks(ours.grad, group), t.grad)
-        for side, rows in (("x", of_x), ("y", of_y)):
-            close(mine[side].grad, whole[side].grad.split(rows)[me])
+        for name in ("x", "y", "x_weights", "y_weights"):
+            rows = of_x if name[0] == "x" else of_y
+            close(mine[name].grad, whole[name].grad.split(rows)[me])
+
+
+@case
+def a_base_temperature_beside_one_with_a_gradient(group: Any) -> None:
+    """Learnt, or given with the call; the sum of the ranks' gradients, or their mean, is that of one process."""
+    me, rows = rank(group), uneven(group)
+    for gathering, ddp, learnt, reduction in itertools.product(
+        WAYS, (False, True), (False, True), ("mean", "none")
+    ):
+        whole, ids = torch.randn(sum(rows), 4, dtype=torch.float64), torch.randint(-1, 3, (sum(rows),))
+        found = []
+        for settings, x, z in (
+            ({}, whole, ids),
+            ({"gather": gathering, "group": group, "ddp": ddp}, *(t.split(rows)[me] for t in (whole, ids))),
+        ):
+            loss_fn = ClusteredInfoNCE(0.2, learnt, base_temperature=0.07, reduction=reduction, **settings)
+            loss_fn.double()
+            given = None if learnt else torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
+            leaf = loss_fn.log_scale if learnt else given
+            found += torch.autograd.grad(loss_fn(x, z, temperature=given).sum(), [leaf])
+        close(sum_over_ranks(found[1], group) / (world_size(group) if ddp else 1), found[0])
+
+
+@case
+def clip_on_a_ring_refuses_ids_that_changed(group: Any) -> None:
+    """All ranks change theirs, so that nobody waits for who refuses."""
+    x, y = (torch.randn(4, 3, requires_grad=True) for _ in range(2))
+    of_x, of_y = torch.arange(4), torch.arange(4)
+    for changed in (of_x, of_y):
+        loss = distributed.clip_loss(x, y, x_clusters=of_x, y_clusters=of_y, gather="ring", group=group)
+        changed += 1
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
 
 
 @case

@@ -70,11 +70,14 @@ def test_one_process_has_the_loss_of_one_process() -> None:
     keys, key_ids = torch.randn(30, 4), torch.randint(-1, 4, (30,))
     for gathering in ("all", "ring", "count"):
         for options in ({}, {"keys": keys, "key_clusters": key_ids}, {"exclude_self": False}):
-            arguments = {"queries": x, "query_clusters": ids, "weights": torch.rand(20), **options}
+            weights = torch.rand(20, requires_grad=True)
+            arguments = {"queries": x, "query_clusters": ids, "weights": weights, **options}
             for reduction in ("mean", "sum", "none"):
                 got = clustered_infonce(**arguments, gather=gathering, reduction=reduction)
                 want = functional.clustered_infonce(**arguments, reduction=reduction)
                 torch.testing.assert_close(got, want)
+                ours, theirs = (torch.autograd.grad(loss.sum(), weights)[0] for loss in (got, want))
+                torch.testing.assert_close(ours, theirs)
     module = ClusteredInfoNCE(gather="ring", ddp=True)
     torch.testing.assert_close(module(x, ids), ClusteredInfoNCE()(x, ids))
 

@@ -39,7 +39,7 @@ ALLOWED = {
     },
     "losses": {"functional", "distributed"},
     "queue": {"functional", "distributed"},
-    "distributed": {"functional", "_ops", "pairs", "matching"},
+    "distributed": {"functional", "_ops", "pairs", "matching", "values"},
     "clustering": {"functional", "distributed", "arrays", "files", "scatter"},
     "data": {"files"},
     "train": {"files", "losses", "queue", "distributed", "clustering", "data", "functional", "_build"},

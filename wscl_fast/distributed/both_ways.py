@@ -20,6 +20,7 @@ from wscl_fast.functional import _block as blocks
 from wscl_fast.functional._inputs import no_autocast
 from wscl_fast.matching import add_gradients, matching_count, matching_logits
 from wscl_fast.pairs import Meets, Pairs
+from wscl_fast.values import Unchanged
 
 __all__ = ["Direction", "both_ways"]
 
@@ -105,7 +106,7 @@ class _Both(torch.autograd.Function):
         of_y = round_trip([y, asked.y_ids], asked.rows, asked.group, visit, asked.joined)
         assert of_y is not None
         ctx.save_for_backward(x, y, of_x[0], of_y)
-        ctx.asked = asked
+        ctx.asked, ctx.unchanged = asked, Unchanged(asked.x_ids, asked.y_ids)
         values, counts = [], []
         for side in (of_x[0], of_y):
             lses = [Block(stats, stats).lse() for stats in torch.split(side.T[:-2], 2)]
@@ -116,6 +117,7 @@ class _Both(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, of_x: Tensor, of_y: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        ctx.unchanged.check()
         grads = _BothBack.apply(ctx.asked, of_x, of_y, *ctx.saved_tensors)  # type: ignore[no-untyped-call]
         return *grads, None
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from wscl_fast.distributed.collectives import Group
-from wscl_fast.distributed.shared import Gather, Shared
+from wscl_fast.distributed.shared import Gather, Shared, common
 from wscl_fast.functional import Affinity, Constraint, Impl, Positives, Reduction
 from wscl_fast.functional._inputs import Batch
 from wscl_fast.functional.hierarchical import Levels, hierarchical_rows
@@ -79,6 +79,8 @@ def hierarchical_infonce(
     batch = Batch(queries, keys, query_clusters, key_clusters, temperature, ignore_index, exclude_self)
     batch, _ = shared.meet(batch)
     loss, count = hierarchical_rows(batch, levels, reduction, impl=impl, passes=shared.passes)
+    if isinstance(level_weights, Tensor):
+        levels = replace(levels, weights=common(level_weights, reduction, group, ddp=ddp))
     return levels.together(shared.reduce(loss, count, weights), reduction)
 
 

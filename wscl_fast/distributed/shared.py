@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from wscl_fast.functional._checks import check_bool, check_choice, check_matrix,
 from wscl_fast.functional._inputs import Batch, weighted_rows
 from wscl_fast.functional._passes import Passes
 
-__all__ = ["Gather", "Shared"]
+__all__ = ["Gather", "Shared", "common"]
 
 Gather = Literal["all", "ring", "count"]
 
@@ -108,11 +108,16 @@ class Shared:
         loss, share = weighted_rows(loss, count, weights, name=name)
         if self.reduction == "none":
             return _AllRanks.apply(loss, loss, factor)  # type: ignore[no-untyped-call,no-any-return]
-        total = loss.sum(0)
+        total, own = loss.sum(0), share.double().sum(0)
+        # Both in one message, and in double precision: whatever a rank computes in, it can be told so.
+        value, size = sum_over_ranks(torch.stack([total.double(), own]), self.group).unbind()
         if self.reduction == "mean":
-            size = sum_over_ranks(share.double().sum(0), self.group)
-            total = total / torch.where(size == 0, 1.0, size).to(total.dtype)
-        value = sum_over_ranks(total, self.group)
+            found = torch.where(size == 0, 1.0, size)
+            value, total = value / found, total / found.to(total.dtype)
+            if own.requires_grad:  # as weights do, which are in the mean's denominator too
+                fall = torch.where(size == 0, 0.0, value) / found
+                total = _ShareOfMean.apply(total, own, fall)  # type: ignore[no-untyped-call]
+        value = value.to(total.dtype)
         return _AllRanks.apply(total, value, factor)  # type: ignore[no-untyped-call,no-any-return]
 
 
@@ -125,6 +130,19 @@ class _Counted(Passes):
 
     def largest(self, values: Tensor) -> Tensor:
         return largest_over_ranks(values, self.group)
+
+
+def common(value: Tensor, reduction: Reduction, group: Group, *, ddp: bool) -> Tensor:
+    """What all ranks have alike and multiply their loss by, with this rank's share of its gradient.
+
+    Once it is reduced the loss is the same number on every rank, and so would be the gradient of what it is
+    multiplied by: each gets an equal part. Of rows that are not reduced each rank has its own.
+    """
+    if not value.requires_grad:
+        return value
+    size = world_size(group)
+    factor = (1 if reduction == "none" else 1 / size) * (size if ddp else 1)
+    return _AllRanks.apply(value, value, factor)  # type: ignore[no-untyped-call,no-any-return]
 
 
 def _check_rows(name: str, value: object, rows: int) -> None:
@@ -140,10 +158,43 @@ class _AllRanks(torch.autograd.Function):
     """The value of all ranks with the gradient of this rank's share, times a factor."""
 
     @staticmethod
-    def forward(ctx: Any, share: Tensor, value: Tensor, factor: int) -> Tensor:
+    def forward(ctx: Any, share: Tensor, value: Tensor, factor: float) -> Tensor:
         ctx.factor = factor
         return value.detach().clone()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return ctx.factor * grad, None, None
+
+
+class _ShareOfMean(torch.autograd.Function):
+    """This rank's share of a mean, with the gradient of the share ``own`` that it has in the denominator.
+
+    ``fall`` is how much the mean falls for each unit of it. It hangs on all ranks' rows, which are not here
+    for a derivative of the gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, total: Tensor, own: Tensor, fall: Tensor) -> Tensor:
+        ctx.save_for_backward(total, own, fall)
+        return total.view_as(total)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        total, own, fall = ctx.saved_tensors
+        return grad, _Once.apply(total, own, -fall * grad), None  # type: ignore[no-untyped-call]
+
+
+class _Once(torch.autograd.Function):
+    """A gradient that hangs on these tensors and has none of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, total: Tensor, own: Tensor, made: Tensor) -> Tensor:
+        return made.view_as(made)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> NoReturn:
+        raise NotImplementedError(
+            "weights: the gradient of a mean over ranks with respect to weights has no derivative;"
+            " reduction='sum' has"
+        )

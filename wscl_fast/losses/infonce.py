@@ -13,6 +13,7 @@ from wscl_fast.distributed import Gather, first_row
 from wscl_fast.distributed import clip_loss as distributed_clip
 from wscl_fast.distributed import clustered_infonce as distributed_infonce
 from wscl_fast.distributed.collectives import Group
+from wscl_fast.distributed.shared import common
 from wscl_fast.functional import (
     Denominator,
     Impl,
@@ -208,7 +209,10 @@ class ClusteredInfoNCE(LossModule):
         if self.base_temperature is not None:
             if isinstance(temperature, Tensor) and temperature.ndim:
                 raise ValueError("temperature: expected one number where base_temperature is given")
-            loss = loss * (temperature / self.base_temperature)
+            factor = temperature / self.base_temperature
+            if isinstance(factor, Tensor) and self.gather != "none":
+                factor = common(factor, self.reduction, self.group, ddp=self.ddp)
+            loss = loss * factor
         if self.reduction == "none":
             loss = loss.reshape(features.shape[:-1])
         return loss if stats is None else (loss, stats)
