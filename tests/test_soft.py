@@ -39,14 +39,14 @@ def auxiliary(affinity: str, rows: int, generator: torch.Generator, words: int =
 
 
 def problem(
-    affinity: str, n: int, m: int | None, d: int = 6, seed: int = 0
+    affinity: str, n: int, m: int | None, d: int = 6, seed: int = 0, words: int = 2
 ) -> tuple[list[Tensor], dict[str, Any]]:
     g = torch.Generator().manual_seed(seed)
     leaves = [torch.randn(n, d, generator=g, dtype=torch.float64)]
-    known: dict[str, Any] = {"query_auxiliary": auxiliary(affinity, n, g), "affinity": affinity}
+    known: dict[str, Any] = {"query_auxiliary": auxiliary(affinity, n, g, words), "affinity": affinity}
     if m is not None:
         leaves.append(torch.randn(m, d, generator=g, dtype=torch.float64))
-        known["key_auxiliary"] = auxiliary(affinity, m, g)
+        known["key_auxiliary"] = auxiliary(affinity, m, g, words)
     return leaves, known
 
 
@@ -304,9 +304,8 @@ def test_every_instruction_set_and_number_of_threads(extension) -> None:  # type
         torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("affinity", AFFINITIES)
-def test_no_matrix_of_all_pairs(affinity: str) -> None:
-    """Forward and backward make no tensor of N × M numbers."""
+def largest_of(leaves: list[Tensor], known: dict[str, Any]) -> int:
+    """How many numbers the largest tensor has that forward and backward make, by any implementation."""
     largest = 0
 
     class Watch(TorchDispatchMode):
@@ -317,12 +316,24 @@ def test_no_matrix_of_all_pairs(affinity: str) -> None:
                 largest = max(largest, tensor.numel() if isinstance(tensor, Tensor) else 0)
             return out
 
-    leaves, known = problem(affinity, 3000, 9000, d=4)
     leaves = [x.requires_grad_() for x in leaves]
     for impl in IMPLS:
         with Watch():
             soft_infonce(*leaves, impl=impl, **known).backward()
-    assert largest <= 1024 * 4096 + 4096
+    return largest
+
+
+@pytest.mark.parametrize("affinity", AFFINITIES)
+def test_no_matrix_of_all_pairs(affinity: str) -> None:
+    assert largest_of(*problem(affinity, 3000, 9000, d=4)) <= 1024 * 4096 + 4096
+
+
+@pytest.mark.parametrize("d", [16, 400])  # keys as they are, and so many that kernels take them in blocks
+@pytest.mark.parametrize("affinity", ["count", "cosine"])
+def test_many_tags_are_spread_out_some_rows_at_a_time(affinity: str, d: int) -> None:
+    """1024 of them, which take more than a row itself does."""
+    leaves, known = problem(affinity, 1100, 4096, d=d, words=16)
+    assert largest_of(leaves, known) <= max(leaves[1].numel(), 256 * 2048)
 
 
 @pytest.mark.parametrize(

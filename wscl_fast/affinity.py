@@ -29,6 +29,11 @@ def unpack(tags: Tensor, dtype: torch.dtype) -> Tensor:
     return ((tags[:, :, None] >> bits) & 1).flatten(1).to(dtype)
 
 
+def width(affinity: Affinity, auxiliary: Tensor) -> int:
+    """How many numbers a row of auxiliary information is spread out into."""
+    return auxiliary.shape[1] * (1 if affinity == "kernel" else WORD)
+
+
 def has_factors(affinity: Affinity) -> bool:
     """Whether the weight of a pair is the product of two vectors."""
     return affinity in ("count", "cosine", "kernel")

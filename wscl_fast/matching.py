@@ -372,9 +372,11 @@ def _wide(values: Tensor) -> torch.dtype:
     return values.dtype if values.device.type == "mps" else torch.float64
 
 
-def chunks(values: Tensor) -> Iterator[slice]:
-    """The rows, so many at a time that they stay in cache in double precision."""
-    return _chunks(len(values), values.shape[1])
+def chunks(values: Tensor, beside: int = 0) -> Iterator[slice]:
+    """The rows, so many at a time that they, or so many numbers ``beside`` each, stay in cache in double
+    precision.
+    """
+    return _chunks(len(values), max(values.shape[1], beside))
 
 
 def _chunks(rows: int, width: int) -> Iterator[slice]:

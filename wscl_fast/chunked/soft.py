@@ -5,6 +5,7 @@ Nothing of the size of N × M is kept: each tile is a checkpoint, as in :mod:`ws
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from wscl_fast.affinity import Affinity
 from wscl_fast.chunked.infonce import again, logits_of, row_blocks, tile_shape
 from wscl_fast.pairs import Pairs
 
-FACTOR_NUMBERS = 1 << 18  # of values in double precision at a time, beside the factors that weigh them
+FACTOR_NUMBERS = 1 << 18  # of values, or of factors that weigh them, in double precision at a time
 
 
 def factor_product(
@@ -38,9 +39,10 @@ def factor_product(
     def spread(auxiliary: Tensor, sums: Tensor) -> Tensor:
         return affinities.factors(affinity, auxiliary, sums.dtype) @ sums
 
-    step = _step(values)
+    step = _step(values, affinities.width(affinity, key_auxiliary))
     of_keys = (key_auxiliary, values) if there is None else (key_auxiliary, values, there)
-    sums = torch.stack([again(gather, *rows) for _, *rows in row_blocks(step, *of_keys)]).sum(0)
+    # One by one: each is as large as all factors of a block.
+    sums = reduce(torch.add, (again(gather, *rows) for _, *rows in row_blocks(step, *of_keys)))
     result = torch.cat(
         [again(spread, of_queries, sums) for _, of_queries in row_blocks(step, query_auxiliary)]
     )
@@ -53,7 +55,7 @@ def factor_sums(affinity: Affinity, auxiliary: Tensor, values: Tensor, there: Te
     """
     sums: Tensor | None = None
     of_rows = (auxiliary, values) if there is None else (auxiliary, values, there)
-    for _, *rows in row_blocks(_step(values), *of_rows):
+    for _, *rows in row_blocks(_step(values, affinities.width(affinity, auxiliary)), *of_rows):
         part = _gathered(affinity, *rows)
         sums = part if sums is None else sums.add_(part)
     assert sums is not None
@@ -67,8 +69,8 @@ def _gathered(affinity: Affinity, auxiliary: Tensor, values: Tensor, there: Tens
     return torch.cat([vectors.T @ values.to(wide), vectors.sum(0)[:, None]], 1)
 
 
-def _step(values: Tensor) -> int:
-    return max(FACTOR_NUMBERS // max(values.shape[1], 1), 256)
+def _step(values: Tensor, factors: int) -> int:
+    return max(FACTOR_NUMBERS // max(values.shape[1], factors, 1), 256)
 
 
 def weighted_sum(

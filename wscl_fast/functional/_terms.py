@@ -239,7 +239,7 @@ class _OfFactors(Term):
     def value(self) -> Tensor:
         assert self.sums is not None
         logits, total = torch.empty_like(self.own)
-        for rows in chunks(self.queries):
+        for rows in chunks(self.queries, len(self.sums)):
             pulled = self._factors(rows) @ self.sums
             logits[rows] = (self.queries[rows] * pulled[:, :-1]).sum(1)
             total[rows] = pulled[:, -1]
@@ -254,7 +254,7 @@ class _OfFactors(Term):
 
     def add_queries(self, total: Tensor) -> None:
         assert self.sums is not None
-        for rows in chunks(total):
+        for rows in chunks(total, len(self.sums)):
             pulled = self._factors(rows) @ self.sums[:, :-1]
             total[rows] += (self.upstream[rows, None] * pulled).to(total.dtype)
 
@@ -262,10 +262,11 @@ class _OfFactors(Term):
         assert isinstance(request, AffinitySum)
         there, _ = request.there()
         keys, auxiliary = request.pairs.keys, request.key_auxiliary
+        assert self.sums is not None
         if needs.keys:
             gathered = torch.zeros_like(keys) if gathered is None else gathered
             per_factor = self._per_factor()
-            for rows in chunks(keys):
+            for rows in chunks(keys, len(self.sums)):
                 grad = factors(request.affinity, auxiliary[rows], per_factor.dtype) @ per_factor
                 if there is not None:
                     grad.masked_fill_(~there[rows, 1:], 0)
@@ -284,7 +285,7 @@ class _OfFactors(Term):
         if self.per_factor is None:
             assert self.sums is not None
             self.per_factor = torch.zeros_like(self.sums[:, :-1])
-            for rows in chunks(self.queries):
+            for rows in chunks(self.queries, len(self.sums)):
                 self.per_factor += self._factors(rows).T @ (self.upstream[rows, None] * self.queries[rows])
         return self.per_factor
 
@@ -294,7 +295,7 @@ class _OfFactors(Term):
         """Some queries at a time, and their own keys as the request has them."""
         assert self.sums is not None
         if request.pairs.own is not None and len(request.pairs.keys):
-            for rows in chunks(self.queries):
+            for rows in chunks(self.queries, len(self.sums)):
                 yield rows, *request.own_share(there, self.sums.dtype, rows)
 
     def _factors(self, rows: slice) -> Tensor:
