@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -143,6 +144,15 @@ def test_scale_and_bias_are_learnt() -> None:
     assert "bias=-10" in repr(SigLIPLoss())
 
 
+@pytest.mark.parametrize(
+    "make", [CLIPLoss, SigLIPLoss, partial(ClusteredInfoNCE, learnable_temperature=True)]
+)
+def test_modules_without_numbers_yet_are_printed(make: Callable[..., torch.nn.Module]) -> None:
+    with torch.device("meta"):
+        assert "temperature=?" in repr(make())
+    assert "temperature=0.1," in repr(make(temperature=0.1))
+
+
 def test_a_learnable_temperature_of_every_module() -> None:
     features = torch.randn(4, 2, 5)
     for module, known in (
@@ -166,7 +176,7 @@ def flipped(module: torch.nn.Module, x: torch.Tensor, ids: torch.Tensor) -> torc
         (partial(flipped, CLIPLoss()), torch.full((4,), -1)),
     ],
 )
-def test_a_batch_without_positives_warns_once(module: torch.nn.Module, known: torch.Tensor) -> None:
+def test_a_batch_without_positives_warns_once(module: Callable[..., Any], known: torch.Tensor) -> None:
     features = torch.randn(4, 5, requires_grad=True)
     with pytest.warns(UserWarning, match="no query of this batch had a positive key"):
         module(features, known).backward()

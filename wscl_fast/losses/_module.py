@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from wscl_fast.distributed import Gather
+from wscl_fast.distributed import Gather, world_size
 from wscl_fast.distributed.collectives import Group
 from wscl_fast.distributed.grouped import Grouped
 from wscl_fast.functional import Impl, Reduction
@@ -71,9 +71,11 @@ class LossModule(Grouped, WithTemperature):
     def _warn_without_positives(self, loss: Tensor) -> None:
         """Say once that the loss is exactly zero, as where no query has a positive: nothing is learnt then.
 
-        Only of a loss on the CPU, and never while a graph is traced.
+        Only of a loss on the CPU, and never while a graph is traced; nor of rows that are this rank's alone.
         """
         if self._warned or torch.compiler.is_compiling() or not loss.is_cpu or not loss.numel():
+            return
+        if self.reduction == "none" and self.gather != "none" and world_size(self.group) > 1:
             return
         if not (loss.any() if loss.ndim else loss.item()):
             self._warned = True

@@ -40,5 +40,11 @@ class WithTemperature(nn.Module):
     def describe_temperature(self) -> str:
         """For ``extra_repr``."""
         learnt = ", learnable_temperature=True" if self.log_scale is not None else ""
-        value = self._temperature if self.log_scale is None else math.exp(-self.log_scale.item())
-        return f"temperature={value:g}{learnt}"
+        return f"temperature={shown(self.temperature)}{learnt}"
+
+
+def shown(value: float | Tensor) -> str:
+    """A setting or a parameter for ``extra_repr``; on the meta device a parameter has no number yet."""
+    if not isinstance(value, Tensor):
+        return f"{value:g}"
+    return "?" if value.is_meta else f"{value.item():g}"

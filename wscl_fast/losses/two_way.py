@@ -15,6 +15,7 @@ from wscl_fast.functional import Impl, Positives, Reduction, clip_loss, siglip_l
 from wscl_fast.functional._checks import check_bool, check_choice, check_id, check_matrix
 from wscl_fast.functional.two_way import check_bias
 from wscl_fast.losses._module import LossModule
+from wscl_fast.losses._temperature import shown
 from wscl_fast.losses._views import check_rows
 
 __all__ = ["CLIPLoss", "SigLIPLoss"]
@@ -118,7 +119,8 @@ class CLIPLoss(_TwoSides):
             reduction=self.reduction,
             impl=self.impl,
         )
-        self._warn_without_positives(loss)
+        if clusters is not None:  # without, every row has its positive
+            self._warn_without_positives(loss)
         return loss
 
     def extra_repr(self) -> str:
@@ -216,6 +218,4 @@ class SigLIPLoss(_TwoSides):
 
     def extra_repr(self) -> str:
         """The settings, for ``print(module)``."""
-        return (
-            f"{self.describe_temperature()}, bias={torch.as_tensor(self.bias).item():g}, impl={self.impl!r}"
-        )
+        return f"{self.describe_temperature()}, bias={shown(self.bias)}, impl={self.impl!r}"
