@@ -61,6 +61,64 @@ def gather_refuses_rows_of_different_sizes(group: Any) -> None:
 
 
 @case
+def rows_of_different_dtypes_are_refused(group: Any) -> None:
+    """On every rank, by every way of gathering keys; an empty batch has to be of the others'."""
+    me = rank(group)
+    for dtypes in (
+        (torch.float16, torch.bfloat16),
+        (torch.bfloat16, torch.float32),
+        (torch.int64, torch.int32),
+    ):
+        with pytest.raises(ValueError, match=f"tensor: expected one dtype on all ranks, got .{dtypes[0]}, "):
+            gather(torch.ones(1, 3).to(dtypes[min(me, 1)]), group)
+    x, ids = torch.randn(0 if me else 5, 4).to(torch.float32 if me else torch.bfloat16), torch.arange(5)
+    given = {"query_clusters": ids[: len(x)], "group": group}
+    explicit = {"keys": x, "key_clusters": given["query_clusters"]}
+    for gathering in ("all", "ring"):
+        for options, name in (({}, "queries"), (explicit, "keys")):
+            with pytest.raises(ValueError, match=f"{name}: expected one dtype on all ranks"):
+                distributed.clustered_infonce(x, **given, **options, gather=gathering)
+
+
+@case
+def queries_of_different_dtypes(group: Any) -> None:
+    """Sums are of one dtype where keys stay or come together; a ring, which carries gradients, refuses."""
+    dtype = torch.float32 if rank(group) else torch.float64
+    x, keys, ids = torch.randn(4, 3, dtype=dtype, requires_grad=True), torch.randn(6, 3), torch.arange(6) // 2
+    given = {"keys": keys, "query_clusters": ids[:4], "key_clusters": ids, "group": group}
+    losses = [distributed.clustered_infonce(x, **given, gather=gathering) for gathering in ("count", "all")]
+    for loss in losses:
+        loss.backward()
+    assert [loss.dtype for loss in losses] == 2 * [dtype]
+    with pytest.raises(ValueError, match="keys: expected as much known of a row on all ranks"):
+        distributed.clustered_infonce(x, **given, gather="ring")
+
+
+@case
+def what_a_ring_carries_is_alike(group: Any) -> None:
+    """Words of tags, levels, an auxiliary's dtype: refused on every rank, as where all keys come together."""
+    me, x = min(rank(group), 1), torch.randn(4, 3)
+    levels = {"query_clusters": torch.zeros(4, 1 + me, dtype=torch.int64)}
+    words = {"query_auxiliary": torch.ones(4, 1 + me, dtype=torch.int64), "affinity": "jaccard"}
+    vectors = {
+        "query_auxiliary": torch.ones(4, 2).to((torch.float32, torch.float64)[me]),
+        "affinity": "kernel",
+    }
+    soft, nested = distributed.soft_infonce, distributed.hierarchical_infonce
+    for loss, known, name in (
+        (nested, levels, "query_clusters"),
+        (soft, words, "query_auxiliary"),
+        (soft, vectors, "query_auxiliary"),
+    ):
+        with pytest.raises(ValueError, match="keys: expected as much known of a row on all ranks"):
+            loss(x, **known, gather="ring", group=group)
+        with pytest.raises(ValueError, match=f"{name}: expected (rows of one size|one dtype) on all ranks"):
+            loss(x, **known, gather="all", group=group)
+    with pytest.raises(ValueError, match="key_clusters: expected rows of one size on all ranks"):
+        nested(x, **levels, gather="count", group=group)
+
+
+@case
 def sums_and_broadcasts(group: Any) -> None:
     mine = torch.arange(6.0).view(2, 3).T + rank(group)
     total = sum_over_ranks(mine, group)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import itertools
 import pickle
+import warnings
 from typing import Any
 
 import pytest
@@ -125,6 +126,37 @@ def two_sides_through_the_modules(group: Any) -> None:
 
 
 @case
+def two_sides_without_ids(group: Any) -> None:
+    """No row's own id is the one that says "no cluster", whichever it is; arguments go by their names."""
+    me, rows = rank(group), uneven(group)
+    x, y = torch.randn(2, sum(rows), 4, dtype=torch.float64)
+    mine = [side.split(rows)[me] for side in (x, y)]
+    for loss, gathering in itertools.product(("clip_loss", "siglip_loss"), WAYS):
+        compute = getattr(distributed, loss)
+        over_ranks: dict[str, Any] = {"gather": gathering, "group": group}
+        want = getattr(functional, loss)(x, y)
+        for ignore_index in (0, 2, sum(rows) - 1):
+            close(compute(*mine, ignore_index=ignore_index, **over_ranks), want)
+        for sides, error in (
+            ((x, y[:3]), f"y: expected {len(x)} rows as in x where y_clusters is None, got 3"),
+            ((x, y[:, None]), r"y: expected a matrix \[rows, d\]"),
+            ((x, y[:, :2]), "y: expected 4 columns as in x"),
+        ):
+            with pytest.raises(ValueError, match=error):
+                compute(*sides, **over_ranks)
+        with pytest.raises(TypeError, match="x_clusters: expected int64"):
+            compute(x, y, x_clusters=torch.arange(len(x), dtype=torch.int32), **over_ranks)
+        with pytest.raises(ValueError, match="x: expected one dtype on all ranks"):
+            compute(*((x, y) if me else (x.float(), y.float())), **over_ranks)
+    with pytest.raises(ValueError, match="x_weights: expected shape"):
+        distributed.clip_loss(x, y, x_weights=torch.ones(1), group=group)
+    ids = torch.arange(len(x))
+    for gathering in WAYS:
+        with pytest.raises(ValueError, match="y: expected one dtype on all ranks"):
+            distributed.clip_loss(x, y if me else y.float(), x_clusters=ids, gather=gathering, group=group)
+
+
+@case
 def clip_with_every_option(group: Any) -> None:
     """Sides of different lengths, "in" and "out", weights, either implementation, unreduced rows."""
     me, size = rank(group), world_size(group)
@@ -157,7 +189,7 @@ def clip_with_every_option(group: Any) -> None:
 
 @case
 def a_base_temperature_beside_one_with_a_gradient(group: Any) -> None:
-    """Learnt, or given with the call; the sum of the ranks' gradients, or their mean, is that of one process."""
+    """Learnt, or given with the call; the ranks' gradients sum to one process', or their mean is that."""
     me, rows = rank(group), uneven(group)
     for gathering, ddp, learnt, reduction in itertools.product(
         WAYS, (False, True), (False, True), ("mean", "none")
@@ -186,6 +218,19 @@ def clip_on_a_ring_refuses_ids_that_changed(group: Any) -> None:
         changed += 1
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             loss.backward()
+
+
+@case
+def rows_of_one_rank_say_nothing_of_the_others(group: Any) -> None:
+    """No warning of no positives where other ranks may have some; of the mean all ranks have the same."""
+    me = rank(group)
+    for gathering, (reduction, warned) in itertools.product(WAYS, (("none", 0), ("mean", 1))):
+        loss_fn = ClusteredInfoNCE(reduction=reduction, gather=gathering, group=group)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for ids in (torch.arange(4) // (1 if me else 2) + 9 * me, torch.arange(4) + 9 * me):
+                loss_fn(torch.randn(4, 3), ids)
+        assert len([w for w in caught if "no query of this batch" in str(w.message)]) == warned
 
 
 @case

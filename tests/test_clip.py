@@ -156,6 +156,13 @@ def test_compiles_without_a_graph_break(name: str, impl: str) -> None:
     torch.testing.assert_close(torch.autograd.grad(got, vectors), torch.autograd.grad(want, vectors))
 
 
+@pytest.mark.parametrize("ignore_index", [0, 2, 3])
+@pytest.mark.parametrize("name", LOSSES)
+def test_no_row_without_ids_is_without_a_cluster(name: str, ignore_index: int) -> None:
+    x, y = torch.randn(2, 4, 3)
+    assert LOSSES[name](x, y, ignore_index=ignore_index) == LOSSES[name](x, y)
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_refusals(name: str) -> None:
     loss, x, ids = LOSSES[name], torch.randn(4, 3), torch.arange(4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import rank_cases
@@ -27,6 +28,7 @@ pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="PyTorch was built without gloo"
 )
 
+TALK = (gather, sum_over_ranks, broadcast)
 MODULES = (rank_cases, rank_loss_cases, rank_module_cases)
 
 
@@ -63,6 +65,22 @@ def test_one_process_needs_no_group() -> None:
     assert sum_over_ranks(x).equal(x)
     assert broadcast(x).equal(x)
     assert not sum_over_ranks(x).requires_grad
+    for copy in (sum_over_ranks(x), broadcast(x)):  # as with several
+        before = x.detach().clone()
+        copy /= 2
+        assert x.equal(before)
+
+
+@pytest.mark.parametrize("call", [world_size, rank, *(partial(f, torch.ones(2)) for f in TALK)], ids=str)
+def test_a_process_that_is_not_in_the_group_is_told(
+    call: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch numbers it −1, and leaves what it gives as it is."""
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    for name in ("get_rank", "get_world_size"):
+        monkeypatch.setattr(dist, name, lambda group: -1)
+    with pytest.raises(ValueError, match="group: expected a process group that has this process"):
+        call(group=object())
 
 
 def test_one_process_has_the_loss_of_one_process() -> None:

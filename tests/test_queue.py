@@ -135,6 +135,8 @@ def test_ids_may_lie_on_another_device() -> None:
     queue = ClusterQueue(np.int64(4), np.int64(2), ignore_index=np.int64(-1)).to("meta")
     queue.enqueue(torch.ones(3, 2, device="meta"), torch.arange(3, device="meta"), torch.arange(3))
     assert queue.clusters.is_meta
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -41,7 +41,7 @@ def both_ways(pairs: Pairs, inner: bool, *, fused: bool, group: Group) -> tuple[
     backward pass if one does.
     """
     x, y = pairs.queries, pairs.keys
-    rows, _ = rows_of_ranks(y, group)
+    rows, _ = rows_of_ranks(y, group, "y", [x])  # gradients travel in the dtype of x
     if wanted_by_any(group, x, y):
         x, y = agree(x), agree(y)
     kinds: tuple[Meets, ...] = ("all", "same") if inner else ("all",)

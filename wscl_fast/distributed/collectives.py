@@ -5,8 +5,10 @@ Ranks may hold different numbers of rows, none included: a short message tells t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
+from zlib import crc32
 
 import torch
 import torch.distributed as dist
@@ -19,6 +21,9 @@ __all__ = [
     "agree",
     "alone",
     "broadcast",
+    "check_alike",
+    "dtype_number",
+    "dtype_of",
     "first_row",
     "gather",
     "largest_over_ranks",
@@ -46,9 +51,10 @@ def world_size(group: Group = None) -> int:
 
     Raises:
         TypeError: ``group`` is no process group.
+        ValueError: this process is not in the group, as in every function here that takes one.
     """
     _check_group(group)
-    return dist.get_world_size(group) if _initialised() else 1
+    return _of_member(dist.get_world_size(group)) if _initialised() else 1
 
 
 def rank(group: Group = None) -> int:
@@ -59,9 +65,17 @@ def rank(group: Group = None) -> int:
 
     Raises:
         TypeError: ``group`` is no process group.
+        ValueError: this process is not in the group.
     """
     _check_group(group)
-    return dist.get_rank(group) if _initialised() else 0
+    return _of_member(dist.get_rank(group)) if _initialised() else 0
+
+
+def _of_member(number: int) -> int:
+    """What a group says of itself to its processes; to all others, whose calls it would ignore, −1."""
+    if number < 0:
+        raise ValueError("group: expected a process group that has this process, got one that has not")
+    return number
 
 
 def _check_group(group: Group) -> None:
@@ -76,15 +90,15 @@ def _check_group(group: Group) -> None:
         )
 
 
-def _check_tensor(tensor: object) -> None:
+def _check_tensor(tensor: object, name: str = "tensor") -> None:
     if not isinstance(tensor, Tensor):
-        raise TypeError(f"tensor: expected a tensor, got {type(tensor).__name__}")
+        raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
 
 
-def _check_rows(tensor: Tensor) -> None:
-    _check_tensor(tensor)
+def _check_rows(tensor: Tensor, name: str) -> None:
+    _check_tensor(tensor, name)
     if tensor.ndim == 0:
-        raise ValueError("tensor: expected rows [N, ...], got a 0-dim tensor")
+        raise ValueError(f"{name}: expected rows [N, ...], got a 0-dim tensor")
 
 
 def alone(group: Group = None) -> bool:
@@ -93,7 +107,9 @@ def alone(group: Group = None) -> bool:
 
 
 def sum_over_ranks(tensor: Tensor, group: Group = None) -> Tensor:
-    """The sum of all ranks' tensors of one shape, the same bits on every rank. No gradient comes back.
+    """The sum of all ranks' tensors of one shape and dtype, the same bits on every rank, in a new tensor.
+
+    No gradient comes back.
 
     Args:
         tensor: of one shape and dtype on all ranks; it is left as it is.
@@ -106,21 +122,21 @@ def sum_over_ranks(tensor: Tensor, group: Group = None) -> Tensor:
 
 
 def sum_to_rank(tensor: Tensor, to: int, group: Group = None) -> Tensor:
-    """The sum of all ranks' tensors of one shape, on rank ``to``; others get what means nothing."""
+    """The sum of all ranks' tensors of one shape and dtype, on rank ``to``; others get what means nothing."""
     return _exchanged(tensor, group, lambda copy: dist.reduce(copy, peer(to, group), group=group))
 
 
 def least_over_ranks(tensor: Tensor, group: Group = None) -> Tensor:
-    """The least of all ranks' numbers, each; tensors of one shape. No gradient comes back."""
+    """The least of all ranks' numbers, each; tensors of one shape and dtype. No gradient comes back."""
     return _exchanged(tensor, group, lambda copy: dist.all_reduce(copy, dist.ReduceOp.MIN, group=group))
 
 
 def broadcast(tensor: Tensor, source: int = 0, group: Group = None) -> Tensor:
-    """Rank ``source``'s tensor, on every rank. No gradient comes back.
+    """Rank ``source``'s tensor, in a new one on every rank. No gradient comes back.
 
     Args:
         tensor: of one shape and dtype on all ranks; it is left as it is.
-        source: whose, by its number in the group.
+        source: the rank whose numbers all get, by its number in the group.
         group: the process group; by default all processes.
 
     Raises:
@@ -133,17 +149,15 @@ def broadcast(tensor: Tensor, source: int = 0, group: Group = None) -> Tensor:
 
 
 def _exchanged(tensor: Tensor, group: Group, in_place: Callable[[Tensor], Any]) -> Tensor:
-    """What a collective that works in place makes of a copy; with one rank nothing is copied."""
+    """What a collective that works in place makes of a copy, which one rank alone has as well."""
     _check_tensor(tensor)
-    tensor = tensor.detach()
-    if alone(group):
-        return tensor
-    copy = tensor.clone(memory_format=torch.contiguous_format)
-    in_place(copy)
+    copy = tensor.detach().clone(memory_format=torch.contiguous_format)
+    if not alone(group):
+        in_place(copy)
     return copy
 
 
-def gather(tensor: Tensor, group: Group = None) -> Tensor:
+def gather(tensor: Tensor, group: Group = None, name: str = "tensor") -> Tensor:
     """All ranks' rows, in rank order, on every rank; gradients come back to the rank that gave a row.
 
     In plain PyTorch, where the ranks' tensors lie in one process: ``torch.cat(tensors)``. The backward pass
@@ -154,36 +168,78 @@ def gather(tensor: Tensor, group: Group = None) -> Tensor:
     backward pass.
 
     Args:
-        tensor: ``[N, ...]``, any dtype; trailing dimensions alike on all ranks.
+        tensor: ``[N, ...]``, of any dtype that the group's backend carries (gloo has no int16 and no float8);
+            dtype and trailing dimensions alike on all ranks, those without rows included.
         group: the process group; by default all processes.
+        name: what errors call the tensor.
 
     Returns:
-        ``[sum of all N, ...]``.
+        ``[sum of all N, ...]``; with one process ``tensor`` itself.
 
     Raises:
         TypeError: ``tensor`` is not a tensor.
-        ValueError: it has no rows to gather (0-dim), or the ranks disagree about a row's size.
+        ValueError: it has no rows to gather (0-dim), or, on all ranks, they disagree about a row's size or
+            dtype.
     """
-    _check_rows(tensor)
+    _check_rows(tensor, name)
     if alone(group):
         return tensor
-    rows, wanted = rows_of_ranks(tensor, group)
+    rows, wanted = rows_of_ranks(tensor, group, name)
     if not wanted:
         return _gather(tensor.detach(), rows, group)
     return _Gather.apply(agree(tensor), rows, group)  # type: ignore[no-untyped-call,no-any-return]
 
 
-def rows_of_ranks(tensor: Tensor, group: Group) -> tuple[list[int], bool]:
-    """How many rows every rank has, and whether any rank's tensor wants a gradient."""
-    width = tensor[:1].numel() if len(tensor) else tensor.new_empty(1, *tensor.shape[1:]).numel()
+def rows_of_ranks(
+    tensor: Tensor, group: Group, name: str = "tensor", beside: Sequence[Tensor] = ()
+) -> tuple[list[int], bool]:
+    """How many rows every rank has, and whether any rank's tensor wants a gradient.
+
+    A message that is not what the other side expects ends a process, or is read as other numbers, so ranks
+    whose rows differ in size or dtype are refused, on all of them alike; those without rows too. So are they
+    where tensors that go ``beside`` it differ in number, in their rows' size or in dtype.
+    """
     wants = torch.is_grad_enabled() and tensor.requires_grad
-    mine = torch.tensor([len(tensor), width, int(wants)], device=tensor.device)
-    heads = torch.cat(_equal(mine, group)).view(-1, 3).tolist()
-    if len({width for _, width, _ in heads}) > 1:
+    others = [[_width(one), dtype_number(one.dtype)] for one in beside]
+    mark = crc32(repr(others).encode())
+    head = [len(tensor), int(wants), _width(tensor), dtype_number(tensor.dtype), mark]
+    gathered = torch.cat(_equal(torch.tensor(head, device=tensor.device), group)).view(-1, len(head))
+    rows, wanted, widths, dtypes, marks = gathered.T.tolist()
+    check_alike(name, "rows of one size on all ranks", widths, " elements")
+    check_alike(name, "one dtype on all ranks", [dtype_of(number) for number in dtypes])
+    if len(set(marks)) > 1:
+        own = ", ".join(f"{width} × {dtype_of(number)}" for width, number in others)
+        differ = [number for number, other in enumerate(marks) if other != mark]
         raise ValueError(
-            f"tensor: expected rows of one size on all ranks, got {[width for _, width, _ in heads]} elements"
+            f"{name}: expected as much known of a row on all ranks (levels, words of tags, an auxiliary"
+            f" vector's numbers, dtypes) and the same asked of it, got {own} here, else on ranks {differ}"
         )
-    return [length for length, _, _ in heads], any(wants for *_, wants in heads)
+    return rows, any(wanted)
+
+
+def _width(tensor: Tensor) -> int:
+    """How many numbers a row has."""
+    return math.prod(tensor.shape[1:])
+
+
+# In one order on all ranks, which run the same PyTorch.
+_DTYPES = sorted({value for value in vars(torch).values() if isinstance(value, torch.dtype)}, key=str)
+
+
+def dtype_number(dtype: torch.dtype) -> int:
+    """A number that tells a dtype to other ranks."""
+    return _DTYPES.index(dtype)
+
+
+def dtype_of(number: int) -> torch.dtype:
+    """The dtype that another rank told of."""
+    return _DTYPES[number]
+
+
+def check_alike(name: str, expected: str, told: Sequence[object], unit: str = "") -> None:
+    """Refuse, on every rank, what ranks told differently; all of them have been told it."""
+    if len(set(told)) > 1:
+        raise ValueError(f"{name}: expected {expected}, got [{', '.join(map(str, told))}]{unit}")
 
 
 def largest_over_ranks(values: Tensor, group: Group = None) -> Tensor:
@@ -191,21 +247,22 @@ def largest_over_ranks(values: Tensor, group: Group = None) -> Tensor:
     return values if alone(group) else gather(values[None], group).amax(0)
 
 
-def first_row(tensor: Tensor, group: Group = None) -> int:
+def first_row(tensor: Tensor, group: Group = None, name: str = "tensor") -> int:
     """The number that this rank's first row has among the rows of all ranks.
 
     Args:
         tensor: this rank's rows ``[N, ...]``.
         group: the process group; by default all processes.
+        name: what errors call ``tensor``.
 
     Raises:
         TypeError: ``tensor`` is not a tensor.
-        ValueError: it has no rows (0-dim), or the ranks disagree about a row's size.
+        ValueError: it has no rows (0-dim), or the ranks disagree about a row's size or dtype.
     """
-    _check_rows(tensor)
+    _check_rows(tensor, name)
     if alone(group):
         return 0
-    return sum(rows_of_ranks(tensor.detach(), group)[0][: rank(group)])
+    return sum(rows_of_ranks(tensor.detach(), group, name)[0][: rank(group)])
 
 
 def agree(tensor: Tensor) -> Tensor:

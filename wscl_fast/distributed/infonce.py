@@ -99,7 +99,9 @@ def clustered_infonce(
     check_bool("return_stats", return_stats)
     variant = Variant(positives, denominator, hardness, prior)
     batch = Batch(queries, keys, query_clusters, key_clusters, temperature, ignore_index, exclude_self)
-    batch, (key_samples,) = shared.meet(batch, query_samples if key_samples is None else key_samples)
+    batch, (key_samples,) = shared.meet(
+        batch, key_samples=query_samples if key_samples is None else key_samples
+    )
     rows = infonce_rows(
         batch,
         variant,

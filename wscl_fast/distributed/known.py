@@ -144,7 +144,7 @@ def soft_infonce(
         for side in (known.of_queries, known.of_keys)
     )
     batch = Batch(queries, keys, ids, None if keys is None else key_ids, temperature, -1, exclude_self)
-    batch, (of_keys, valid) = shared.meet(batch, known.of_keys, key_valid)
+    batch, (of_keys, valid) = shared.meet(batch, key_auxiliary=known.of_keys, key_valid=key_valid)
     known = replace(known, of_keys=of_keys, key_valid=valid)
     loss, count = soft_rows(
         queries,

@@ -47,15 +47,16 @@ class Ring(Passes):
 
     whole = False
 
-    def __init__(self, fused: bool, group: Group) -> None:
+    def __init__(self, fused: bool, group: Group, name: str) -> None:
         super().__init__(fused)
-        self.group = group
+        self.group, self.name = group, name
 
     def __call__(self, requests: Mapping[str, Request]) -> dict[str, Tensor]:
         """The value of each request, all of them from one trip."""
         asked = list(requests.values())
         queries, keys = asked[0].pairs[:2]
-        rows, wanted = rows_of_ranks(keys, self.group)
+        # Gradients travel in the queries' dtype.
+        rows, wanted = rows_of_ranks(keys, self.group, self.name, [queries, *Luggage(asked).columns])
         keys = agree(keys) if wanted else keys.detach()
         inputs = inputs_of(asked)
         if any(request.inputs or term_of(request, self.fused).again for request in asked):

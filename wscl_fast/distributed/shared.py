@@ -39,6 +39,7 @@ class Shared:
     ddp: bool
     reduction: Reduction
     impl: Impl
+    keys: str = "keys"  # what errors call them
 
     def __post_init__(self) -> None:
         check_choice("gather", self.gather, Gather)
@@ -55,9 +56,9 @@ class Shared:
 
     def passes(self, fused: bool) -> Passes:
         """Who answers what the loss asks of the pairs."""
-        return Ring(fused, self.group) if self.way == "ring" else _Counted(fused, self.group)
+        return Ring(fused, self.group, self.keys) if self.way == "ring" else _Counted(fused, self.group)
 
-    def meet(self, batch: Batch, *of_keys: Tensor | None) -> tuple[Batch, list[Tensor | None]]:
+    def meet(self, batch: Batch, **of_keys: Tensor | None) -> tuple[Batch, list[Tensor | None]]:
         """A rank's own batch, and what else has a row for each of its keys, as the loss's passes want them.
 
         Where all keys come together, those of all ranks; in any case with own keys numbered as the passes
@@ -72,15 +73,21 @@ class Shared:
         keys = batch.queries if batch.keys is None else batch.keys
         clusters = batch.query_clusters if batch.key_clusters is None else batch.key_clusters
         _check_rows("key_clusters", clusters, len(keys))
+        if self.way == "count" and clusters.ndim > 1 and not alone(self.group):
+            rows_of_ranks(clusters, self.group, "key_clusters")  # the sums have a place for each level
         own = self._own(batch, keys)
         if self.way == "count" and not (batch.keys is None and isinstance(batch.exclude_self, Tensor)):
-            return batch, list(of_keys)
-        columns = [clusters, *of_keys]
+            return batch, list(of_keys.values())
+        columns: dict[str, Tensor | None] = {"key_clusters": clusters, **of_keys}
         if self.way == "all":
-            keys = gather(keys, self.group)
-            columns = [None if column is None else gather(column, self.group) for column in columns]
-        met = replace(batch, keys=keys, key_clusters=columns[0], exclude_self=False if own is None else own)
-        return met, columns[1:]
+            name, prefix = ("queries", "query_") if batch.keys is None else (self.keys, "key_")
+            keys = gather(keys, self.group, name)
+            for column, value in columns.items():
+                if value is not None:
+                    columns[column] = gather(value, self.group, prefix + column.removeprefix("key_"))
+        met = replace(batch, keys=keys, exclude_self=False if own is None else own)
+        key_clusters, *others = columns.values()
+        return replace(met, key_clusters=key_clusters), others
 
     def _own(self, batch: Batch, keys: Tensor) -> Tensor | None:
         """The number of every query's own key among all that it meets."""
@@ -96,7 +103,8 @@ class Shared:
         n, m = len(queries), len(keys)
         if m < n:
             raise ValueError(f"exclude_self: expected a key for each of the {n} queries, got {m} keys")
-        rows = [] if self.way == "count" else rows_of_ranks(keys.detach(), self.group)[0]
+        name = "queries" if batch.keys is None else self.keys
+        rows = [] if self.way == "count" else rows_of_ranks(keys.detach(), self.group, name)[0]
         return torch.arange(n, device=queries.device) + sum(rows[: rank(self.group)])
 
     def reduce(self, loss: Tensor, count: Tensor, weights: Tensor | None, *, name: str = "weights") -> Tensor:
@@ -168,7 +176,7 @@ class _AllRanks(torch.autograd.Function):
 
 
 class _ShareOfMean(torch.autograd.Function):
-    """This rank's share of a mean, with the gradient of the share ``own`` that it has in the denominator.
+    """A rank's share of a mean, with the gradient of the share ``own`` that it has in the denominator.
 
     ``fall`` is how much the mean falls for each unit of it. It hangs on all ranks' rows, which are not here
     for a derivative of the gradient.

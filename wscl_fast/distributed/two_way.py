@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -12,19 +13,13 @@ from wscl_fast.distributed.collectives import Group, alone, first_row
 from wscl_fast.distributed.shared import Gather, Shared
 from wscl_fast.functional import Impl, Positives, Reduction
 from wscl_fast.functional import clip_loss as clip_of_one_process
-from wscl_fast.functional._checks import check_choice, check_matrix
-from wscl_fast.functional._inputs import Batch, no_autocast, prepare
+from wscl_fast.functional._checks import check_choice
+from wscl_fast.functional._inputs import Batch, no_autocast, prepare, row_ids
 from wscl_fast.functional._variant import Variant
 from wscl_fast.functional.infonce import infonce_rows
-from wscl_fast.functional.two_way import clip_rows, siglip_rows
+from wscl_fast.functional.two_way import check_sides, check_weights, clip_rows, siglip_rows
 
-__all__ = ["clip_loss", "ids_of_rows", "siglip_loss"]
-
-
-def ids_of_rows(x: Tensor, group: Group) -> Tensor:
-    """Ids that tell this rank's rows from each other and from those of all other ranks."""
-    check_matrix("x", x)
-    return torch.arange(len(x), device=x.device) + first_row(x, group)
+__all__ = ["clip_loss", "siglip_loss"]
 
 
 def clip_loss(
@@ -79,7 +74,7 @@ def clip_loss(
         TypeError, ValueError: as for one process. An error on one rank alone leaves the others waiting.
     """
     check_choice("gather", gather, Literal["all", "ring"])
-    shared = Shared(gather, group, ddp, reduction, impl)
+    shared = Shared(gather, group, ddp, reduction, impl, keys="y")
     if alone(group):
         return clip_of_one_process(
             x,
@@ -97,7 +92,8 @@ def clip_loss(
     variant = Variant(positives)
     if isinstance(temperature, Tensor) and temperature.ndim:
         raise TypeError(f"temperature: expected a number or a 0-dim tensor, got shape {temperature.shape}")
-    x_clusters, y_clusters = _ids(x, x_clusters, y_clusters, group)
+    check_weights(x, y, x_weights, y_weights)
+    x_clusters, y_clusters = _ids(x, y, x_clusters, y_clusters, ignore_index, group)
     batch, _ = shared.meet(Batch(x, y, x_clusters, y_clusters, temperature, ignore_index))
     if shared.way == "ring":
         inputs, impl, answers = prepare(batch, impl, shared.passes)
@@ -108,8 +104,8 @@ def clip_loss(
                 own = side.logits if side.own_kind is None else side.own_kind
                 rows.append((clip_rows(side.lse, own, side.positives, variant.inner), side.positives))
     else:
-        of_y = x_clusters if y_clusters is None else y_clusters
-        other, _ = shared.meet(Batch(y, x, of_y, x_clusters, temperature, ignore_index))
+        other = Batch(y, x, y_clusters, x_clusters, temperature, ignore_index)
+        other, _ = replace(shared, keys="x").meet(other)
         of_sides = [infonce_rows(side, variant, impl=impl, passes=shared.passes) for side in (batch, other)]
         rows = [(of_side.loss, of_side.positives) for of_side in of_sides]
     losses = [
@@ -168,19 +164,24 @@ def siglip_loss(
     Raises:
         TypeError, ValueError: as for one process. An error on one rank alone leaves the others waiting.
     """
-    shared = Shared(gather, group, ddp, reduction, impl)
-    x_clusters, y_clusters = _ids(x, x_clusters, y_clusters, group)
+    shared = Shared(gather, group, ddp, reduction, impl, keys="y")
+    x_clusters, y_clusters = _ids(x, y, x_clusters, y_clusters, ignore_index, group)
     batch, _ = shared.meet(Batch(x, y, x_clusters, y_clusters, temperature, ignore_index))
     loss, has_id = siglip_rows(batch, bias, impl=impl, passes=shared.passes)
     return shared.reduce(loss, has_id, weights)
 
 
 def _ids(
-    x: Tensor, x_clusters: Tensor | None, y_clusters: Tensor | None, group: Group
-) -> tuple[Tensor, Tensor | None]:
-    """The ids of both sides; without any, row i of a rank belongs to row i of the same rank."""
-    if x_clusters is None:
-        if y_clusters is not None:
-            raise ValueError("y_clusters: expected None where x_clusters is None, got a tensor")
-        x_clusters = ids_of_rows(x, group)
-    return x_clusters, y_clusters
+    x: Tensor,
+    y: Tensor,
+    x_clusters: Tensor | None,
+    y_clusters: Tensor | None,
+    ignore_index: int,
+    group: Group,
+) -> tuple[Tensor, Tensor]:
+    """The ids of both sides, which fit; without any, row i of a rank belongs to row i of the same rank."""
+    of_sides = check_sides(x, y, x_clusters, y_clusters, ignore_index)
+    if x_clusters is not None:
+        return of_sides
+    ids = row_ids(x, ignore_index, first_row(x, group, "x"))
+    return ids, ids

@@ -177,6 +177,12 @@ def weighted_rows(
     return loss * weights, weights
 
 
+def row_ids(rows: Tensor, ignore_index: int, start: int = 0) -> Tensor:
+    """Ids that tell rows from each other, counted from ``start``; none of them says "no cluster"."""
+    ids = torch.arange(len(rows), device=rows.device) + start
+    return ids + (ids >= ignore_index) if check_id("ignore_index", ignore_index) >= 0 else ids
+
+
 def _own_keys(
     exclude_self: bool | Tensor | None, queries: Tensor, keys: Tensor, in_batch: bool
 ) -> Tensor | None:

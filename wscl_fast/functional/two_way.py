@@ -20,7 +20,16 @@ from wscl_fast.functional._checks import (
     check_number,
     check_vector,
 )
-from wscl_fast.functional._inputs import Batch, Impl, Inputs, Reduction, no_autocast, prepare, reduce_rows
+from wscl_fast.functional._inputs import (
+    Batch,
+    Impl,
+    Inputs,
+    Reduction,
+    no_autocast,
+    prepare,
+    reduce_rows,
+    row_ids,
+)
 from wscl_fast.functional._passes import Passes, in_blocks
 from wscl_fast.functional._requests import SoftplusSum, two_way_logsumexp
 from wscl_fast.functional._variant import Positives
@@ -84,16 +93,14 @@ def clip_loss(
     Image-Text-Label Space*, CVPR 2022 (arXiv 2204.03610).
     """
     check_choice("reduction", reduction, Reduction)
-    x_clusters, y_clusters = _check_sides(x, y, x_clusters, y_clusters)
+    x_clusters, y_clusters = check_sides(x, y, x_clusters, y_clusters, ignore_index)
     if isinstance(temperature, Tensor) and temperature.ndim:
         raise TypeError(f"temperature: expected a number or a 0-dim tensor, got shape {temperature.shape}")
     check_choice("positives", positives, Positives)
     _check_beside("temperature", temperature, x)
     batch = Batch(x, y, x_clusters, y_clusters, temperature, ignore_index)
     inputs, impl, _ = prepare(batch, impl, blocks=False)
-    for name, side, weights in (("x_weights", x, x_weights), ("y_weights", y, y_weights)):
-        if weights is not None:
-            check_vector(name, weights, len(side), x, integer=False, other="x")
+    check_weights(x, y, x_weights, y_weights)
     with no_autocast(x):
         one, two = _clip_rows(inputs.pairs, positives == "in", impl)
         losses = [
@@ -240,7 +247,7 @@ def siglip_loss(
     Source: Zhai et al., *Sigmoid Loss for Language Image Pre-Training*, ICCV 2023 (arXiv 2303.15343).
     """
     check_choice("reduction", reduction, Reduction)
-    x_clusters, y_clusters = _check_sides(x, y, x_clusters, y_clusters)
+    x_clusters, y_clusters = check_sides(x, y, x_clusters, y_clusters, ignore_index)
     for name, value in (("temperature", temperature), ("bias", bias), ("weights", weights)):
         _check_beside(name, value, x)
     batch = Batch(x, y, x_clusters, y_clusters, temperature, ignore_index)
@@ -270,8 +277,8 @@ def siglip_rows(
         return loss, pairs.query_ids != pairs.ignore_index
 
 
-def _check_sides(
-    x: Tensor, y: Tensor, x_clusters: Tensor | None, y_clusters: Tensor | None
+def check_sides(
+    x: Tensor, y: Tensor, x_clusters: Tensor | None, y_clusters: Tensor | None, ignore_index: int
 ) -> tuple[Tensor, Tensor]:
     """The ids of both sides; without any, row i belongs to row i."""
     for name, side in (("x", x), ("y", y)):
@@ -282,7 +289,7 @@ def _check_sides(
     if x_clusters is None:
         if y_clusters is not None:
             raise ValueError("y_clusters: expected None where x_clusters is None, got a tensor")
-        x_clusters = torch.arange(len(x), device=x.device)
+        x_clusters = row_ids(x, ignore_index)
     check_vector("x_clusters", x_clusters, len(x), x, integer=True, other="x")
     if y_clusters is None:
         if len(y) != len(x):
@@ -290,6 +297,13 @@ def _check_sides(
         y_clusters = x_clusters
     check_vector("y_clusters", y_clusters, len(y), x, integer=True, other="x")
     return x_clusters, y_clusters
+
+
+def check_weights(x: Tensor, y: Tensor, x_weights: Tensor | None, y_weights: Tensor | None) -> None:
+    """Refuse what is not a weight for each row of its side."""
+    for name, side, weights in (("x_weights", x, x_weights), ("y_weights", y, y_weights)):
+        if weights is not None:
+            check_vector(name, weights, len(side), x, integer=False, other="x")
 
 
 def _check_beside(name: str, value: object, x: Tensor) -> None:

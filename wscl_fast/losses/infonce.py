@@ -24,6 +24,7 @@ from wscl_fast.functional import (
     clustered_infonce,
 )
 from wscl_fast.functional._checks import check_bool, check_choice, check_divisor, check_id
+from wscl_fast.functional._inputs import row_ids
 from wscl_fast.functional._variant import Variant
 from wscl_fast.functional.statistics import of_views
 from wscl_fast.losses._module import LossModule
@@ -236,9 +237,7 @@ class ClusteredInfoNCE(LossModule):
             raise ValueError(f"{missing}: expected a tensor where keys is given with own_views, got None")
         if samples is None:
             start = 0 if self.gather == "none" else first_row(clusters, self.group)
-            samples = torch.arange(len(clusters), device=clusters.device) + start
-            if self.ignore_index >= 0:  # which no sample may be numbered
-                samples = samples + (samples >= self.ignore_index)
+            samples = row_ids(clusters, self.ignore_index, start)
         return samples
 
     def _compute(self, options: dict[str, Any]) -> Callable[..., Any]:
