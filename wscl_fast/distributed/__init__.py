@@ -1,4 +1,7 @@
-"""Several processes as one: collectives over rows, and the losses over the batch of all ranks."""
+"""Several processes as one: collectives over rows, and the losses over the batch of all ranks.
+
+Rows are of one dtype and one size on all ranks, also where a rank has none.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Collectives over the rows of tensors. Without a process group every one of them is that of one process.
 
-Ranks may hold different numbers of rows, none included: a short message tells the numbers first.
+Ranks may hold different numbers of rows, none included: a short message tells the numbers first, and what a
+row is, which has to be alike.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
-from zlib import crc32
 
 import torch
 import torch.distributed as dist
@@ -200,8 +200,10 @@ def rows_of_ranks(
     where tensors that go ``beside`` it differ in number, in their rows' size or in dtype.
     """
     wants = torch.is_grad_enabled() and tensor.requires_grad
-    others = [[_width(one), dtype_number(one.dtype)] for one in beside]
-    mark = crc32(repr(others).encode())
+    others = [(_width(one), dtype_number(one.dtype)) for one in beside]
+    mark = 0  # one number for all of them, however many: the message has one length on all ranks
+    for number in (number for other in others for number in other):
+        mark = (1000003 * mark + number + 1) % (1 << 61)
     head = [len(tensor), int(wants), _width(tensor), dtype_number(tensor.dtype), mark]
     gathered = torch.cat(_equal(torch.tensor(head, device=tensor.device), group)).view(-1, len(head))
     rows, wanted, widths, dtypes, marks = gathered.T.tolist()

@@ -52,7 +52,8 @@ def clustered_infonce(
     Every rank gives its own rows and gets the same number: the loss of the whole batch, averaged over the
     anchors of *all* ranks. Its backward pass gives every rank the exact gradient of that number with respect
     to the rank's own tensors, what other ranks' queries ask of its keys included. Ranks may have different
-    numbers of rows, none included; all must run forward and backward.
+    numbers of rows, none included (an empty tensor of the others' dtype and width); all must run forward and
+    backward, with the same settings.
 
     What that means for parameters: each rank has the share of the gradient that came through its own rows,
     and the *sum* over the ranks is the gradient of one process. DistributedDataParallel takes the *mean*:
@@ -94,6 +95,7 @@ def clustered_infonce(
 
     Raises:
         TypeError, ValueError: as for one process. An error on one rank alone leaves the others waiting.
+        ValueError: on all ranks, where their rows differ in dtype or size.
     """
     shared = Shared(gather, group, ddp, reduction, impl)
     check_bool("return_stats", return_stats)

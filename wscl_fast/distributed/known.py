@@ -46,7 +46,8 @@ def hierarchical_infonce(
     Every rank gives its own rows; the number and the gradient that it gets, and ``exclude_self``, ``gather``,
     ``group`` and ``ddp``, are as in :func:`wscl_fast.distributed.clustered_infonce`. On a ring keys go round
     once, with ``constraint="pair"`` three times. The constraints hold between the levels' means, and the
-    pairs, of all ranks. ``level_weights`` and a temperature that is not ``[N]`` are alike on all of them.
+    pairs, of all ranks. The number of levels, ``level_weights`` and a temperature that is not ``[N]`` are
+    alike on all of them, and the gradients that ranks get of ``level_weights`` sum to that of one process.
 
     Args:
         queries: ``[N, d]``, this rank's.
@@ -72,6 +73,7 @@ def hierarchical_infonce(
 
     Raises:
         TypeError, ValueError: as for one process. An error on one rank alone leaves the others waiting.
+        ValueError: on all ranks, where their rows differ in dtype or size.
     """
     shared = Shared(gather, group, ddp, reduction, impl)
     levels = Levels(positives, constraint, level_weights)
@@ -110,7 +112,8 @@ def soft_infonce(
 
     Every rank gives its own rows; the number and the gradient that it gets, and ``exclude_self``, ``gather``,
     ``group`` and ``ddp``, are as in :func:`wscl_fast.distributed.clustered_infonce`.
-    ``key_valid`` is given on every rank or on none; a temperature that is not ``[N]`` is alike on all ranks.
+    ``key_valid`` is given on every rank or on none; words of tags, or an auxiliary vector's length and dtype,
+    and a temperature that is not ``[N]`` are alike on all of them.
 
     Args:
         queries: ``[N, d]``, this rank's.
@@ -135,6 +138,7 @@ def soft_infonce(
 
     Raises:
         TypeError, ValueError: as for one process. An error on one rank alone leaves the others waiting.
+        ValueError: on all ranks, where their rows differ in dtype or size.
     """
     shared = Shared(gather, group, ddp, reduction, impl)
     known = Auxiliary(affinity, query_auxiliary, key_auxiliary, key_valid).checked(queries, keys)

@@ -72,6 +72,7 @@ def clip_loss(
 
     Raises:
         TypeError, ValueError: as for one process. An error on one rank alone leaves the others waiting.
+        ValueError: on all ranks, where their rows differ in dtype or size.
     """
     check_choice("gather", gather, Literal["all", "ring"])
     shared = Shared(gather, group, ddp, reduction, impl, keys="y")
@@ -163,6 +164,7 @@ def siglip_loss(
 
     Raises:
         TypeError, ValueError: as for one process. An error on one rank alone leaves the others waiting.
+        ValueError: on all ranks, where their rows differ in dtype or size.
     """
     shared = Shared(gather, group, ddp, reduction, impl, keys="y")
     x_clusters, y_clusters = _ids(x, y, x_clusters, y_clusters, ignore_index, group)
