@@ -267,7 +267,7 @@ def test_refusals():
         ClusterScheduler([])
     with pytest.raises(ValueError, match=r"samples: expected int64 \[4\]"):
         ClusterScheduler(2).step(torch.randn(4, 3), torch.arange(3))
-    with pytest.raises(ValueError, match="features: expected at least one sample, got none"):
+    with pytest.raises(ValueError, match="features: expected at least one row, got none"):
         ClusterScheduler(2).step(torch.randn(0, 3))
     stepped = ClusterScheduler(2)
     stepped.step(torch.randn(4, 3))
