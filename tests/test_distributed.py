@@ -71,7 +71,11 @@ def test_one_process_needs_no_group() -> None:
         assert x.equal(before)
 
 
-@pytest.mark.parametrize("call", [world_size, rank, *(partial(f, torch.ones(2)) for f in TALK)], ids=str)
+@pytest.mark.parametrize(
+    "call",
+    [world_size, rank, *(partial(f, torch.ones(2)) for f in TALK)],
+    ids=["world_size", "rank", *(f.__name__ for f in TALK)],
+)
 def test_a_process_that_is_not_in_the_group_is_told(
     call: Callable[..., object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,7 +84,7 @@ def test_a_process_that_is_not_in_the_group_is_told(
     for name in ("get_rank", "get_world_size"):
         monkeypatch.setattr(dist, name, lambda group: -1)
     with pytest.raises(ValueError, match="group: expected a process group that has this process"):
-        call(group=object())
+        call(group=dist.GroupMember.NON_GROUP_MEMBER)
 
 
 def test_one_process_has_the_loss_of_one_process() -> None:

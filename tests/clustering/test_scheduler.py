@@ -267,7 +267,7 @@ def test_refusals():
         ClusterScheduler([])
     with pytest.raises(ValueError, match=r"samples: expected int64 \[4\]"):
         ClusterScheduler(2).step(torch.randn(4, 3), torch.arange(3))
-    with pytest.raises(ValueError, match="features: expected at least one row, got none"):
+    with pytest.raises(ValueError, match="features: expected at least one sample, got none"):
         ClusterScheduler(2).step(torch.randn(0, 3))
     stepped = ClusterScheduler(2)
     stepped.step(torch.randn(4, 3))
@@ -282,7 +282,7 @@ def test_refusals():
     [
         ({"features": np.zeros((4, 3))}, TypeError, "features: expected a tensor, got ndarray"),
         ({"features": torch.zeros(4)}, ValueError, r"features: expected a matrix \[n, d\], got shape \(4,\)"),
-        ({"features": torch.zeros(0, 3)}, ValueError, "features: expected at least one row, got none"),
+        ({"features": torch.zeros(0, 3)}, ValueError, "features: expected at least one sample, got none"),
         ({"samples": np.arange(4)}, TypeError, "samples: expected a tensor, got ndarray"),
         ({"samples": torch.tensor([0, 1, 2, 0])}, ValueError, "samples: expected each sample once on a rank"),
         ({"n_samples": "x"}, TypeError, "n_samples: expected an int, got str"),

@@ -155,7 +155,7 @@ class ClusterScheduler:
             )
         everyone = self.ranks.gather(samples)
         if not len(everyone):
-            raise ValueError("features: expected at least one row, got none")
+            raise ValueError("features: expected at least one sample, got none")
         size = int(everyone.max()) + 1 if n_samples is None else check_count(n_samples, "n_samples")
         if int(everyone.max()) >= size or int(everyone.min()) < 0:
             raise ValueError(f"samples: expected numbers from 0 to n_samples − 1 = {size - 1}")
