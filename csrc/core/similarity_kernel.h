@@ -136,7 +136,7 @@ struct Pass : Epilogues<In, kEpilogue, kGather, kBoth> {
 
   // Lists the block's rows of y, and copies them where they are not read in place.
   void list_columns(int64_t c0, int64_t count) {
-    const bool whole = !kTiles<In> || c0 + round_up(count, 2) + kKeys <= params.y.count;
+    const bool whole = !kTiles<In> || c0 + count + kKeys <= params.y.count;
     const bool copied = !this->in_place || !whole;
     if constexpr (kTiles<In>) this->y_bytes = (copied ? d_padded : params.y.stride) * int64_t(sizeof(In));
     for (int64_t k = 0; k < count + kKeys; ++k) {

@@ -44,8 +44,8 @@ template <class In>
 struct ByNumbers {
   using Math = WSCL_ISA::Math<In>;
   struct InUse {};  // what a thread holds while it multiplies
-  static constexpr int64_t kWhole =
-      1;  // rows of y that are read, and columns' sums that are written, at a time
+  // Rows of y that are read, and columns' sums that are written, at a time.
+  static constexpr int64_t kWhole = 1;
 
   template <int kVectors, class Pass, class Panel>
   static void logits(Pass& pass, const Panel& p) {
