@@ -12,6 +12,12 @@ struct BFloat16 {
 struct Float16 {
   uint16_t bits;
 };
+// What is computed with in float, where the same code serves all of it and is told which it is at run time: a
+// byte of one.
+struct AnyFloat {
+  char byte;
+};
+enum class FloatKind { kFloat, kBFloat16, kFloat16 };
 
 template <class In>
 struct ComputeOf {
@@ -23,6 +29,10 @@ struct ComputeOf<BFloat16> {
 };
 template <>
 struct ComputeOf<Float16> {
+  using Type = float;
+};
+template <>
+struct ComputeOf<AnyFloat> {
   using Type = float;
 };
 template <class In>

@@ -39,6 +39,7 @@ struct Rows {
   int64_t stride = 0;
   const int64_t* index = nullptr;
   int64_t count = 0;
+  FloatKind kind = {};  // of T = AnyFloat, whose stride is in bytes
 
   int64_t origin(int64_t position) const {
     return index ? index[position] : position;
@@ -66,11 +67,9 @@ enum class Epilogue { kSoftmax, kColumns, kSymmetric, kShared, kTwoWay, kSoftplu
 constexpr int64_t kBlock = 128,
                   kLeastBlock = 32;  // columns that a kernel takes at a time, at most and at least
 
-template <class In>
-struct SimilarityParams {
-  using T = Compute<In>;
-  Rows<In> x;  // [n, d]
-  Rows<In> y;  // [m, d]
+// What a pass is told, but for the rows themselves.
+template <class T>
+struct SimilarityNumbers {
   int64_t d = 0;
   T scale = 1;
   Epilogue epilogue = Epilogue::kSoftmax;
@@ -98,7 +97,6 @@ struct SimilarityParams {
   // narrow_output + o · output_stride: times alpha, plus row offset_row[o] of `offset` if that is not below 0,
   // plus what stands there if `accumulate`. No output: nothing is gathered, the second GEMM is not done.
   T* output = nullptr;
-  In* narrow_output = nullptr;
   int64_t output_stride = 0;
   T alpha = 1;
   bool accumulate = false;
@@ -120,11 +118,19 @@ struct SimilarityParams {
   const int64_t* column_segment = nullptr;  // [y's origins]
   int64_t segments = 0;
 
-  bool gathers() const {
-    return output || narrow_output;
-  }
   bool to_columns() const {
     return column_output || column_max;
+  }
+};
+
+template <class In>
+struct SimilarityParams : SimilarityNumbers<Compute<In>> {
+  Rows<In> x;  // [n, d]
+  Rows<In> y;  // [m, d]
+  In* narrow_output = nullptr;
+
+  bool gathers() const {
+    return this->output || narrow_output;
   }
 };
 

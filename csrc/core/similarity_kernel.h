@@ -25,16 +25,20 @@ namespace wscl {
 namespace WSCL_ISA {
 
 template <class In>
+void add_row(const In* __restrict row, int64_t d, double factor, double* __restrict sum) {
+  for (int64_t c = 0; c < d; ++c) sum[c] += factor * to_compute(row[c]);
+}
+
+template <class In>
 void sum_columns(const Rows<In>& rows, int64_t r0, int64_t r1, int64_t c0, int64_t c1, const int64_t* segment,
                  const Compute<In>* weight, double* sums) {
   const int64_t width = c1 - c0;
   for (int64_t r = r0; r < r1; ++r) {
     const int64_t origin = rows.origin(r);
     if (segment[origin] < 0) continue;
-    const In* __restrict source = rows.row(r) + c0;
-    double* __restrict sum = sums + segment[origin] * width;
-    const double factor = weight ? weight[origin] : 1;
-    for (int64_t c = 0; c < width; ++c) sum[c] += factor * to_compute(source[c]);
+    with_type(rows.kind, rows.row(r), [&](const auto* row) {
+      add_row(row + c0, width, weight ? weight[origin] : 1, sums + segment[origin] * width);
+    });
   }
 }
 
@@ -60,7 +64,7 @@ struct Pass : Epilogues<In, kEpilogue, kGather, kBoth> {
   using typename Base::Panel;
   using typename Base::T;
   // Where asked to: weights for kKept, logits for the backward pass, which finds them.
-  static constexpr bool kKeepsWeights = kEpilogue == Epilogue::kSoftmax && kGather && Is<In, T>::value;
+  static constexpr bool kKeepsWeights = kEpilogue == Epilogue::kSoftmax && kGather && !kPairs<In>;
   static constexpr bool kKeepsLogits = kEpilogue == Epilogue::kTwoWay, kFindsLogits = kBoth;
 
   const char* next_place = nullptr;
@@ -113,7 +117,7 @@ struct Pass : Epilogues<In, kEpilogue, kGather, kBoth> {
       x_rows[i] = reinterpret_cast<const Element*>(row);
       if constexpr (!kPairs<In>) {
         if (this->x_in_place) continue;
-        widen_row<In>(row, params.d, d_padded, this->x_copy + i * d_padded);
+        widen(params.x, row, this->x_copy + i * d_padded);
         x_rows[i] = this->x_copy + i * d_padded;
       }
     }
@@ -124,11 +128,15 @@ struct Pass : Epilogues<In, kEpilogue, kGather, kBoth> {
     }
   }
 
+  void widen(const Rows<In>& rows, const In* row, T* to) const {
+    with_type(rows.kind, row, [&](const auto* from) { widen_row(from, params.d, d_padded, to); });
+  }
+
   // The tiles of the block at hand share the lines of the next one among them.
   void fetch_ahead(int64_t c0, int64_t count) {
     for (int64_t k = 0; k < count; ++k)
       this->next_rows[k] = reinterpret_cast<const char*>(params.y.row(c0 + k));
-    this->ahead.read = {this->next_rows, count, params.d * int64_t(sizeof(In))};
+    this->ahead.read = {this->next_rows, count, params.d * number_bytes(params.y)};
     const int64_t lines = count * (this->ahead.read.bytes / Ahead::kLine + 1);
     const int64_t times = (rows + kPanel<T> - 1) / kPanel<T> * (this->block / kKeys) * stretches();
     this->ahead.read.lines = (lines + times - 1) / larger(1, times);
@@ -152,7 +160,7 @@ struct Pass : Epilogues<In, kEpilogue, kGather, kBoth> {
         std::memcpy(copy, row, params.d * sizeof(In));
         std::memset(static_cast<void*>(copy + params.d), 0, (d_padded - params.d) * sizeof(In));
       } else {
-        widen_row<In>(row, params.d, d_padded, copy);
+        widen(params.y, row, copy);
       }
     }
   }
@@ -284,8 +292,9 @@ struct Pass : Epilogues<In, kEpilogue, kGather, kBoth> {
       write_row<T>(from, params.d, factor, offset, params.accumulate,
                    params.output + origin * params.output_stride);
     else
-      write_row<In>(from, params.d, factor, offset, params.accumulate,
-                    params.narrow_output + origin * params.output_stride);
+      with_type(params.x.kind, params.narrow_output, [&](auto* to) {
+        write_row(from, params.d, factor, offset, params.accumulate, to + origin * params.output_stride);
+      });
   }
 };
 
@@ -295,7 +304,7 @@ void run_pass(const SimilarityParams<In>& params, const SimilarityPart<Compute<I
 }
 
 template <class In>
-void run(const SimilarityParams<In>& params, const SimilarityPart<Compute<In>>& part) {
+void run_epilogue(const SimilarityParams<In>& params, const SimilarityPart<Compute<In>>& part) {
   const bool gathers = params.gathers(), both = params.column_output;
   switch (params.epilogue) {
     case Epilogue::kSoftmax:
@@ -317,8 +326,34 @@ void run(const SimilarityParams<In>& params, const SimilarityPart<Compute<In>>& 
     case Epilogue::kSigmoid:
       return run_pass<Epilogue::kSigmoid, true>(params, part);
     case Epilogue::kKept:
-      if constexpr (Is<In, Compute<In>>::value) KeptPass<In>(params, part).run();
-      return;
+      return;  // a KeptPass
+  }
+}
+
+// What is computed with in float shares one pass, which is a third of the code to compile.
+template <class In>
+constexpr bool kAsAnyFloat = Is<Compute<In>, float>::value && !kPairs<In>;
+
+template <class In>
+Rows<AnyFloat> of_any(const Rows<In>& rows) {
+  return {reinterpret_cast<const AnyFloat*>(rows.data), rows.stride * int64_t(sizeof(In)), rows.index,
+          rows.count,
+          Is<In, float>::value      ? FloatKind::kFloat
+          : Is<In, BFloat16>::value ? FloatKind::kBFloat16
+                                    : FloatKind::kFloat16};
+}
+
+template <class In>
+void run(const SimilarityParams<In>& params, const SimilarityPart<Compute<In>>& part) {
+  if constexpr (Is<In, Compute<In>>::value)
+    if (params.epilogue == Epilogue::kKept) return KeptPass<In>(params, part).run();
+  if constexpr (kAsAnyFloat<In>) {
+    const SimilarityNumbers<float>& numbers = params;
+    const SimilarityParams<AnyFloat> of_any_float = {numbers, of_any(params.x), of_any(params.y),
+                                                     reinterpret_cast<AnyFloat*>(params.narrow_output)};
+    run_epilogue(of_any_float, part);
+  } else {
+    run_epilogue(params, part);
   }
 }
 

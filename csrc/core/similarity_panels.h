@@ -12,6 +12,41 @@
 namespace wscl {
 namespace WSCL_ISA {
 
+// Calls with a row of its own type: which it is is asked here and nowhere else.
+template <class In, class Call>
+WSCL_INLINE void with_type(FloatKind, const In* row, const Call& call) {
+  call(row);
+}
+template <class In, class Call>
+WSCL_INLINE void with_type(FloatKind, In* row, const Call& call) {
+  call(row);
+}
+template <class Call>
+WSCL_INLINE void with_type(FloatKind kind, const AnyFloat* row, const Call& call) {
+  if (kind == FloatKind::kFloat)
+    call(reinterpret_cast<const float*>(row));
+  else if (kind == FloatKind::kBFloat16)
+    call(reinterpret_cast<const BFloat16*>(row));
+  else
+    call(reinterpret_cast<const Float16*>(row));
+}
+template <class Call>
+WSCL_INLINE void with_type(FloatKind kind, AnyFloat* row, const Call& call) {
+  if (kind == FloatKind::kFloat)
+    call(reinterpret_cast<float*>(row));
+  else if (kind == FloatKind::kBFloat16)
+    call(reinterpret_cast<BFloat16*>(row));
+  else
+    call(reinterpret_cast<Float16*>(row));
+}
+
+// Bytes of a number of the rows.
+template <class In>
+int64_t number_bytes(const Rows<In>& rows) {
+  if (!Is<In, AnyFloat>::value) return sizeof(In);
+  return rows.kind == FloatKind::kFloat ? sizeof(float) : sizeof(BFloat16);
+}
+
 // One row, widened, zero from d to `padded`.
 template <class In, class T>
 void widen_row(const In* from, int64_t d, int64_t padded, T* to) {
@@ -53,7 +88,8 @@ void pack_panel(const Rows<In>& rows, int64_t first, int64_t count, int vectors,
     for (int r = 0; r < kWidth; ++r) {
       const int64_t position = v * kWidth + r;
       if (position < count)
-        widen_row<In>(rows.row(first + position), d, padded, row + r * padded);
+        with_type(rows.kind, rows.row(first + position),
+                  [&](const auto* from) { widen_row(from, d, padded, row + r * padded); });
       else
         for (int64_t c = 0; c < padded; ++c) row[r * padded + c] = 0;
     }

@@ -153,8 +153,8 @@ struct PartState {
                            : p.d),
         in_place(kTiles<In>   ? d_padded == p.d && !p.y.index
                  : kPairs<In> ? p.d % 2 == 0
-                              : sizeof(In) == sizeof(T) && (!kGather || d_padded == p.d)),
-        x_in_place(kPairs<In> || (sizeof(In) == sizeof(T) && d_padded == p.d)) {
+                              : number_bytes(p.y) == sizeof(T) && (!kGather || d_padded == p.d)),
+        x_in_place(kPairs<In> || (number_bytes(p.x) == sizeof(T) && d_padded == p.d)) {
     const int64_t padded = round_up(rows, kWidth), columns = block + kSpare;
     for (int round = 0; round < 2; ++round) {
       memory.cut(x_packed, padded * depth);
