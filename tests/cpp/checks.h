@@ -1,9 +1,14 @@
 // What the C++ tests share: checks that count failures, threads, how exact each dtype is.
 #pragma once
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <thread>
 #include <vector>
 
@@ -34,6 +39,34 @@ inline wscl::Threads test_threads(int count) {
   threads.run = run_on_threads;
   return threads;
 }
+
+// A copy that ends where the memory of this process does, and begins close behind such an end: who reads beyond
+// it is stopped, be it by an instruction that no sanitizer knows.
+template <class T>
+class Fenced {
+ public:
+  explicit Fenced(const std::vector<T>& values) : page_(sysconf(_SC_PAGESIZE)) {
+    const size_t bytes = values.size() * sizeof(T), inside = (bytes + page_ - 1) / page_ * page_;
+    size_ = inside + 2 * page_;
+    memory_ = static_cast<char*>(mmap(nullptr, size_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    if (memory_ == MAP_FAILED || mprotect(memory_ + page_, inside, PROT_READ | PROT_WRITE) != 0) std::abort();
+    data_ = reinterpret_cast<T*>(memory_ + page_ + inside - bytes);
+    std::copy(values.begin(), values.end(), data_);
+  }
+  ~Fenced() {
+    munmap(memory_, size_);
+  }
+  Fenced(const Fenced&) = delete;
+  Fenced& operator=(const Fenced&) = delete;
+  const T* data() const {
+    return data_;
+  }
+
+ private:
+  size_t page_, size_ = 0;
+  char* memory_ = nullptr;
+  T* data_ = nullptr;
+};
 
 inline double largest(const std::vector<double>& values) {
   double top = 0;

@@ -150,10 +150,11 @@ void check(const Case& c, const std::string& isa, int thread_count) {
     for (size_t i = 0; i < want.queries.size(); ++i) want.queries[i] += want.keys[i];
 
   const wscl::Threads threads = test_threads(thread_count);
-  wscl::InfoNCEProblem<In> p{q.data(),
+  const Fenced<In> queries(q), keys(k);
+  wscl::InfoNCEProblem<In> p{queries.data(),
                              c.d,
                              c.n,
-                             c.self ? nullptr : k.data(),
+                             c.self ? nullptr : keys.data(),
                              c.d,
                              c.m,
                              c.d,
@@ -264,7 +265,7 @@ int main() {
   for (bool inner : {false, true}) {
     for (double temperature : {0.005, 0.07, 1.0, 10.0})
       cases.push_back({40, 300, 48, false, inner, false, 6, temperature, 1});
-    for (int64_t d : {1, 8, 31, 33, 200}) {
+    for (int64_t d : {1, 8, 31, 32, 33, 64, 200}) {
       cases.push_back({30, 129, d, false, inner, true, 4, 0.5, 2});
       cases.push_back({77, 77, d, true, inner, false, 5, 0.5, 2});
     }
