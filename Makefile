@@ -93,10 +93,10 @@ reproduce:
 	@$(BIN)/python -m benchmarks.folds reproduce --recipe reproduce
 
 # Files of tests run side by side; threads that wait leave the cores to the others.
-test: lint build/release/.built cuda
-	@build/release/test_infonce
-	@build/release/test_pairs
-	@build/release/test_tags
+test: lint build/linked/.built cuda
+	@build/linked/test_infonce
+	@build/linked/test_pairs
+	@build/linked/test_tags
 	@OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: setup
@@ -120,6 +120,17 @@ build/%/.built: $(VENV)/.installed CMakeLists.txt CMakePresets.json $(CORE_SOURC
 	@mkdir -p build; cmake=$(CMAKE); export PATH="$(BIN):$$PATH"; \
 	  $$cmake --preset $* >build/cmake-$*.log 2>&1 || $$cmake --preset $* && \
 	  $$cmake --build --preset $* >/dev/null || $$cmake --build --preset $*
+	@touch $@
+
+# The C++ tests with the extension's own objects, where setup.py keeps them: the core is compiled once. They lie in a
+# folder of their own, since a build by the preset has to compile what changed.
+build/linked/.built: $(VENV)/.built CMakeLists.txt CMakePresets.json $(CORE_SOURCES) $(wildcard tests/cpp/*)
+	@echo "wscl_fast: linking the C++ tests"
+	@cmake=$(CMAKE); export PATH="$(BIN):$$PATH"; log=build/cmake-linked.log; \
+	  objects="$(CURDIR)/build/objects.$$(python -c 'import sysconfig; print(sysconfig.get_config_var("SOABI"))')"; \
+	  test -d "$$objects" || { rm $(VENV)/.built; $(MAKE) --no-print-directory $(VENV)/.built; } && \
+	  { $$cmake --preset release -B build/linked -DWSCL_CORE_OBJECTS="$$objects" && \
+	    $$cmake --build build/linked; } >$$log 2>&1 || { cat $$log; exit 1; }
 	@touch $@
 
 sanitize: build/sanitize/.built

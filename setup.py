@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import setup
@@ -88,7 +89,19 @@ for library in ("torch_python", "c10_cuda"):
     if library in extension.libraries:
         extension.libraries.remove(library)
 
-setup(
-    ext_modules=[extension],
-    cmdclass={"build_ext": cpp_extension.BuildExtension.with_options(use_ninja=True)},
-)
+
+
+class BuildExtension(cpp_extension.BuildExtension):
+    """Keeps the objects of an extension that lies in the project's folder.
+
+    An editable install would throw them away. The next one compiles what changed, and make test links the C++ tests
+    with them; nothing else writes there, so that they are always those of the extension beside them.
+    """
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        if self.editable_mode or self.inplace:
+            self.build_temp = str(ROOT / "build" / f"objects.{sysconfig.get_config_var('SOABI')}")
+
+
+setup(ext_modules=[extension], cmdclass={"build_ext": BuildExtension.with_options(use_ninja=True)})
