@@ -9,9 +9,11 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <string>
 #include <thread>
 #include <vector>
 
+#include "core/cpu.h"
 #include "core/dtypes.h"
 #include "core/threads.h"
 
@@ -67,6 +69,21 @@ class Fenced {
   char* memory_ = nullptr;
   T* data_ = nullptr;
 };
+
+// For every instruction set this processor has, with one thread and with several. What is expected depends on
+// neither, and takes longer to compute: once, before.
+template <class Run>
+void everywhere(Run run) {
+  for (const std::string& isa : wscl::supported_instruction_sets()) {
+    CHECK(wscl::use_instruction_set(isa), "%s", isa.c_str());
+    for (int threads : {1, 3}) run(isa, threads);
+  }
+}
+
+inline void say_where(size_t cases) {
+  for (const std::string& isa : wscl::supported_instruction_sets())
+    std::printf("%s: %zu cases\n", isa.c_str(), cases);
+}
 
 inline double largest(const std::vector<double>& values) {
   double top = 0;

@@ -9,7 +9,6 @@
 #include <vector>
 
 #include "checks.h"
-#include "core/cpu.h"
 #include "core/softplus.h"
 #include "core/two_way.h"
 
@@ -86,7 +85,7 @@ void compare(const char* what, const char* type, const std::string& isa, const C
 }
 
 template <class In>
-void check_two_way(const Case& c, const std::string& isa, int thread_count) {
+void check_two_way(const Case& c) {
   using T = wscl::Compute<In>;
   using P = Precision<In>;
   Problem<In> problem(c);
@@ -112,26 +111,28 @@ void check_two_way(const Case& c, const std::string& isa, int thread_count) {
       }
     }
 
-  const wscl::Threads threads = test_threads(thread_count);
-  std::vector<T> rows(c.n), columns(c.m), grad_q(c.n * c.d), grad_k(c.m * c.d);
-  std::vector<double> row_stats(2 * c.n), column_stats(2 * c.m);
-  wscl::two_way_forward<In>(problem.pairs(c), {rows.data(), row_stats.data(), row_stats.data() + c.n},
-                            {columns.data(), column_stats.data(), column_stats.data() + c.m}, threads);
-  const double gradient = 4 * P::tolerance + P::rounding;
-  compare<T>("row_lse", P::name, isa, c, rows, want_rows, P::tolerance);
-  compare<T>("column_lse", P::name, isa, c, columns, want_columns, P::tolerance);
-  for (int needs : {3, 1, 2}) {
-    wscl::two_way_backward<In>(problem.pairs(c), {of_rows.data(), row_stats.data(), row_stats.data() + c.n},
-                               {of_columns.data(), column_stats.data(), column_stats.data() + c.m},
-                               needs & 1 ? grad_q.data() : nullptr, needs & 2 ? grad_k.data() : nullptr,
-                               threads);
-    if (needs & 1) compare<T>("grad_queries", P::name, isa, c, grad_q, want_q, gradient);
-    if (needs & 2) compare<T>("grad_keys", P::name, isa, c, grad_k, want_k, gradient);
-  }
+  everywhere([&](const std::string& isa, int thread_count) {
+    const wscl::Threads threads = test_threads(thread_count);
+    std::vector<T> rows(c.n), columns(c.m), grad_q(c.n * c.d), grad_k(c.m * c.d);
+    std::vector<double> row_stats(2 * c.n), column_stats(2 * c.m);
+    wscl::two_way_forward<In>(problem.pairs(c), {rows.data(), row_stats.data(), row_stats.data() + c.n},
+                              {columns.data(), column_stats.data(), column_stats.data() + c.m}, threads);
+    const double gradient = 4 * P::tolerance + P::rounding;
+    compare<T>("row_lse", P::name, isa, c, rows, want_rows, P::tolerance);
+    compare<T>("column_lse", P::name, isa, c, columns, want_columns, P::tolerance);
+    for (int needs : {3, 1, 2}) {
+      wscl::two_way_backward<In>(problem.pairs(c), {of_rows.data(), row_stats.data(), row_stats.data() + c.n},
+                                 {of_columns.data(), column_stats.data(), column_stats.data() + c.m},
+                                 needs & 1 ? grad_q.data() : nullptr, needs & 2 ? grad_k.data() : nullptr,
+                                 threads);
+      if (needs & 1) compare<T>("grad_queries", P::name, isa, c, grad_q, want_q, gradient);
+      if (needs & 2) compare<T>("grad_keys", P::name, isa, c, grad_k, want_k, gradient);
+    }
+  });
 }
 
 template <class In>
-void check_softplus(const Case& original, const std::string& isa, int thread_count) {
+void check_softplus(const Case& original) {
   using T = wscl::Compute<In>;
   using P = Precision<In>;
   for (double sign : {1.0, -1.0}) {
@@ -153,25 +154,27 @@ void check_softplus(const Case& original, const std::string& isa, int thread_cou
           want_k[j * c.d + e] += c.scale * upstream[i] * sigmoid * wscl::to_compute(problem.q[i * c.d + e]);
         }
       }
-    const wscl::Threads threads = test_threads(thread_count);
-    std::vector<T> sum(c.n), slope(c.n), direction(c.n * c.d);
-    std::vector<In> grad_keys(c.m * c.d);
-    wscl::softplus_forward<In>(problem.pairs(c), offset.data(), sum.data(), slope.data(), direction.data(),
-                               threads);
-    wscl::softplus_key_gradient<In>(problem.pairs(c), offset.data(), upstream.data(), grad_keys.data(),
-                                    threads);
-    const double gradient = 4 * P::tolerance + P::rounding;
-    compare<T>("softplus", P::name, isa, c, sum, want, P::tolerance);
-    compare<T>("slope", P::name, isa, c, slope, want_slope, P::tolerance);
-    compare<T>("direction", P::name, isa, c, direction, want_direction, gradient);
-    compare<In>("grad_keys of softplus", P::name, isa, c, grad_keys, want_k, gradient);
+    everywhere([&](const std::string& isa, int thread_count) {
+      const wscl::Threads threads = test_threads(thread_count);
+      std::vector<T> sum(c.n), slope(c.n), direction(c.n * c.d);
+      std::vector<In> grad_keys(c.m * c.d);
+      wscl::softplus_forward<In>(problem.pairs(c), offset.data(), sum.data(), slope.data(), direction.data(),
+                                 threads);
+      wscl::softplus_key_gradient<In>(problem.pairs(c), offset.data(), upstream.data(), grad_keys.data(),
+                                      threads);
+      const double gradient = 4 * P::tolerance + P::rounding;
+      compare<T>("softplus", P::name, isa, c, sum, want, P::tolerance);
+      compare<T>("slope", P::name, isa, c, slope, want_slope, P::tolerance);
+      compare<T>("direction", P::name, isa, c, direction, want_direction, gradient);
+      compare<In>("grad_keys of softplus", P::name, isa, c, grad_keys, want_k, gradient);
+    });
   }
 }
 
 template <class In>
-void check(const Case& c, const std::string& isa, int threads) {
-  check_two_way<In>(c, isa, threads);
-  check_softplus<In>(c, isa, threads);
+void check(const Case& c) {
+  check_two_way<In>(c);
+  check_softplus<In>(c);
 }
 
 }  // namespace
@@ -189,16 +192,12 @@ int main() {
     cases.push_back({200, 300, 16, meets, true, 10, 2});
   }
   cases.push_back({100, 101, 2800, wscl::Meets::kAll, false, 5, 1});  // several chunks of rows
-  for (const std::string& isa : wscl::supported_instruction_sets()) {
-    if (!wscl::use_instruction_set(isa)) return 1;
-    for (const Case& c : cases)
-      for (int threads : {1, 3}) {
-        check<float>(c, isa, threads);
-        check<double>(c, isa, threads);
-        check<wscl::BFloat16>(c, isa, threads);
-        check<wscl::Float16>(c, isa, threads);
-      }
-    std::printf("%s: %zu cases\n", isa.c_str(), cases.size());
+  for (const Case& c : cases) {
+    check<float>(c);
+    check<double>(c);
+    check<wscl::BFloat16>(c);
+    check<wscl::Float16>(c);
   }
+  say_where(cases.size());
   return report();
 }
