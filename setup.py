@@ -94,8 +94,8 @@ for library in ("torch_python", "c10_cuda"):
 class BuildExtension(cpp_extension.BuildExtension):
     """Keeps the objects of an extension that lies in the project's folder.
 
-    An editable install would throw them away. The next one compiles what changed, and make test links the C++ tests
-    with them; nothing else writes there, so that they are always those of the extension beside them.
+    An editable install would throw them away. The next one compiles what changed, and make test links the C++
+    tests with them; nothing else writes there, so that they are always those of the extension beside them.
     """
 
     def finalize_options(self) -> None:
