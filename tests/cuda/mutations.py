@@ -10,10 +10,24 @@ import ctypes
 import functools
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from simulator import CSRC, ptxsim
+import torch
+from simulator import (
+    BFLOAT16,
+    COLUMNS,
+    CSRC,
+    FLOAT32,
+    SOFTMAX,
+    SYMMETRIC,
+    Device,
+    SimilarityParams,
+    ptxsim,
+    rows,
+)
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -51,3 +65,45 @@ def build(precision: str, csrc: Path = CSRC) -> ctypes.CDLL:
     sim = ptxsim()
     source, defines = Path(__file__).parent / "pass_entry.cu", [f"WSCL_{precision.upper()}"]
     return sim.load(sim.compile_kernels(source, include_dirs=[csrc], defines=defines))
+
+
+def run_pass(entry: Callable[..., int], precision: str) -> list[Tensor]:
+    """What the three epilogues make of ragged sizes, rows that are not aligned among them."""
+    made = []
+    dtype = {"bfloat16": torch.bfloat16, "float32": torch.float32}[precision]
+    torch.manual_seed(0)
+    for epilogue, (n, m, d) in (
+        (SOFTMAX, (65, 300, 64)),
+        (COLUMNS, (65, 300, 64)),
+        (SYMMETRIC, (130, 130, 64)),
+        (SOFTMAX, (65, 300, 33)),
+    ):
+        with Device() as device:
+            x = device.put(torch.randn(n, d).to(dtype), "x")
+            y = x if epilogue == SYMMETRIC else device.put(torch.randn(m, d).to(dtype), "y")
+            vectors = [device.put(torch.ones(384), "vectors") for _ in range(4)]
+            one_shift = device.put(torch.ones(1, dtype=torch.int32), "one shift")
+            scale, splits, stride = device.put(torch.tensor([0.1]), "scale"), 2, -(-d // 4) * 4
+            outputs = [device.empty(splits, n, name="shift"), device.empty(splits, n, name="sum")]
+            output = device.empty(splits, n, stride, name="output")
+            params = SimilarityParams(
+                precision={"bfloat16": BFLOAT16, "float32": FLOAT32}[precision],
+                epilogue=epilogue,
+                x=rows(x),
+                y=rows(y),
+                d=d,
+                scale=scale.data_ptr(),
+                row_shift=vectors[0].data_ptr(),
+                row_weight=vectors[1].data_ptr(),
+                column_shift=vectors[2].data_ptr(),
+                column_weight=vectors[3].data_ptr(),
+                one_shift=one_shift.data_ptr(),
+                splits=splits,
+                shift=outputs[0].data_ptr(),
+                sum=outputs[1].data_ptr(),
+                output=output.data_ptr(),
+                output_stride=stride,
+            )
+            assert entry(ctypes.byref(params), None) == 0
+        made += [*outputs, output]
+    return made

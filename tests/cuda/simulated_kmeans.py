@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from simulator import CSRC, FLAG, POINTER, PRECISION, SIZE, Device, ptxsim, staged
+from simulator import CSRC, FLAG, POINTER, PRECISION, SIZE, Device, built_by_cmake, ptxsim, staged
 from torch import Tensor
 
 
@@ -57,11 +57,14 @@ def _library(arch: str, csrc: Path) -> ctypes.CDLL:
     sim = ptxsim()
     sim.set_option("GLOBAL_RACE", True)  # the one check that is off by default: between CTAs
     sources = [Path(__file__).parent / "kmeans_entry.cu", *sorted((csrc / "core").glob("kmeans*.cu"))]
-    headers, defines = [], []
+    headers, defines, flags = [], [], []
     if arch == "90" and csrc == CSRC:
         for name in ("kmeans_assign", "kmeans_update"):
             schema = str(getattr(torch.ops.wscl_fast, name).default._schema)
             SIMULATED.define(schema.removeprefix("wscl_fast::"))
+        if kernels := built_by_cmake():
+            sources = []
+            flags = [f"-L{kernels.parent}", f"-l:{kernels.name}", f"-Xlinker=-rpath={kernels.parent}"]
         sources.append(csrc / "binding" / "kmeans_cuda.cpp")
         torch_headers = Path(torch.__file__).parent / "include"
         # Python loads torch's symbols for itself; the binding needs them.
@@ -70,7 +73,7 @@ def _library(arch: str, csrc: Path) -> ctypes.CDLL:
         defines = ["WSCL_SIMULATED", "TORCH_TARGET_VERSION=0x020b000000000000"]
     sources, folder = staged(sources, csrc)
     loaded: ctypes.CDLL = sim.load(
-        sim.compile_kernels(sources, include_dirs=[folder, *headers], arch=arch, defines=defines)
+        sim.compile_kernels(sources, include_dirs=[folder, *headers], arch=arch, defines=defines, flags=flags)
     )
     assert loaded.wscl_kmeans_size() == ctypes.sizeof(KMeansProblem)
     return loaded

@@ -103,11 +103,22 @@ def staged(sources: Iterable[Path], csrc: Path = CSRC) -> tuple[list[Path], Path
 
 
 @functools.cache
+def built_by_cmake() -> Path | None:
+    """All kernels for architecture 90 as make cuda compiled them; None where these are not its sources."""
+    built = ROOT / "build" / "simulator" / "libwscl_simulated.so"
+    sources = with_headers([*(CSRC / "core").glob("*.cu"), *Path(__file__).parent.glob("*entry.cu")])
+    newest = max(path.stat().st_mtime for path in sources)
+    return built if built.exists() and built.stat().st_mtime > newest else None
+
+
+@functools.cache
 def library(arch: str = "90") -> ctypes.CDLL:
     """All kernels for one architecture, linked with the simulator's runtime."""
     sim = ptxsim()
-    sources, folder = staged([Path(__file__).parent / "entry.cu", *infonce_sources()])
-    built = sim.compile_kernels(sources, include_dirs=[folder], arch=arch, flags=["-t2"])
+    built = built_by_cmake() if arch == "90" else None
+    if built is None:
+        sources, folder = staged([Path(__file__).parent / "entry.cu", *infonce_sources()])
+        built = sim.compile_kernels(sources, include_dirs=[folder], arch=arch, flags=["-t2"])
     loaded = sim.load(built)
     for which, struct in enumerate(STRUCTS):
         assert loaded.wscl_size(which) == ctypes.sizeof(struct), struct.__name__

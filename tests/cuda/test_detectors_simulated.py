@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from mutations import Mutation, build, mutate
-from simulator import (
-    BFLOAT16,
-    COLUMNS,
-    FLOAT32,
-    SOFTMAX,
-    SYMMETRIC,
-    Device,
-    SimilarityParams,
-    ptxsim,
-    rows,
-)
+from mutations import Mutation, build, mutate, run_pass
+from simulator import ptxsim
 
 pytestmark = pytest.mark.simulated
 
@@ -93,45 +81,6 @@ MUTATIONS = [
 ]
 
 
-def run_pass(lib: ctypes.CDLL, precision: str) -> None:
-    """The three epilogues over ragged sizes, rows that are not aligned among them."""
-    dtype = {"bfloat16": torch.bfloat16, "float32": torch.float32}[precision]
-    torch.manual_seed(0)
-    for epilogue, (n, m, d) in (
-        (SOFTMAX, (65, 300, 64)),
-        (COLUMNS, (65, 300, 64)),
-        (SYMMETRIC, (130, 130, 64)),
-        (SOFTMAX, (65, 300, 33)),
-    ):
-        with Device() as device:
-            x = device.put(torch.randn(n, d).to(dtype), "x")
-            y = x if epilogue == SYMMETRIC else device.put(torch.randn(m, d).to(dtype), "y")
-            vectors = [device.put(torch.ones(384), "vectors") for _ in range(4)]
-            one_shift = device.put(torch.ones(1, dtype=torch.int32), "one shift")
-            scale, splits, stride = device.put(torch.tensor([0.1]), "scale"), 2, -(-d // 4) * 4
-            outputs = [device.empty(splits, n, name="shift"), device.empty(splits, n, name="sum")]
-            output = device.empty(splits, n, stride, name="output")
-            params = SimilarityParams(
-                precision={"bfloat16": BFLOAT16, "float32": FLOAT32}[precision],
-                epilogue=epilogue,
-                x=rows(x),
-                y=rows(y),
-                d=d,
-                scale=scale.data_ptr(),
-                row_shift=vectors[0].data_ptr(),
-                row_weight=vectors[1].data_ptr(),
-                column_shift=vectors[2].data_ptr(),
-                column_weight=vectors[3].data_ptr(),
-                one_shift=one_shift.data_ptr(),
-                splits=splits,
-                shift=outputs[0].data_ptr(),
-                sum=outputs[1].data_ptr(),
-                output=output.data_ptr(),
-                output_stride=stride,
-            )
-            assert lib.wscl_pass(ctypes.byref(params), None) == 0
-
-
 @pytest.fixture
 def quiet() -> Any:
     sim = ptxsim()
@@ -143,14 +92,14 @@ def quiet() -> Any:
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float32"])
 def test_the_kernel_as_it_is_has_no_fault(precision: str) -> None:
-    run_pass(build(precision), precision)
+    run_pass(build(precision).wscl_pass, precision)
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=str)
 def test_a_fault_is_found(mutation: Mutation, tmp_path: Path, quiet: Any) -> None:
     lib = build(mutation.precision, mutate(mutation, tmp_path))
     with pytest.raises((quiet.KernelFault, AssertionError)) as raised:
-        run_pass(lib, mutation.precision)
+        run_pass(lib.wscl_pass, mutation.precision)
     kinds = {fault["kind"] for fault in quiet.faults()} | {getattr(raised.value, "kind", None)}
     assert kinds & mutation.faults, kinds
 
