@@ -33,6 +33,9 @@ SPOKEN = ("all_gather", "all_reduce", "all_to_all_single", "batch_isend_irecv", 
 CARRIED = (torch.bool, torch.uint8, torch.int8, torch.int32, torch.int64)
 CARRIED += (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
+# Before the processes fork from one that does nothing else: no thread runs and no group exists in it.
+IMPORTED_ONCE = ["torch", "wscl_fast", "wscl_fast.clustering", "wscl_fast.distributed"]
+
 
 def close(got: Tensor | None, want: Tensor | None, tolerance: float = 1e-6) -> None:
     """Relative to the largest entry: what a gradient's error is measured by."""
@@ -114,7 +117,10 @@ def _work(number: int, module: str, folder: str) -> None:
 
 def run(module: str, folder: Path) -> dict[str, str]:
     """The failures by ``case-size``, of all ranks."""
-    torch.multiprocessing.spawn(_work, (module, str(folder)), nprocs=max(SIZES))  # type: ignore[no-untyped-call]
+    torch.multiprocessing.set_forkserver_preload(IMPORTED_ONCE)
+    torch.multiprocessing.start_processes(  # type: ignore[no-untyped-call]
+        _work, (module, str(folder)), nprocs=max(SIZES), start_method="forkserver"
+    )
     failures: dict[str, str] = {}
     for number in range(max(SIZES)):
         for name, text in json.loads((folder / f"{number}.json").read_text()).items():
