@@ -14,6 +14,8 @@ VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 # pip's own chatter about indexes and versions is noise here
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# Most of ten thousand modules are never imported: those that are get compiled then.
+INSTALL = $(PIP) install --no-compile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train reproduce test lint bench sanitize simulate gpu cuda check-tools clean
@@ -42,20 +44,20 @@ $(VENV)/.created: | check-tools
 # What the build needs. torch comes first and alone, so that nothing can draw in another build of it.
 $(VENV)/.installed: $(VENV)/.created constraints.txt pyproject.toml
 	@echo "wscl_fast: installing PyTorch"
-	@$(PIP) install --constraint constraints.txt torch numpy
-	@$(PIP) install --constraint constraints.txt setuptools wheel pybind11 ninja
+	@$(INSTALL) --constraint constraints.txt torch numpy
+	@$(INSTALL) --constraint constraints.txt setuptools wheel pybind11 ninja
 	@touch $@
 
 # The trainer's extra as pyproject.toml names it.
 $(VENV)/.trainer: $(VENV)/.installed
 	@echo "wscl_fast: installing what the trainer needs"
-	@$(PIP) install --constraint constraints.txt $$($(BIN)/python tools/requirements.py train)
+	@$(INSTALL) --constraint constraints.txt $$($(BIN)/python tools/requirements.py train)
 	@touch $@
 
 # What whoever trains does not wait for.
 $(VENV)/.tools: $(VENV)/.trainer
 	@echo "wscl_fast: installing the tools"
-	@$(PIP) install --constraint constraints.txt $$($(BIN)/python tools/requirements.py test lint)
+	@$(INSTALL) --constraint constraints.txt $$($(BIN)/python tools/requirements.py test lint)
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.installed setup.py $(CORE_SOURCES)
