@@ -200,7 +200,7 @@ def raise_prices(
         for _, block in points.parts(width=2 * k):
             share = torch.log_softmax((prices - costs(points, block, centroids)) / epsilon, dim=1)
             mass = torch.logaddexp(mass, share.logsumexp(dim=0))
-        mass = points.ranks.gather(mass[None]).logsumexp(dim=0)
+        mass = points.ranks.of_all(mass).logsumexp(dim=0)
         # A cluster that nobody wants costs nothing; one that is wanted too much gives way in bounded steps.
         step = (mass - math.log(room)).clamp(min=-50, max=50)
         prices = (prices - epsilon * step).clamp(max=0)

@@ -90,7 +90,7 @@ def split_largest(points: Points, centroids: Tensor, assignment: Tensor, counts:
         own = square.where(assignment == donor, -1)
         far = own.argmax() if points.n else own.new_zeros((), dtype=torch.int64)
         best = own[far] if points.n else own.new_full((), -1)
-        offered = points.ranks.gather(torch.stack([best, (far + points.first_row).double()])[None])
+        offered = points.ranks.of_all(torch.stack([best, (far + points.first_row).double()]))
         number = offered[offered[:, 0].argmax(), 1].long()
         step = _STEP * (points.directions(points.rows_of_all(number[None]))[0] - centroids[donor])
         moved[target] = moved[donor] + step

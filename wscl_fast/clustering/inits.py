@@ -200,7 +200,7 @@ class _Field:
         """Numbers of `count` samples, each drawn with probability proportional to the potential."""
         cumulative = self.potential().cumsum(dim=0)
         own = cumulative[-1:] if self.points.n else cumulative.new_zeros(1)
-        totals = self.points.ranks.gather(own)
+        totals = self.points.ranks.of_all(own)[:, 0]
         edges = totals.cumsum(dim=0)
         if not float(edges[-1]) > 0:  # all samples are chosen ones: any will do
             return torch.randint(self.points.n_all, (count,), generator=generator).to(self.points.device)
@@ -209,7 +209,7 @@ class _Field:
         local = torch.searchsorted(cumulative, draws - before, right=True)
         mine = (draws >= before) & (local < self.points.n) & (draws < before + own)
         found = torch.where(mine, local + self.points.first_row, -1)
-        found = self.points.ranks.gather(found[None]).amax(dim=0)
+        found = self.points.ranks.of_all(found).amax(dim=0)
         return found.where(found >= 0, self.points.n_all - 1)  # a draw at the very end of all
 
     def draw_each(self, expected: float, generator: torch.Generator) -> Tensor:

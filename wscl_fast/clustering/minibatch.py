@@ -58,7 +58,7 @@ class RunningMeans:
 def batches(points: Points, size: int, generator: torch.Generator) -> Iterator[Points]:
     """All rows once, in batches of `size` over all ranks: shuffled, within blocks where they are in files."""
     share = max(1, size // points.ranks.size)
-    most = int(points.ranks.gather(torch.tensor([points.n], device=points.device)).max())
+    most = int(points.ranks.of_all(torch.tensor(points.n, device=points.device)).max())
     left = -(-most // share)  # every rank gives as many batches, the last ones perhaps empty
     held: list[tuple[Tensor, Tensor | None]] = []  # what makes no whole batch yet
     count = 0

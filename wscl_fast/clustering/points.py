@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 from wscl_fast import distributed
 from wscl_fast.clustering.arrays import FLOATS
 from wscl_fast.clustering.base import check_choice
-from wscl_fast.distributed.collectives import Group, alone, least_over_ranks
+from wscl_fast.distributed.collectives import Group, alone, least_over_ranks, of_all_ranks
 from wscl_fast.distributed.grouped import Grouped
 from wscl_fast.functional.kmeans import Metric, kmeans_update
 
@@ -65,6 +65,10 @@ class Ranks(Grouped):
     def gather(self, rows: Tensor) -> Tensor:
         """All ranks' rows, in rank order."""
         return distributed.gather(rows, self.group) if self.sharded else rows
+
+    def of_all(self, tensor: Tensor) -> Tensor:
+        """All ranks' tensors of one shape and dtype, stacked."""
+        return of_all_ranks(tensor, self.group) if self.sharded else tensor[None]
 
     def first(self, tensor: Tensor) -> Tensor:
         """Rank 0's tensor."""
@@ -237,7 +241,7 @@ class Points:
             largest = torch.maximum(largest, torch.maximum(-low, high).double())
         weighs = self.n > 0 if self.weights is None else (self.weights > 0).any()
         own = torch.stack([largest, torch.as_tensor(weighs, device=self.device).double()])
-        found, weight = self.ranks.gather(own[None]).amax(dim=0).tolist()
+        found, weight = self.ranks.of_all(own).amax(dim=0).tolist()
         if not math.isfinite(found):
             raise ValueError("X: expected finite numbers, got NaN or infinity")
         if not weight:

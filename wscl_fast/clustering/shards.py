@@ -136,7 +136,7 @@ def _shown(points: Points) -> Iterator[_Shown]:
     while True:
         rows, block = next(blocks, (slice(0), torch.empty(0, points.dim)))
         block = block.to(device, dtype).contiguous()
-        sizes = ranks.gather(torch.tensor([len(block)], device=device)).tolist()
+        sizes = ranks.of_all(torch.tensor(len(block), device=device)).tolist()
         if not any(sizes):
             return
         for owner, size in enumerate(sizes):

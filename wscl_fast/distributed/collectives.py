@@ -131,6 +131,14 @@ def least_over_ranks(tensor: Tensor, group: Group = None) -> Tensor:
     return _exchanged(tensor, group, lambda copy: dist.all_reduce(copy, dist.ReduceOp.MIN, group=group))
 
 
+def of_all_ranks(tensor: Tensor, group: Group = None) -> Tensor:
+    """All ranks' tensors along a new first dimension; of one shape and dtype. No gradient comes back.
+
+    Nothing is said about rows first, so this takes one message where ``gather`` takes two.
+    """
+    return tensor[None] if alone(group) else torch.stack(_equal(tensor.detach().contiguous(), group))
+
+
 def broadcast(tensor: Tensor, source: int = 0, group: Group = None) -> Tensor:
     """Rank ``source``'s tensor, in a new one on every rank. No gradient comes back.
 
