@@ -90,7 +90,6 @@ for library in ("torch_python", "c10_cuda"):
         extension.libraries.remove(library)
 
 
-
 class BuildExtension(cpp_extension.BuildExtension):
     """Keeps the objects of an extension that lies in the project's folder.
 
