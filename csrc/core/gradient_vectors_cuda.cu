@@ -23,7 +23,9 @@ __global__ void merge(Precision precision, int parts, GradientScalars* to) {
     to->boost = boost;
   }
   const bool one = x.low <= x.high && x.high - x.low <= kSafeRange;
-  to->one_shift[set] = one;
+  // What rows summed under their shift may lie above it: a log-sum-exp has to be nearer by far.
+  const bool far = fmaxf(fabsf(x.low), fabsf(x.high)) > kFarShift / 2;
+  to->shifts[set] = far ? Shifts::kFar : one ? Shifts::kOne : Shifts::kEach;
   to->shift[set] = one ? ceilf(x.high) : 0.f;
 }
 
@@ -54,7 +56,7 @@ struct QueryValues {
     // Where the queries are the keys, one without a positive still is the others' negative.
     x.valid = up.clusters.query_segment[i] >= 0 && (p.self || up.takes_part(i));
     const double sum = stats[p.n + i];
-    const bool one = p.self && up.scalars->one_shift[second];
+    const bool one = p.self && up.scalars->shifts[second] == Shifts::kOne;
     if (one) x.shift = up.scalars->shift[second];
     if (sum != 0) {
       if (!one) x.shift = static_cast<float>(stats[i]);

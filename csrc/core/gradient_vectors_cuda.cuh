@@ -35,9 +35,9 @@ struct Extremes {
 
 // Numbers that are found on the device and stay there.
 struct GradientScalars {
-  float boost;           // a power of two that keeps float16 weights in the normal range; 1 elsewhere
-  int32_t one_shift[2];  // for all pairs and for the positives: whether one shift serves all rows
-  float shift[2];        // and which
+  float boost;       // a power of two that keeps float16 weights in the normal range; 1 elsewhere
+  Shifts shifts[2];  // for all pairs and for the positives: what the rows' shifts are
+  float shift[2];    // kOne: which
   Extremes parts[2][kMostParts];
 };
 

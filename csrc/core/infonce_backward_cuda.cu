@@ -103,12 +103,14 @@ cudaError_t key_backward(const InfoNCEProblem& p, InfoNCEBackward& to, Pieces& p
   pass.x.count = chunk;
   pass.y = query_rows(p);
   pieces.vectors.set_columns(pass, has_excluded(p), !p.inner);
+  pass.shifts = &pieces.up.scalars->shifts[0];
   SoftmaxParts all = take_parts(pass, true, space), positives = {};
   if (p.inner) {
     inner_pass.x = pass.x;
     inner_pass.y = pass.y;
     inner_pass.y.index = p.query_order;
     pieces.positive_vectors.set_columns(inner_pass, has_excluded(p), false);
+    inner_pass.shifts = &pieces.up.scalars->shifts[1];
     positives = take_parts(inner_pass, true, space);
   }
   const SegmentSums pull(p.inner ? 0 : p.n, p.inner ? 0 : p.n, p.d, space);
@@ -157,7 +159,7 @@ cudaError_t self_backward(const InfoNCEProblem& p, InfoNCEBackward& to, Pieces& 
   pass.row_shift = pieces.vectors.shift;
   pass.row_weight = pieces.vectors.weight;
   pass.row_excluded = has_excluded(p) ? pieces.clusters.own : nullptr;
-  pass.one_shift = &pieces.up.scalars->one_shift[0];
+  pass.shifts = &pieces.up.scalars->shifts[0];
   const SoftmaxParts all = take_parts(pass, true, space);
   SoftmaxParts positives = {};
   if (p.inner) {
@@ -167,7 +169,7 @@ cudaError_t self_backward(const InfoNCEProblem& p, InfoNCEBackward& to, Pieces& 
     inner_pass.row_shift = pieces.positive_vectors.shift;
     inner_pass.row_weight = pieces.positive_vectors.weight;
     inner_pass.row_excluded = has_excluded(p) ? pieces.ranges.own : nullptr;
-    inner_pass.one_shift = &pieces.up.scalars->one_shift[1];
+    inner_pass.shifts = &pieces.up.scalars->shifts[1];
     inner_pass.begin = pieces.ranges.key_begin;
     inner_pass.end = pieces.ranges.key_end;
     positives = take_parts(inner_pass, true, space);

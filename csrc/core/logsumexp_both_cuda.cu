@@ -3,6 +3,7 @@
 namespace wscl::cuda {
 namespace {
 
+constexpr float kLeastSquare = 0x1p-100f;   // of a norm: squares below 2^-149 vanish, whatever their rows meet
 constexpr float kMostLogit = 90;            // base 2: a sum of 2^31 numbers of 2^90 is finite, 2^−90 is normal
 constexpr int64_t kNormRows = 64;           // rows of a CTA
 constexpr int64_t kColumnBytes = 64 << 20;  // of column sums at a time
@@ -45,8 +46,9 @@ __device__ float largest_of(const float* values, int64_t count) {
 
 __global__ void __launch_bounds__(kMerging) decide(const LogSumExpBoth both) {
   const SimilarityParams& p = both.pass;
-  const float x = largest_of(both.x_norms, blocks_for(p.x.count, kNormRows));
-  const float y = p.triangular ? x : largest_of(both.y_norms, blocks_for(p.y.count, kNormRows));
+  const float x = fmaxf(largest_of(both.x_norms, blocks_for(p.x.count, kNormRows)), kLeastSquare);
+  const float y =
+      p.triangular ? x : fmaxf(largest_of(both.y_norms, blocks_for(p.y.count, kNormRows)), kLeastSquare);
   // Rows of one range each would have to write column sums that they do not meet.
   const bool ranges = p.begin && !p.outside;
   if (threadIdx.x == 0) *both.small = !ranges && fabsf(*p.scale) * 1.4427f * sqrtf(x) * sqrtf(y) <= kMostLogit;

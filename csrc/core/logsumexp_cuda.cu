@@ -76,7 +76,9 @@ cudaError_t logsumexp_key_gradient(const PairsProblem& problem, LogSumExpKeyGrad
   given.grad_keys = to.grad_keys;
   const Upstream up = {p, given, meeting.clusters, meeting.ranges, space.take<GradientScalars>(1), nullptr};
   const GradientVectors vectors(p.n, space);
-  KeyPass keys(meeting.by_keys(Epilogue::kColumns, vectors), p, space);
+  SimilarityParams by_keys = meeting.by_keys(Epilogue::kColumns, vectors);
+  by_keys.shifts = &up.scalars->shifts[0];
+  const KeyPass keys(by_keys, p, space);
   to.workspace_bytes = space.bytes();
   if (!to.workspace || p.m == 0) return cudaSuccess;
   cudaError_t error = meeting.find(stream);

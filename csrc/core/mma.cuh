@@ -82,6 +82,14 @@ __device__ __forceinline__ float power_of_two(float n) {
   return n < -126.f ? 0.f : __int_as_float((static_cast<int>(n) + 127) << 23);
 }
 
+// Beyond ± this a float has no fraction. A shift's rounding, which a product in a multiply-add does not have,
+// and what the order of a sum does to a similarity are whole exponents there, and soon more than exponents
+// bear.
+constexpr float kFarShift = 8388608.f;  // 2^23
+__device__ __forceinline__ bool is_far(float shift) {
+  return fabsf(shift) > kFarShift;
+}
+
 // What a tensor core multiplies. kLimit: weights up to it can be packed, with room for a few more.
 // kSigmoidBoost: what numbers of [0, 1] are multiplied by, for the same.
 // kHeadroom: log2 of the weight that the largest logit gets, so that small ones stay in the normal range.

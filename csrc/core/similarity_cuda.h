@@ -47,6 +47,10 @@ enum class Epilogue : int { kSoftmax, kColumns, kSymmetric, kBoth, kSigmoid, kSi
 
 constexpr int kValidBits = 64;
 
+// What the shifts of a pass over given ones are: of rows and columns each its own; one number; or each its own,
+// and some of them far.
+enum class Shifts : int32_t { kEach, kOne, kFar };
+
 struct SimilarityParams {
   Precision precision = Precision::kFloat32;
   Epilogue epilogue = Epilogue::kSoftmax;
@@ -75,7 +79,7 @@ struct SimilarityParams {
   const float* row_weight = nullptr;     // [n]
   const float* column_shift = nullptr;   // [m]
   const float* column_weight = nullptr;  // [m]
-  const int32_t* one_shift = nullptr;    // kSymmetric: not 0 where all shifts are one number
+  const Shifts* shifts = nullptr;        // what they are; kOne: kSymmetric alone looks
 
   // kBoth. Logits have to be small enough for a sum of 2^logits; see logsumexp_both_cuda.cuh.
   const uint64_t* x_valid = nullptr;  // as y_valid, of rows; null: all take part

@@ -38,6 +38,12 @@ __device__ __forceinline__ void weigh_excluded(const SimilarityParams& p, const 
     }
 }
 
+__device__ __forceinline__ float load(uint32_t address) {
+  float number;
+  asm volatile("ld.shared.f32 %0, [%1];" : "=f"(number) : "r"(address) : "memory");
+  return number;
+}
+
 __device__ __forceinline__ float2 load_pair(uint32_t address) {
   float2 pair;
   asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(pair.x), "=f"(pair.y) : "r"(address) : "memory");
@@ -48,18 +54,27 @@ __device__ __forceinline__ void store_pair(uint32_t address, float x, float y) {
   asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(x), "f"(y) : "memory");
 }
 
+// What 2 is raised to for a weight, of a logit that was rounded as the shift was. What is as close to a far
+// shift as sums in another order are to each other weighs 1, so that a weight is 1 at the most in every pass.
+__device__ __forceinline__ float far_exponent(float logit, float shift) {
+  const bool far = is_far(shift);
+  const float exponent = logit - (far ? shift - fabsf(shift) * 0x1p-20f : shift);
+  return far && exponent > 0 ? 0.f : exponent;  // NaN stays
+}
+
 // Where two numbers of this lane's own wait that belong to its row `row` of 2 kRowTiles: registers are dear.
 template <class T>
 __device__ __forceinline__ uint32_t waiting_at(uint32_t row_vectors, int row) {
   return row_vectors + T::kRows * 8 + (row * T::kThreads + threadIdx.x) * 8;
 }
 
-// Online softmax with a lazy shift.
+// Online softmax with a lazy shift. A warp with a far shift never settles: what that takes is done where shifts
+// are raised, and costs the other rows nothing.
 template <class T>
 struct RowSoftmax {
   float shift[T::kRowTiles][2];
   float sum[T::kRowTiles][2];  // of this lane's columns
-  bool unsettled = true;       // a row has no shift yet, or its shift is too low; the same for all lanes
+  bool unsettled = true;       // a row has no shift yet, a far or a too low one; the same for all lanes
 
   __device__ __forceinline__ RowSoftmax() {
 #pragma unroll
@@ -85,9 +100,10 @@ struct RowSoftmax {
     }
   }
 
-  // Raises the shifts to what this tile's logits need.
+  // Raises the shifts to what this tile's logits need. Where a shift is far, exponents take the logits' place,
+  // over the scale, so that weigh() has nothing to subtract.
   template <bool kOutput>
-  __device__ __forceinline__ void settle(const Logits<T>& s, float scale, Output<T>& o) {
+  __device__ __forceinline__ void settle(Logits<T>& s, float scale, Output<T>& o) {
 #pragma unroll
     for (int rt = 0; rt < T::kRowTiles; ++rt)
 #pragma unroll
@@ -97,7 +113,8 @@ struct RowSoftmax {
         for (int n = 0; n < T::kColumns / 8; ++n) top = fmaxf(top, fmaxf(s[rt][n][2 * h], s[rt][n][2 * h + 1]));
         top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 1));
         top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 2));
-        const float raised = fmaxf(shift[rt][h], ceilf(top * scale) - T::Mma::kHeadroom);
+        const float bound = ceilf(top * scale);
+        const float raised = fmaxf(shift[rt][h], is_far(bound) ? bound : bound - T::Mma::kHeadroom);
         const float shrink = raised == shift[rt][h] ? 1.f : power_of_two(shift[rt][h] - raised);
         shift[rt][h] = raised;
         sum[rt][h] *= shrink;
@@ -107,6 +124,13 @@ struct RowSoftmax {
             o[rt][n][2 * h] *= shrink;
             o[rt][n][2 * h + 1] *= shrink;
           }
+        if (!is_far(raised) || raised == -INFINITY) continue;
+        const float inverse = 1 / scale;
+#pragma unroll
+        for (int n = 0; n < T::kColumns / 8; ++n)
+#pragma unroll
+          for (int e = 0; e < 2; ++e)
+            s[rt][n][2 * h + e] = far_exponent(__fmul_rn(s[rt][n][2 * h + e], scale), raised) * inverse;
       }
   }
 
@@ -118,7 +142,7 @@ struct RowSoftmax {
     for (int rt = 0; rt < T::kRowTiles; ++rt)
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        const float used = shift[rt][h] == -INFINITY ? 0.f : -shift[rt][h];
+        const float used = is_far(shift[rt][h]) ? 0.f : -shift[rt][h];  // −∞ too
         float even = 0, odd = 0;
 #pragma unroll
         for (int n = 0; n < T::kColumns / 8; ++n) {
@@ -140,7 +164,7 @@ struct RowSoftmax {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         sum[rt][h] += part[rt][h];
-        set = set && shift[rt][h] != -INFINITY;
+        set = set && !is_far(shift[rt][h]);
       }
     if (unsettled) unsettled = !__all_sync(kAllLanes, set);
     return true;
@@ -165,7 +189,7 @@ __device__ __forceinline__ uint32_t rows_vectors_at(uint32_t row_vectors) {
   return row_vectors + (threadIdx.x / 32 * T::kRowTiles * 16 + threadIdx.x % 32 / 4) * 8;
 }
 
-template <class T>
+template <class T, bool kFar>
 __device__ __forceinline__ void weigh_by_columns(Logits<T>& s, float scale, uint32_t vectors) {
   const uint32_t at = vectors + threadIdx.x % 4 * 8;
 #pragma unroll
@@ -176,7 +200,9 @@ __device__ __forceinline__ void weigh_by_columns(Logits<T>& s, float scale, uint
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         float& x = s[i / 2][n][i % 2 * 2 + e];
-        x = (e ? weights.y : weights.x) * exp2_approx(fmaf(x, scale, e ? -shifts.y : -shifts.x));
+        const float shift = e ? shifts.y : shifts.x;
+        const float exponent = kFar ? far_exponent(__fmul_rn(x, scale), shift) : fmaf(x, scale, -shift);
+        x = (e ? weights.y : weights.x) * exp2_approx(exponent);
       }
   }
 }
@@ -213,13 +239,37 @@ __device__ __forceinline__ void weigh_by_both(Logits<T>& s, float scale, uint32_
     }
   }
 }
+
+// Where some are far: seldom, so that registers count and nothing else. The scale is read again for their sake.
+template <class T>
+__device__ __forceinline__ void weigh_far_by_both(Logits<T>& s, float scale, uint32_t vectors,
+                                                  uint32_t row_vectors) {
+  const uint32_t at = vectors + threadIdx.x % 4 * 8, rows_at = rows_vectors_at<T>(row_vectors);
+#pragma unroll
+  for (int n = 0; n < T::kColumns / 8; ++n)
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      const float shift = load(at + n * 32 + e * 4), weight = load(at + T::kColumns * 4 + n * 32 + e * 4);
+#pragma unroll
+      for (int i = 0; i < 2 * T::kRowTiles; ++i) {
+        float& x = s[i / 2][n][i % 2 * 2 + e];
+        const float2 row = load_pair(rows_at + i * 64);
+        const float logit = __fmul_rn(x, scale);
+        x = row.y * exp2_approx(far_exponent(logit, row.x));
+        x = fmaf(weight, exp2_approx(far_exponent(logit, shift)), x);
+      }
+    }
+}
+
 template <class T>
 __device__ __forceinline__ void weigh_by_both(Logits<T>& s, float scale, uint32_t vectors, uint32_t row_vectors,
-                                              bool one_shift) {
+                                              const SimilarityParams& p, bool one_shift) {
   if (one_shift)
     weigh_by_both<T, true, T::kRowTiles == 2 ? T::kColumns / 8 : 2>(s, scale, vectors, row_vectors);
-  else
+  else if (*p.shifts != Shifts::kFar)
     weigh_by_both<T, false, 1>(s, scale, vectors, row_vectors);
+  else
+    weigh_far_by_both<T>(s, *p.scale * kLog2E, vectors, row_vectors);
 }
 
 // This part's results.

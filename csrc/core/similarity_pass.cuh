@@ -40,7 +40,8 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks) similarity_kernel(con
   constexpr bool kByColumns = !kSoftmax && !kBoth && !kSigmoid && !kTags;  // columns have vectors
   const float scale = scale_of<kEpilogue>(p);
   const bool x_chunks = in_chunks(p.x, sizeof(typename T::In));
-  const bool one_shift = kEpilogue == Epilogue::kSymmetric && *p.one_shift;
+  const bool one_shift = kEpilogue == Epilogue::kSymmetric && *p.shifts == Shifts::kOne;
+  const bool far = kEpilogue == Epilogue::kColumns && *p.shifts == Shifts::kFar;
   const int row0 = block_row<T>(p), split = blockIdx.y;
   if (split >= parts_of(p, row0)) return;
   const TileRange range = range_of<T, kBoth>(p, row0, split);
@@ -119,11 +120,12 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks) similarity_kernel(con
         softplus.weigh(s, scale);
       } else if constexpr (kEpilogue == Epilogue::kSymmetric) {
         weigh_by_both<T>(s, kScaleIsReadAgain ? scale_of<kEpilogue>(p) : scale,
-                         columns.vectors + buffer * T::kVectorBytes, x_tile + T::kRowVectors, one_shift);
+                         columns.vectors + buffer * T::kVectorBytes, x_tile + T::kRowVectors, p, one_shift);
       } else if constexpr (kEpilogue == Epilogue::kSigmoidColumns) {
         weigh_by_sigmoid<T>(s, scale, columns.vectors + buffer * T::kVectorBytes);
       } else {
-        weigh_by_columns<T>(s, scale, columns.vectors + buffer * T::kVectorBytes);
+        const uint32_t vectors = columns.vectors + buffer * T::kVectorBytes;
+        far ? weigh_by_columns<T, true>(s, scale, vectors) : weigh_by_columns<T, false>(s, scale, vectors);
         if (masked && p.excluded_weight) weigh_excluded<T>(p, rows, column0, columns.valid(tile), s);
       }
     } while (!done);

@@ -85,7 +85,8 @@ __global__ void __launch_bounds__(T::kThreads, 1) streamed_kernel(const Similari
   if (p.gate && *p.gate != p.gate_value) return;
   const uint32_t memory = shared_address(shared);
   const float scale = scale_of<kEpilogue>(p);
-  const bool one_shift = kEpilogue == Epilogue::kSymmetric && *p.one_shift;
+  const bool one_shift = kEpilogue == Epilogue::kSymmetric && *p.shifts == Shifts::kOne;
+  const bool far = kEpilogue == Epilogue::kColumns && *p.shifts == Shifts::kFar;
   const int row0 = block_row<T>(p), split = blockIdx.y, slice = blockIdx.z;
   if (split >= parts_of(p, row0)) return;
   const int pieces = (static_cast<int>(p.d) + T::kDim - 1) / T::kDim;
@@ -161,11 +162,12 @@ __global__ void __launch_bounds__(T::kThreads, 1) streamed_kernel(const Similari
     } else if constexpr (kSigmoid) {
       softplus.weigh(s, scale);
     } else if constexpr (kEpilogue == Epilogue::kSymmetric) {
-      weigh_by_both<T>(s, scale, memory + Layout::kVectors, memory + Layout::kRowVectors, one_shift);
+      weigh_by_both<T>(s, scale, memory + Layout::kVectors, memory + Layout::kRowVectors, p, one_shift);
     } else if constexpr (kEpilogue == Epilogue::kSigmoidColumns) {
       weigh_by_sigmoid<T>(s, scale, memory + Layout::kVectors);
     } else {
-      weigh_by_columns<T>(s, scale, memory + Layout::kVectors);
+      const uint32_t vectors = memory + Layout::kVectors;
+      far ? weigh_by_columns<T, true>(s, scale, vectors) : weigh_by_columns<T, false>(s, scale, vectors);
       if (masked && p.excluded_weight) weigh_excluded<T>(p, rows, column0, valid, s);
     }
     if constexpr (kOutput) mma.gather(s, pair + T::kRowBytes, o);

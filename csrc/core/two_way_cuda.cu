@@ -64,7 +64,7 @@ struct SideValues {
     ColumnValues x;
     if (!keys) x = QueryColumn{both.meeting}(i);
     const double sum = side.sum(i);
-    const bool one = both.scalars->one_shift[0];
+    const bool one = both.scalars->shifts[0] == Shifts::kOne;
     if (one) x.shift = both.scalars->shift[0];
     if (sum != 0) {
       if (!one) x.shift = static_cast<float>(side.stats[i]);
@@ -169,7 +169,7 @@ cudaError_t two_way_backward(const PairsProblem& problem, TwoWayBackward& to, cu
     pass.row_weight = rows.weight;
     pass.column_shift = columns.shift;
     pass.column_weight = columns.weight;
-    pass.one_shift = &both.scalars->one_shift[0];
+    pass.shifts = &both.scalars->shifts[0];
     return pass;
   };
   SimilarityParams by_queries = with_sides(meeting.by_queries(Epilogue::kSymmetric), queries, keys);

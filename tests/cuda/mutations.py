@@ -82,7 +82,7 @@ def run_pass(entry: Callable[..., int], precision: str) -> list[Tensor]:
             x = device.put(torch.randn(n, d).to(dtype), "x")
             y = x if epilogue == SYMMETRIC else device.put(torch.randn(m, d).to(dtype), "y")
             vectors = [device.put(torch.ones(384), "vectors") for _ in range(4)]
-            one_shift = device.put(torch.ones(1, dtype=torch.int32), "one shift")
+            shifts = device.put(torch.ones(1, dtype=torch.int32), "shifts")  # one
             scale, splits, stride = device.put(torch.tensor([0.1]), "scale"), 2, -(-d // 4) * 4
             outputs = [device.empty(splits, n, name="shift"), device.empty(splits, n, name="sum")]
             output = device.empty(splits, n, stride, name="output")
@@ -97,7 +97,7 @@ def run_pass(entry: Callable[..., int], precision: str) -> list[Tensor]:
                 row_weight=vectors[1].data_ptr(),
                 column_shift=vectors[2].data_ptr(),
                 column_weight=vectors[3].data_ptr(),
-                one_shift=one_shift.data_ptr(),
+                shifts=shifts.data_ptr(),
                 splits=splits,
                 shift=outputs[0].data_ptr(),
                 sum=outputs[1].data_ptr(),

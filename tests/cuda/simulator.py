@@ -164,7 +164,7 @@ class SimilarityParams(ctypes.Structure):
         ("row_weight", ctypes.c_void_p),
         ("column_shift", ctypes.c_void_p),
         ("column_weight", ctypes.c_void_p),
-        ("one_shift", ctypes.c_void_p),
+        ("shifts", ctypes.c_void_p),
         ("x_valid", ctypes.c_void_p),
         ("triangular", ctypes.c_bool),
         ("first_block", ctypes.c_int64),
