@@ -62,14 +62,18 @@ __device__ __forceinline__ float far_exponent(float logit, float shift) {
   return far && exponent > 0 ? 0.f : exponent;  // NaN stays
 }
 
+template <bool kFar>
+__device__ __forceinline__ float exponent_of(float similarity, float scale, float shift) {
+  return kFar ? far_exponent(__fmul_rn(similarity, scale), shift) : fmaf(similarity, scale, -shift);
+}
+
 // Where two numbers of this lane's own wait that belong to its row `row` of 2 kRowTiles: registers are dear.
 template <class T>
 __device__ __forceinline__ uint32_t waiting_at(uint32_t row_vectors, int row) {
   return row_vectors + T::kRows * 8 + (row * T::kThreads + threadIdx.x) * 8;
 }
 
-// Online softmax with a lazy shift. A warp with a far shift never settles: what that takes is done where shifts
-// are raised, and costs the other rows nothing.
+// Online softmax with a lazy shift. A warp with a far shift never settles, so that others need not know of any.
 template <class T>
 struct RowSoftmax {
   float shift[T::kRowTiles][2];
@@ -100,10 +104,10 @@ struct RowSoftmax {
     }
   }
 
-  // Raises the shifts to what this tile's logits need. Where a shift is far, exponents take the logits' place,
-  // over the scale, so that weigh() has nothing to subtract.
+  // Raises the shifts to what this tile's logits need, then logits to weights.
   template <bool kOutput>
   __device__ __forceinline__ void settle(Logits<T>& s, float scale, Output<T>& o) {
+    bool far = false, set = true;
 #pragma unroll
     for (int rt = 0; rt < T::kRowTiles; ++rt)
 #pragma unroll
@@ -124,14 +128,15 @@ struct RowSoftmax {
             o[rt][n][2 * h] *= shrink;
             o[rt][n][2 * h + 1] *= shrink;
           }
-        if (!is_far(raised) || raised == -INFINITY) continue;
-        const float inverse = 1 / scale;
-#pragma unroll
-        for (int n = 0; n < T::kColumns / 8; ++n)
-#pragma unroll
-          for (int e = 0; e < 2; ++e)
-            s[rt][n][2 * h + e] = far_exponent(__fmul_rn(s[rt][n][2 * h + e], scale), raised) * inverse;
+        far = far || (is_far(raised) && raised != -INFINITY);
+        set = set && raised != -INFINITY;
       }
+    far = __any_sync(kAllLanes, far);
+    unsettled = far || !__all_sync(kAllLanes, set);
+    if (far)
+      add<true>(s, scale);
+    else
+      add<false>(s, scale);
   }
 
   // Logits to weights. False: a weight is too large (or a NaN), do it again with the logits as they were.
@@ -142,32 +147,42 @@ struct RowSoftmax {
     for (int rt = 0; rt < T::kRowTiles; ++rt)
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        const float used = is_far(shift[rt][h]) ? 0.f : -shift[rt][h];  // −∞ too
-        float even = 0, odd = 0;
-#pragma unroll
-        for (int n = 0; n < T::kColumns / 8; ++n) {
-          s[rt][n][2 * h] = exp2_approx(fmaf(s[rt][n][2 * h], scale, used));
-          s[rt][n][2 * h + 1] = exp2_approx(fmaf(s[rt][n][2 * h + 1], scale, used));
-          even += s[rt][n][2 * h];
-          odd += s[rt][n][2 * h + 1];
-        }
-        part[rt][h] = even + odd;
+        part[rt][h] = weigh_row<false>(s, scale, rt, h, shift[rt][h]);
         fine = fine && part[rt][h] <= T::Mma::kLimit;
       }
-    if (!unsettled && !__all_sync(kAllLanes, fine)) {
+    if (!__all_sync(kAllLanes, fine)) {
       unsettled = true;
       return false;
     }
-    bool set = true;
 #pragma unroll
     for (int rt = 0; rt < T::kRowTiles; ++rt)
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        sum[rt][h] += part[rt][h];
-        set = set && !is_far(shift[rt][h]);
-      }
-    if (unsettled) unsettled = !__all_sync(kAllLanes, set);
+      for (int h = 0; h < 2; ++h) sum[rt][h] += part[rt][h];
     return true;
+  }
+
+ private:
+  template <bool kFar>
+  __device__ __forceinline__ void add(Logits<T>& s, float scale) {
+#pragma unroll
+    for (int rt = 0; rt < T::kRowTiles; ++rt)
+#pragma unroll
+      for (int h = 0; h < 2; ++h)
+        sum[rt][h] += weigh_row<kFar>(s, scale, rt, h, shift[rt][h] == -INFINITY ? 0.f : shift[rt][h]);
+  }
+
+  // The sum of this lane's weights.
+  template <bool kFar>
+  static __device__ __forceinline__ float weigh_row(Logits<T>& s, float scale, int rt, int h, float shift) {
+    float even = 0, odd = 0;
+#pragma unroll
+    for (int n = 0; n < T::kColumns / 8; ++n) {
+      s[rt][n][2 * h] = exp2_approx(exponent_of<kFar>(s[rt][n][2 * h], scale, shift));
+      s[rt][n][2 * h + 1] = exp2_approx(exponent_of<kFar>(s[rt][n][2 * h + 1], scale, shift));
+      even += s[rt][n][2 * h];
+      odd += s[rt][n][2 * h + 1];
+    }
+    return even + odd;
   }
 };
 
@@ -200,9 +215,7 @@ __device__ __forceinline__ void weigh_by_columns(Logits<T>& s, float scale, uint
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         float& x = s[i / 2][n][i % 2 * 2 + e];
-        const float shift = e ? shifts.y : shifts.x;
-        const float exponent = kFar ? far_exponent(__fmul_rn(x, scale), shift) : fmaf(x, scale, -shift);
-        x = (e ? weights.y : weights.x) * exp2_approx(exponent);
+        x = (e ? weights.y : weights.x) * exp2_approx(exponent_of<kFar>(x, scale, e ? shifts.y : shifts.x));
       }
   }
 }

@@ -103,8 +103,9 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks) similarity_kernel(con
     }
 
     Logits<T> s;
-    bool done = true;
+    bool done;
     do {
+      done = true;
       if constexpr (kTags) {
         tags.weigh(p, rows, column0, s);
         break;
@@ -112,8 +113,10 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks) similarity_kernel(con
       mma.template similarities<true>(x_tile, y_tile, s);
       if (masked) mask<T>(rows, column0, columns.bits_of(tile), s, masked_by<kEpilogue>(scale));
       if constexpr (kSoftmax) {
-        if (softmax.unsettled) softmax.template settle<kOutput>(s, scale, o);
-        done = softmax.weigh(s, scale);
+        if (softmax.unsettled)
+          softmax.template settle<kOutput>(s, scale, o);
+        else
+          done = softmax.weigh(s, scale);
       } else if constexpr (kBoth) {
         both.add(s, scale, tile, with_columns);
       } else if constexpr (kSigmoid) {

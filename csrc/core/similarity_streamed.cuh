@@ -153,9 +153,8 @@ __global__ void __launch_bounds__(T::kThreads, 1) streamed_kernel(const Similari
     if (masked) mask<T>(rows, column0, valid, s, masked_by<kEpilogue>(scale));
     if constexpr (kSoftmax) {
       softmax.take_up(memory + Layout::kRowVectors);
-      softmax.unsettled = true;  // to compute the similarities again would cost more than to look for a maximum
+      // To compute the similarities again would cost more than to look for a maximum.
       softmax.template settle<kOutput>(s, scale, o);
-      softmax.weigh(s, scale);
       softmax.put_away(memory + Layout::kRowVectors);
     } else if constexpr (kBoth) {
       both.add(s, scale, tile, with_columns);
