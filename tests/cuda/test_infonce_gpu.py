@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Iterator
 
 import pytest
 import torch
 from simulated_infonce import Results
+from test_far_simulated import Case as FarCase
+from test_far_simulated import cases as far_cases
+from test_far_simulated import check as check_finite
+from test_far_simulated import infonce as far_infonce
 from test_infonce_simulated import Case, arguments, deviations, every_case, special_cases
+from torch import Tensor
 
 from wscl_fast import _ops, functional
 
@@ -23,34 +29,50 @@ def _served() -> None:
         pytest.skip(f"no CUDA kernels: {_ops.load_error or 'the extension was built without CUDA'}")
 
 
-def through_operators(case: Case, device: torch.device) -> Results:
+def operate(
+    given: tuple[Tensor | None, ...],
+    upstream: Tensor,
+    device: torch.device,
+    *,
+    scale: float,
+    exclude_self: bool,
+    inner: bool,
+) -> Results:
     """Forward and backward by the operators, on a device; results on the CPU."""
-    queries, keys, zq, zk, own, upstream = arguments(case)
-    x = queries.to(device).requires_grad_()
-    y = None if keys is None else keys.to(device).requires_grad_()
-    scale = torch.tensor(float(case.scale), device=device, requires_grad=True)
+    queries, keys, zq, zk, own = (None if each is None else each.to(device) for each in given)
+    assert queries is not None
+    assert zq is not None
+    x = queries.requires_grad_()
+    y = None if keys is None else keys.requires_grad_()
+    factor = torch.tensor(float(scale), device=device, requires_grad=True)
     loss, count = _ops.clustered_infonce(
-        x,
-        y,
-        zq.to(device),
-        None if zk is None else zk.to(device),
-        None if own is None else own.to(device),
-        scale,
-        exclude_self=keys is None and case.exclude_self,
-        inner=case.inner,
-        ignore_index=-1,
+        x, y, zq, zk, own, factor, exclude_self=exclude_self, inner=inner, ignore_index=-1
     )
     loss.backward(upstream.to(device))
     assert x.grad is not None
-    assert scale.grad is not None
+    assert factor.grad is not None
     return Results(
         loss.detach().cpu(),
         count.cpu(),
         x.grad.cpu(),
         None if y is None or y.grad is None else y.grad.cpu(),
-        scale.grad[None].cpu(),
+        factor.grad[None].cpu(),
         [],
     )
+
+
+def through_operators(case: Case, device: torch.device) -> Results:
+    *given, upstream = arguments(case)
+    exclude_self = case.m is None and case.exclude_self
+    return operate(
+        tuple(given), upstream, device, scale=case.scale, exclude_self=exclude_self, inner=case.inner
+    )
+
+
+def check_far(case: FarCase, inner: bool, in_batch: bool, device: torch.device) -> None:
+    *given, upstream, wanted = far_infonce(case, inner, in_batch)
+    got = operate((*given, None), upstream, device, scale=case.scale, exclude_self=in_batch, inner=inner)
+    check_finite(vars(got), wanted)
 
 
 def check(case: Case, device: torch.device) -> None:
@@ -60,6 +82,16 @@ def check(case: Case, device: torch.device) -> None:
 
 CASES = [case for case in every_case() if case.arch == "90" and not case.fast]
 HARD = [case for case in special_cases() if not case.fast]
+FAR = pytest.mark.parametrize(
+    ("case", "inner", "in_batch"),
+    [
+        pytest.param(
+            case, inner, in_batch, id=f"{case}-{'in' if inner else 'out'}-{'batch' if in_batch else 'keys'}"
+        )
+        for case, inner, in_batch in itertools.product(far_cases(), (False, True), (False, True))
+        if not case.fast
+    ],
+)
 
 
 @pytest.mark.parametrize(
@@ -68,6 +100,11 @@ HARD = [case for case in special_cases() if not case.fast]
 def test_the_way_through_the_operators(case: Case, extension: object) -> None:
     """What the tests below do on a GPU, on the CPU: the code of the tests is right."""
     check(case, torch.device("cpu"))
+
+
+@FAR
+def test_far_logits_on_the_cpu(case: FarCase, inner: bool, in_batch: bool, extension: object) -> None:
+    check_far(case, inner, in_batch, torch.device("cpu"))
 
 
 @gpu
@@ -82,6 +119,13 @@ def test_matches_float64(case: Case) -> None:
 @pytest.mark.parametrize("case", HARD, ids=str)
 def test_hard_numbers(case: Case) -> None:
     check(case, GPU)
+
+
+@gpu
+@pytest.mark.usefixtures("_served")
+@FAR
+def test_far_logits(case: FarCase, inner: bool, in_batch: bool) -> None:
+    check_far(case, inner, in_batch, GPU)
 
 
 @gpu
