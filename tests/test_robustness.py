@@ -123,6 +123,25 @@ def test_logits_beyond_exponents_agree(name: str, dtype: torch.dtype) -> None:
             torch.testing.assert_close(value, right, rtol=0.02, atol=0.02 * right.detach().abs().max().item())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("name", LOSSES)
+def test_rows_whose_squares_vanish_have_logits(name: str, dtype: torch.dtype) -> None:
+    """A norm of 0 would bound by 0 what other rows and the temperature make hundreds of."""
+    tiny, large, sharp = (1e-165, 1e150, 1e-17) if dtype == torch.float64 else (1e-25, 1e15, 1e-12)
+    found = []
+    for impl in IMPLS:
+        torch.manual_seed(0)
+        q = (tiny * torch.randn(64, 32, dtype=torch.float64)).to(dtype).requires_grad_()
+        k = (large * torch.randn(64, 32, dtype=torch.float64)).to(dtype).requires_grad_()
+        ids = torch.arange(64) // 4
+        loss = LOSSES[name](q, k, ids, ids, temperature=sharp, impl=impl)
+        found.append((loss, *torch.autograd.grad(loss, [q, k])))
+    for got in found[:-1]:
+        for value, right in zip(got, found[-1], strict=True):
+            size = right.detach().abs().max().item()
+            torch.testing.assert_close(value / size, right / size, rtol=0, atol=0.02)
+
+
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("name", LOSSES)
 def test_autocast_does_not_touch_the_logits(name: str, impl: str) -> None:

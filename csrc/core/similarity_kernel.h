@@ -99,7 +99,7 @@ struct Pass : Epilogues<In, kEpilogue, kGather, kBoth> {
       for (int64_t i = 0; i < padded * d_padded; ++i) output[i] = 0;
     for (int64_t i = 0; i < padded; ++i) {
       const bool live = i < rows;
-      this->norms[i] = std::sqrt(this->norms[i]);
+      this->norms[i] = std::sqrt(this->norms[i] + vanished<T>(params.d));
       if (!(this->norms[i] <= this->row_norm)) this->row_norm = this->norms[i];
       sums[i] = 0;
       if (Base::kSoftplus) this->slopes[i] = 0;

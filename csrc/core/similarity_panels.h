@@ -110,6 +110,13 @@ void pack_panel(const Rows<In>& rows, int64_t first, int64_t count, int vectors,
   }
 }
 
+// What may be missing in a sum of d squares, since those below the normal range vanish, at the latest in a dot
+// instruction.
+template <class T>
+T vanished(int64_t d) {
+  return T(d) * T(sizeof(T) == sizeof(float) ? 0x1p-126 : 0x1p-1022);
+}
+
 // The largest norm of `count` rows of d, with what rounding adds to it; NaN or ∞ where a row has one. A few
 // rows at a time, which are in L1 when `then(first, last)` is called of them.
 template <class Math, class Then, class T = typename Math::T>
@@ -139,7 +146,7 @@ T largest_norm(const typename Math::Element* const* rows, int64_t count, int64_t
     spoilt += norm - norm;  // NaN from then on
     then(first, smaller(first + kWidth, count));
   }
-  return std::sqrt(horizontal_max<T>(largest)) + horizontal_sum<T>(spoilt);
+  return std::sqrt(horizontal_max<T>(largest) + vanished<T>(d)) + horizontal_sum<T>(spoilt);
 }
 
 }  // namespace WSCL_ISA
