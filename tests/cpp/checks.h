@@ -85,6 +85,18 @@ inline void say_where(size_t cases) {
     std::printf("%s: %zu cases\n", isa.c_str(), cases);
 }
 
+// `check(c, a number of the dtype)` of every case.
+template <class Case, class Check>
+void check_every_dtype(const std::vector<Case>& cases, Check check) {
+  for (const Case& c : cases) {
+    check(c, float());
+    check(c, double());
+    check(c, wscl::BFloat16());
+    check(c, wscl::Float16());
+  }
+  say_where(cases.size());
+}
+
 inline double largest(const std::vector<double>& values) {
   double top = 0;
   for (double v : values) top = std::max(top, std::abs(v));

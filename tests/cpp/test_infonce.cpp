@@ -303,13 +303,7 @@ int main() {
     cases.push_back({50, 400, 16, false, inner, false, 3, 0.01, 10});     // logits to 1e4
     cases.push_back({90, 90, 16, true, inner, false, 3, 0.01, 10});
   }
-  for (const Case& c : cases) {
-    check<float>(c);
-    check<double>(c);
-    check<wscl::BFloat16>(c);
-    check<wscl::Float16>(c);
-  }
-  say_where(cases.size());
+  check_every_dtype(cases, [](const Case& c, auto number) { check<decltype(number)>(c); });
   CHECK(!wscl::use_instruction_set("abacus"), "an unknown instruction set was accepted");
   // No keys at all, which is not the same as queries that are the keys.
   const float query[4] = {1, 2, 3, 4}, no_keys[1] = {0};

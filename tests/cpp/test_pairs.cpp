@@ -192,12 +192,6 @@ int main() {
     cases.push_back({200, 300, 16, meets, true, 10, 2});
   }
   cases.push_back({100, 101, 2800, wscl::Meets::kAll, false, 5, 1});  // several chunks of rows
-  for (const Case& c : cases) {
-    check<float>(c);
-    check<double>(c);
-    check<wscl::BFloat16>(c);
-    check<wscl::Float16>(c);
-  }
-  say_where(cases.size());
+  check_every_dtype(cases, [](const Case& c, auto number) { check<decltype(number)>(c); });
   return report();
 }
