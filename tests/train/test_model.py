@@ -8,9 +8,10 @@ import types
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from wscl_fast.train.config import ModelConfig
-from wscl_fast.train.model import BasicBlock, Bottleneck, make_encoder, make_head, make_model
+from wscl_fast.train.model import BasicBlock, Bottleneck, Conv2d, make_encoder, make_head, make_model
 
 
 @pytest.mark.parametrize(
@@ -31,6 +32,37 @@ def test_the_standard_depths_have_the_known_sizes(name: str, features: int, mill
 def test_the_stem_follows_the_image_size(image_size: int, stem: str, positions: int) -> None:
     encoder, _ = make_encoder(ModelConfig(encoder="resnet18", widths=(4, 4, 4, 4), stem=stem), image_size)  # type: ignore[arg-type]
     assert encoder.stem(torch.zeros(1, 3, image_size, image_size)).shape[-1] == positions  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("size", [1, 3, 5])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 2), (3, 3), (1, 7), (5, 2), (4, 4), (6, 5)])
+def test_a_convolution_of_few_positions_is_a_convolution(
+    height: int, width: int, size: int, stride: int
+) -> None:
+    conv = Conv2d(3, 5, size, stride).double().to(memory_format=torch.channels_last)
+    x = torch.randn(4, 3, height, width, dtype=torch.float64, requires_grad=True)
+    expected = F.conv2d(x, conv.weight, None, stride, size // 2)
+    slope = torch.randn_like(expected)
+    grads = torch.autograd.grad(expected, (x, conv.weight), slope)
+
+    actual = conv(x)
+    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(torch.autograd.grad(actual, (x, conv.weight), slope), grads)
+
+
+def test_few_positions_go_through_one_matrix_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    def convolve(*args: object) -> None:
+        raise AssertionError("convolved")
+
+    monkeypatch.setattr(nn.Conv2d, "forward", convolve)
+    conv = Conv2d(4, 6, 3).to(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = conv(torch.randn(8, 4, 3, 3))
+    assert y.dtype == torch.bfloat16
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    with pytest.raises(AssertionError, match="convolved"):
+        conv(torch.randn(8, 4, 3, 4))
 
 
 @pytest.mark.parametrize(

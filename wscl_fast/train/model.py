@@ -19,8 +19,52 @@ from torch.nn import functional as F
 from wscl_fast.train.config import ModelConfig
 
 
-def _conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=False)
+class Conv2d(nn.Conv2d):
+    """A square convolution without bias, padded to keep the resolution; of few positions one matrix product.
+
+    Where no more positions come in than the kernel has taps, a matrix from all positions to all positions
+    takes no more multiplications than the convolution, and on a CPU a third to a fifth of its time: the
+    convolution's loops run over positions.
+
+    Args:
+        inputs: channels that come in.
+        outputs: channels that go out.
+        size: positions a side of the kernel, odd.
+        stride: from one position that goes out to the next.
+    """
+
+    def __init__(self, inputs: int, outputs: int, size: int, stride: int = 1) -> None:
+        super().__init__(inputs, outputs, size, stride, padding=size // 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        size, stride = self.kernel_size[0], self.stride[0]
+        if x.device.type != "cpu" or not 0 < x.shape[-2] * x.shape[-1] <= size**2:
+            return super().forward(x)
+        height, width, taps = _taps(x.shape[-2], x.shape[-1], size, stride)
+        weight = self.weight.permute(2, 3, 1, 0).flatten(0, 1)  # [taps, inputs, outputs]
+        weight = F.pad(weight, (0, 0, 0, 0, 0, 1))  # and one of zeros
+        matrix = weight[taps].permute(1, 2, 0, 3).reshape(-1, height * width * self.out_channels)
+        y = x.permute(0, 2, 3, 1).reshape(len(x), -1) @ matrix
+        return y.view(len(x), height, width, -1).permute(0, 3, 1, 2)
+
+
+def _taps(height: int, width: int, size: int, stride: int) -> tuple[int, int, Tensor]:
+    """What a padded kernel makes of height × width positions.
+
+    Returns:
+        the height and the width of what comes out, and int64 [positions out, positions in]: the tap through
+        which the one sees the other, size² where it does not.
+    """
+    down, right = _reach(height, size, stride), _reach(width, size, stride)
+    seen = (down >= 0)[:, None, :, None] & (right >= 0)[None, :, None, :]
+    taps = torch.where(seen, down[:, None, :, None] * size + right[None, :, None, :], size**2)
+    return len(down), len(right), taps.flatten(2).flatten(0, 1)
+
+
+def _reach(length: int, size: int, stride: int) -> Tensor:
+    """[positions out, positions in] along one side: the kernel's place there, −1 where it does not reach."""
+    places = torch.arange(length) - torch.arange(0, length, stride)[:, None] + size // 2
+    return torch.where((places >= 0) & (places < size), places, -1)
 
 
 class BasicBlock(nn.Module):
@@ -30,9 +74,9 @@ class BasicBlock(nn.Module):
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = _conv(inputs, width, 3, stride)
+        self.conv1 = Conv2d(inputs, width, 3, stride)
         self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = _conv(width, width, 3)
+        self.conv2 = Conv2d(width, width, 3)
         self.bn2 = nn.BatchNorm2d(width)
         nn.init.zeros_(self.bn2.weight)
         self.shortcut = _shortcut(inputs, width, stride)
@@ -51,11 +95,11 @@ class Bottleneck(nn.Module):
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()
         outputs = width * self.expansion
-        self.conv1 = _conv(inputs, width, 1)
+        self.conv1 = Conv2d(inputs, width, 1)
         self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = _conv(width, width, 3, stride)
+        self.conv2 = Conv2d(width, width, 3, stride)
         self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = _conv(width, outputs, 1)
+        self.conv3 = Conv2d(width, outputs, 1)
         self.bn3 = nn.BatchNorm2d(outputs)
         nn.init.zeros_(self.bn3.weight)
         self.shortcut = _shortcut(inputs, outputs, stride)
@@ -70,12 +114,12 @@ class Bottleneck(nn.Module):
 def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
     if inputs == outputs and stride == 1:
         return nn.Identity()
-    return nn.Sequential(_conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
+    return nn.Sequential(Conv2d(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
 
 
 def _stem(kind: str, width: int) -> nn.Sequential:
     def layer(inputs: int, outputs: int, size: int, stride: int) -> list[nn.Module]:
-        return [_conv(inputs, outputs, size, stride), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+        return [Conv2d(inputs, outputs, size, stride), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
 
     if kind == "7x7/4":
         return nn.Sequential(*layer(3, width, 7, 2), nn.MaxPool2d(3, 2, padding=1))
@@ -121,7 +165,10 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
-        return F.adaptive_avg_pool2d(self.stages(self.stem(images)), self.pool).flatten(1)
+        maps: Tensor = self.stages(self.stem(images))
+        if maps.shape[-2:] != (self.pool, self.pool):  # else each part is one position
+            maps = F.adaptive_avg_pool2d(maps, self.pool)
+        return maps.flatten(1)
 
 
 @dataclass(frozen=True)
