@@ -140,39 +140,44 @@ sanitize: build/sanitize/.built
 	@build/sanitize/test_pairs
 	@build/sanitize/test_tags
 
-# The CUDA kernels for one architecture where nvcc is: they compile, and ptxas's log says what each needs
-# (tests/cuda/resources.py). Built as a whole, so that the log has every kernel.
+# The CUDA kernels for one architecture where nvcc is, once: as the simulator runs them where it is, else alone. They
+# compile, and ptxas's log says what each needs (tests/cuda/resources.py). Built as a whole, so that the log has
+# every kernel.
 CUDA_ARCH ?= 80
-# The kernels as the simulator runs them, where it is.
-SIMULATOR := $(if $(wildcard $(or $(PTXSIM_PATH),../shared)/ptxsim/__init__.py),build/simulator/.built)
+SIMULATED := $(wildcard $(or $(PTXSIM_PATH),../shared)/ptxsim/__init__.py)
 
 cuda: check-tools
-	@if command -v nvcc >/dev/null; then $(MAKE) --no-print-directory build/cuda/.built $(SIMULATOR); \
+	@if command -v nvcc >/dev/null; then $(MAKE) --no-print-directory build/$(if $(SIMULATED),simulator,cuda)/.built; \
 	  else echo "wscl_fast: CUDA kernels are neither compiled nor simulated: nvcc is not on PATH"; fi
 
 CUDA_INPUTS := $(wildcard csrc/core/*.cu csrc/core/*.cuh csrc/core/*_cuda.h)
-# $(1): the build's folder in build/; $(2): the architecture
+# $(1): the build's folder in build/; $(2): the preset and its settings; $(3): the target
 compile_cuda = rm -rf build/$(1); mkdir -p build/$(1); cmake=$(CMAKE); export PATH="$(BIN):$$PATH"; \
   log=build/$(1)/ptxas.log; \
-  { $$cmake --preset cuda -B build/$(1) -DWSCL_CUDA_ARCHITECTURES="$(2)" && \
-    $$cmake --build build/$(1) --target wscl_core_cuda; } >$$log 2>&1 || { cat $$log; exit 1; }
+  { $$cmake -B build/$(1) --preset $(2) && $$cmake --build build/$(1) --target $(3); } >$$log 2>&1 || \
+    { cat $$log; exit 1; }
+
+build/simulator/.built: $(VENV)/.installed CMakeLists.txt CMakePresets.json $(CUDA_INPUTS) $(wildcard tests/cuda/*.cu)
+	@echo "wscl_fast: compiling the CUDA kernels (sm_90) and linking them with the simulator"
+	@$(call compile_cuda,simulator,simulator,wscl_simulated)
+	@touch $@
 
 build/cuda/.built: $(VENV)/.installed CMakeLists.txt CMakePresets.json $(CUDA_INPUTS)
 	@echo "wscl_fast: compiling the CUDA kernels (sm_$(CUDA_ARCH))"
-	@$(call compile_cuda,cuda,$(CUDA_ARCH)-real)
+	@$(call compile_cuda,cuda,cuda -DWSCL_CUDA_ARCHITECTURES=$(CUDA_ARCH)-real,wscl_core_cuda)
 	@touch $@
 
 # For every architecture that the extension is built for, one after the other: minutes each. Cut it off and go on
 # as you like.
 .PHONY: cuda-all
-cuda-all: cuda $(patsubst %,build/cuda-all/%/.built,$(filter-out $(CUDA_ARCH),80 86 89 90 100 120))
+cuda-all: build/cuda/.built $(patsubst %,build/cuda-all/%/.built,$(filter-out $(CUDA_ARCH),80 86 89 90 100 120))
 build/cuda-all/%/.built: $(VENV)/.installed CMakeLists.txt CMakePresets.json $(CUDA_INPUTS)
 	@echo "wscl_fast: compiling the CUDA kernels (sm_$*)"
-	@$(call compile_cuda,cuda-all/$*,$*-real)
+	@$(call compile_cuda,cuda-all/$*,cuda -DWSCL_CUDA_ARCHITECTURES=$*-real,wscl_core_cuda)
 	@touch $@
 
 # What was simulated already is not simulated again: cut it off and go on as you like.
-simulate: setup cuda
+simulate: setup cuda build/cuda/.built
 	@$(BIN)/python tests/cuda/matrix.py
 	@WSCL_SIMULATE=all $(BIN)/python -m pytest tests/cuda -m simulated
 	@$(BIN)/python tests/cuda/tables.py

@@ -1,4 +1,4 @@
-"""What ptxas gave each kernel, from the logs of ``make cuda`` and ``make cuda-all``."""
+"""What ptxas gave each kernel, from the logs of ``make cuda`` and its like."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from pathlib import Path
 
 from simulator import ROOT, with_headers
 
-LOG = ROOT / "build" / "cuda" / "ptxas.log"  # of make cuda
+LOG = ROOT / "build" / "cuda" / "ptxas.log"  # make build/cuda/.built, or cuda where no simulator is
+SIMULATOR_LOG = ROOT / "build" / "simulator" / "ptxas.log"  # make cuda
 
 
 def logs() -> list[Path]:
     """Those that there are, of one architecture each, of the sources as they are."""
     sources = with_headers((ROOT / "csrc" / "core").glob("*.cu"))
     newest = max(path.stat().st_mtime for path in sources)
-    found = [LOG, *sorted((ROOT / "build" / "cuda-all").glob("*/ptxas.log"))]
+    found = [SIMULATOR_LOG, LOG, *sorted((ROOT / "build" / "cuda-all").glob("*/ptxas.log"))]
     return [log for log in found if log.exists() and log.stat().st_mtime >= newest]
 
 

@@ -1,6 +1,6 @@
 """The schedule that ptxas chose for the loop over tiles, for ``docs/kernels.md``: static, nothing runs.
 
-Usage: python tests/cuda/schedule.py [CUXRAY]      (after make cuda)
+Usage: python tests/cuda/schedule.py [CUXRAY]      (after make build/cuda/.built)
 
 CUXRAY is the program of the PyPI package cuxray, which needs those of nvidia-cuda-nvdisasm and
 nvidia-cuda-cuobjdump on PATH. Cycles are those of one warp alone: of each instruction of the loop once, its

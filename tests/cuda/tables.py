@@ -1,6 +1,6 @@
 """The tables of ``docs/kernels.md`` that the simulator's counts and ptxas's log give.
 
-Usage: python tests/cuda/tables.py      (make simulate; needs build/cuda/ptxas.log of make cuda)
+Usage: python tests/cuda/tables.py      (make simulate; needs build/cuda/ptxas.log)
 """
 
 from __future__ import annotations
