@@ -18,7 +18,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 INSTALL = $(PIP) install --no-compile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train reproduce test lint bench sanitize simulate gpu cuda check-tools clean
+.PHONY: help setup train reproduce test cpp-tests lint style bench sanitize simulate gpu cuda check-tools clean
 
 help:
 	@sed -n '1,10s/^# \{0,1\}//p' Makefile
@@ -94,14 +94,21 @@ reproduce:
 	@$(TOGETHER) $(VENV)/.built $(VENV)/.trainer
 	@$(BIN)/python -m benchmarks.folds reproduce --recipe reproduce
 
-# Files of tests run side by side; threads that wait leave the cores to the others.
-test: lint build/linked/.built cuda
+# What needs one core at a time goes beside what the compiler leaves idle. Files of tests run side by side; threads
+# that wait leave the cores to the others.
+test: setup
+	@$(TOGETHER) style cpp-tests cuda
+	@OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+cpp-tests: build/linked/.built
 	@build/linked/test_infonce
 	@build/linked/test_pairs
 	@build/linked/test_tags
-	@OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: setup
+	@$(MAKE) --no-print-directory style
+
+style:
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy

@@ -22,8 +22,31 @@ if os.environ.get("CI"):
 TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 
 
+# Files that take half a minute and more come first, the longest ahead: where files are run side by side, none
+# is left for the end alone.
+LONG = (
+    "test_kmeans_ranks",
+    "test_distributed",
+    "test_robustness",
+    "test_detectors_simulated",
+    "test_infonce_simulated",
+    "test_ops",
+    "test_gpu_report",
+    "test_soft",
+    "test_kmeans_simulated",
+    "test_compare",
+    "test_kmeans_bounds",
+    "test_counters_simulated",
+    "test_cli",
+    "test_denominators",
+    "test_resume",
+    "test_kmeans_detectors_simulated",
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What this machine or this PyTorch cannot run is skipped, with the reason."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
