@@ -41,10 +41,10 @@ class Conv2d(nn.Conv2d):
         if x.device.type != "cpu" or not 0 < x.shape[-2] * x.shape[-1] <= size**2:
             return super().forward(x)
         height, width, taps = _taps(x.shape[-2], x.shape[-1], size, stride)
-        weight = self.weight.permute(2, 3, 1, 0).flatten(0, 1)  # [taps, inputs, outputs]
+        weight = self.weight.permute(2, 3, 0, 1).flatten(0, 1)  # [taps, outputs, inputs]
         weight = F.pad(weight, (0, 0, 0, 0, 0, 1))  # and one of zeros
-        matrix = weight[taps].permute(1, 2, 0, 3).reshape(-1, height * width * self.out_channels)
-        y = x.permute(0, 2, 3, 1).reshape(len(x), -1) @ matrix
+        matrix = weight[taps].transpose(1, 2).reshape(height * width * self.out_channels, -1)
+        y = F.linear(x.permute(0, 2, 3, 1).reshape(len(x), -1), matrix)
         return y.view(len(x), height, width, -1).permute(0, 3, 1, 2)
 
 
