@@ -13,7 +13,7 @@ import torch
 from torch.utils import cpp_extension
 
 import wscl_fast
-from wscl_fast._ops.extension import obstacle, require, runs_on, serves
+from wscl_fast._ops.extension import _allows_tf32, obstacle, require, runs_on, serves
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -30,6 +30,18 @@ sys.meta_path.insert(0, Hide())
 
 def run(script: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+
+
+def test_importing_does_not_import_what_compiles() -> None:
+    """Dynamo takes as long as torch itself."""
+    done = run("import sys, wscl_fast; print('torch._dynamo' in sys.modules)")
+    assert done.stdout == "False\n", done.stdout + done.stderr
+
+
+def test_what_is_constant_to_a_trace_is_marked_as_torch_marks_it() -> None:
+    marked = torch.compiler.assume_constant_result(lambda: None)
+    assert vars(marked)
+    assert vars(_allows_tf32) == vars(marked)
 
 
 def test_build_info_of_a_built_package(extension) -> None:  # type: ignore[no-untyped-def]

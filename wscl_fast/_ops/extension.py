@@ -81,10 +81,13 @@ def require(
         raise RuntimeError(f"impl='fused' is not available: {reason}; impl='chunked' works everywhere")
 
 
-# What holds when torch.compile traces; there is no guard on it.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _allows_tf32() -> bool:
     return bool(torch.backends.cuda.matmul.allow_tf32)
+
+
+# What holds when torch.compile traces; there is no guard on it. torch.compiler.assume_constant_result does no
+# more, and imports Dynamo, which takes as long as importing torch.
+_allows_tf32._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def allow_tf32(rows: torch.Tensor) -> bool:
