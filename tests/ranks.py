@@ -91,13 +91,18 @@ def _as_nccl_has_it(call: Callable[..., Any]) -> Callable[..., Any]:
     return checked
 
 
-def _work(number: int, module: str, folder: str) -> None:
+def join(number: int, size: int, store: Path) -> None:
+    """Make this process, of one thread, one of a group that meets at a file."""
     torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=number, world_size=max(SIZES), timeout=TIMEOUT
+        "gloo", init_method=f"file://{store}", rank=number, world_size=size, timeout=TIMEOUT
     )
+
+
+def _work(number: int, module: str, folder: str) -> None:
+    warnings.simplefilter("ignore")
+    join(number, max(SIZES), Path(folder, "store"))
     for name in SPOKEN:
         setattr(dist, name, _as_nccl_has_it(getattr(dist, name)))
     cases: dict[str, Case] = importlib.import_module(module).CASES
@@ -113,6 +118,22 @@ def _work(number: int, module: str, folder: str) -> None:
     Path(folder, f"{number}.json").write_text(json.dumps(failures))
     dist.barrier()
     dist.destroy_process_group()
+
+
+def end_codes(function: Callable[..., None], size: int, *arguments: Any, timeout: float = 120) -> list[Any]:
+    """How the processes of ``function(rank, *arguments)`` ended; None: it had to be killed."""
+    torch.multiprocessing.set_forkserver_preload(IMPORTED_ONCE)
+    context = torch.multiprocessing.get_context("forkserver")
+    children = [context.Process(target=function, args=(number, *arguments)) for number in range(size)]
+    try:
+        for child in children:
+            child.start()
+        for child in children:
+            child.join(timeout)
+        return [child.exitcode for child in children]
+    finally:
+        for child in children:
+            child.kill()
 
 
 def run(module: str, folder: Path) -> dict[str, str]:
