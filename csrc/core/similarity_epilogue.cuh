@@ -220,6 +220,14 @@ __device__ __forceinline__ void weigh_by_columns(Logits<T>& s, float scale, uint
   }
 }
 
+template <class T>
+__device__ __forceinline__ void weigh_by_columns(Logits<T>& s, float scale, uint32_t vectors, bool far) {
+  if (far)
+    weigh_by_columns<T, true>(s, scale, vectors);
+  else
+    weigh_by_columns<T, false>(s, scale, vectors);
+}
+
 // kTogether groups of eight columns at a time: their vectors stay in registers while the rows' go by.
 // kOneShift: every row's and column's shift is the same.
 template <class T, bool kOneShift, int kTogether>

@@ -127,8 +127,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks) similarity_kernel(con
       } else if constexpr (kEpilogue == Epilogue::kSigmoidColumns) {
         weigh_by_sigmoid<T>(s, scale, columns.vectors + buffer * T::kVectorBytes);
       } else {
-        const uint32_t vectors = columns.vectors + buffer * T::kVectorBytes;
-        far ? weigh_by_columns<T, true>(s, scale, vectors) : weigh_by_columns<T, false>(s, scale, vectors);
+        weigh_by_columns<T>(s, scale, columns.vectors + buffer * T::kVectorBytes, far);
         if (masked && p.excluded_weight) weigh_excluded<T>(p, rows, column0, columns.valid(tile), s);
       }
     } while (!done);

@@ -4,13 +4,15 @@
 // CTA gathers one such piece ("slice") of the output; grid.z is the slice:
 //
 //   for each tile of kColumns columns:
-//     for each piece of d, the CTA's own slice last:
+//     for each piece of d:
 //       S += X piece · Y pieceᵀ
 //     W = epilogue(S)
-//     O[slice] += W · Y piece                 the piece that lies there already
+//     O[slice] += W · Y piece                 the slice's: the last one lies there still, others come again
 //
 // So every slice computes S anew: ⌈d / kDim⌉ + 1 products where 2 would do. Without an output there is one
-// slice, and nothing is done twice.
+// slice, and nothing is done twice. All add pieces up in one order, that of a row that fits: slices agree on S,
+// so on shifts and sums, to the last bit, and the weights of a gradient are made of the S that its statistics
+// were. Large logits need that: S off by a rounding is a weight off by a power of two.
 #pragma once
 
 #include "similarity_pass.cuh"
@@ -36,10 +38,10 @@ __device__ __forceinline__ Rows from_piece(Rows rows, int piece) {
   return rows;
 }
 
-// A pair of pieces on its way to shared memory.
+// A pair of pieces on its way to shared memory, or the columns' alone.
 template <class T, bool kRowsTakePart>
 __device__ __forceinline__ void ask_pair(const SimilarityParams& p, uint32_t memory, int buffer, int row0,
-                                         int column0, int piece, uint64_t valid) {
+                                         int column0, int piece, bool with_rows, uint64_t valid) {
   using Layout = Streamed<T>;
   const int d = static_cast<int>(p.d) - piece * T::kDim;
   const Rows x = from_piece<T>(p.x, piece), y = from_piece<T>(p.y, piece);
@@ -51,25 +53,25 @@ __device__ __forceinline__ void ask_pair(const SimilarityParams& p, uint32_t mem
   const bool whole = (valid | ~kTileBits<T>) == ~uint64_t(0);
   if constexpr (T::kSplit) {
     const uint32_t staging = memory + Layout::kStaging;
-    Staging<T, T::kRows>::fill(staging, x, row0, d, x_chunks, false, x_live);
+    if (with_rows) Staging<T, T::kRows>::fill(staging, x, row0, d, x_chunks, false, x_live);
     Staging<T, T::kColumns>::fill(staging + Layout::kRowStagingBytes, y, column0, d, y_chunks, whole, y_live);
   } else {
     const uint32_t pair = memory + buffer * Layout::kPair;
-    load_tile<T, T::kRows>(pair, x, row0, d, x_chunks, false, x_live);
+    if (with_rows) load_tile<T, T::kRows>(pair, x, row0, d, x_chunks, false, x_live);
     load_tile<T, T::kColumns>(pair + T::kRowBytes, y, column0, d, y_chunks, whole, y_live);
   }
   copy_commit();
 }
 
-// Makes the pair that was asked for last readable by every warp.
+// Makes what was asked for last readable by every warp.
 template <class T>
-__device__ __forceinline__ void take_pair(uint32_t memory) {
+__device__ __forceinline__ void take_pair(uint32_t memory, bool with_rows) {
   using Layout = Streamed<T>;
   copy_wait<0>();
   __syncthreads();  // 2-byte numbers: the pair is here; float32: every warp is done with the planes before
   if constexpr (T::kSplit) {
     const uint32_t staging = memory + Layout::kStaging;
-    Staging<T, T::kRows>::template split<T::kRowPlane>(staging, memory);
+    if (with_rows) Staging<T, T::kRows>::template split<T::kRowPlane>(staging, memory);
     Staging<T, T::kColumns>::template split<T::kColumnPlane>(staging + Layout::kRowStagingBytes,
                                                              memory + T::kRowBytes);
     __syncthreads();  // the planes are whole
@@ -106,16 +108,16 @@ __global__ void __launch_bounds__(T::kThreads, 1) streamed_kernel(const Similari
 #pragma unroll
     for (int i = 0; i < T::kRowTiles * T::kDim / 2; ++i) (&o[0][0][0])[i] = 0;
 
-  // The piece at step `step` of a tile: the slice comes last.
-  const auto piece_at = [&](int step) { return (slice + 1 + step) % pieces; };
+  // Of a tile: its pieces, then the slice's columns.
+  const int steps = pieces + (kOutput && slice != pieces - 1);
   const auto ask = [&](int tile, int step, int buffer) {
-    if (step == pieces) {
+    if (step == steps) {
       step = 0;
       ++tile;
     }
     if (tile < range.last)
-      ask_pair<T, kBoth>(p, memory, buffer, row0, range.place(tile) * T::kColumns, piece_at(step),
-                         valid_columns<T>(p, range.place(tile)));
+      ask_pair<T, kBoth>(p, memory, buffer, row0, range.place(tile) * T::kColumns, step < pieces ? step : slice,
+                         step < pieces, valid_columns<T>(p, range.place(tile)));
   };
   int buffer = 0;
   ask(range.first, 0, buffer);
@@ -126,12 +128,12 @@ __global__ void __launch_bounds__(T::kThreads, 1) streamed_kernel(const Similari
     clear<T>(s);
     const MmaSync<T> mma{};
     uint32_t pair = memory;
-    for (int step = 0; step < pieces; ++step) {
-      take_pair<T>(memory);
+    for (int step = 0; step < steps; ++step) {
+      take_pair<T>(memory, step < pieces);
       pair = memory + buffer * Layout::kPair;
       buffer = (buffer + 1) % Layout::kBuffers;
       ask(tile, step + 1, buffer);
-      mma.template similarities<false>(pair, pair + T::kRowBytes, s);
+      if (step < pieces) mma.template similarities<false>(pair, pair + T::kRowBytes, s);
     }
     if constexpr (kBoth) {
       both.flush(range);  // take_pair's barrier lies between
@@ -165,8 +167,7 @@ __global__ void __launch_bounds__(T::kThreads, 1) streamed_kernel(const Similari
     } else if constexpr (kEpilogue == Epilogue::kSigmoidColumns) {
       weigh_by_sigmoid<T>(s, scale, memory + Layout::kVectors);
     } else {
-      const uint32_t vectors = memory + Layout::kVectors;
-      far ? weigh_by_columns<T, true>(s, scale, vectors) : weigh_by_columns<T, false>(s, scale, vectors);
+      weigh_by_columns<T>(s, scale, memory + Layout::kVectors, far);
       if (masked && p.excluded_weight) weigh_excluded<T>(p, rows, column0, valid, s);
     }
     if constexpr (kOutput) mma.gather(s, pair + T::kRowBytes, o);
