@@ -54,17 +54,13 @@ __device__ __forceinline__ void store_pair(uint32_t address, float x, float y) {
   asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(x), "f"(y) : "memory");
 }
 
-// What 2 is raised to for a weight, of a logit that was rounded as the shift was. What is as close to a far
-// shift as sums in another order are to each other weighs 1, so that a weight is 1 at the most in every pass.
-__device__ __forceinline__ float far_exponent(float logit, float shift) {
-  const bool far = is_far(shift);
-  const float exponent = logit - (far ? shift - fabsf(shift) * 0x1p-20f : shift);
-  return far && exponent > 0 ? 0.f : exponent;  // NaN stays
-}
-
+// What 2 is raised to for a weight; kFar: some shift may be far. What is as close to a far shift as sums in
+// another order are to each other weighs 1, so that a weight is 1 at the most in every pass.
 template <bool kFar>
 __device__ __forceinline__ float exponent_of(float similarity, float scale, float shift) {
-  return kFar ? far_exponent(__fmul_rn(similarity, scale), shift) : fmaf(similarity, scale, -shift);
+  const bool far = kFar && is_far(shift);
+  const float exponent = fmaf(similarity, scale, far ? fabsf(shift) * 0x1p-20f - shift : -shift);
+  return far && exponent > 0 ? 0.f : exponent;  // NaN stays
 }
 
 // Where two numbers of this lane's own wait that belong to its row `row` of 2 kRowTiles: registers are dear.
@@ -275,9 +271,9 @@ __device__ __forceinline__ void weigh_far_by_both(Logits<T>& s, float scale, uin
       for (int i = 0; i < 2 * T::kRowTiles; ++i) {
         float& x = s[i / 2][n][i % 2 * 2 + e];
         const float2 row = load_pair(rows_at + i * 64);
-        const float logit = __fmul_rn(x, scale);
-        x = row.y * exp2_approx(far_exponent(logit, row.x));
-        x = fmaf(weight, exp2_approx(far_exponent(logit, shift)), x);
+        const float of_row = exponent_of<true>(x, scale, row.x);
+        x = weight * exp2_approx(exponent_of<true>(x, scale, shift));
+        x = fmaf(row.y, exp2_approx(of_row), x);
       }
     }
 }
