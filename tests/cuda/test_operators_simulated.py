@@ -29,9 +29,9 @@ def ops(extension: object) -> Iterator[Any]:
     ptxsim().check()
 
 
-def rows(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def rows(dtype: torch.dtype, d: int = 24) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Queries, keys, ids of both, the queries' own keys."""
-    queries, keys = (normalize(torch.randn(n, 24), dim=1).to(dtype) for n in (50, 70))
+    queries, keys = (normalize(torch.randn(n, d), dim=1).to(dtype) for n in (50, 70))
     return (
         queries,
         keys,
@@ -88,6 +88,19 @@ def test_infonce(ops: Any, dtype: torch.dtype, inner: bool) -> None:
     queries, keys, zq, zk, own = rows(dtype)
     for arguments in ((queries, keys, zq, zk, own), (queries, None, zq, None, None)):
         same(infonce(ops, *arguments, inner), infonce(torch.ops.wscl_fast, *arguments, inner), dtype)
+
+
+@pytest.mark.parametrize("inner", [False, True], ids=["out", "in"])
+def test_large_logits_of_rows_that_stream(ops: Any, inner: bool) -> None:
+    """Queries that are keys, of norm 2e4 at a scale of 5."""
+    _, keys, zq, zk, own = rows(torch.float32, 300)
+    queries = 2e4 * keys[:50]
+    for arguments in ((queries, keys, zq, zk, own), (queries, None, zq, None, None)):
+        # But for the scale's gradient, a small difference of large numbers.
+        made = [infonce(which, *arguments, inner)[:4] for which in (ops, torch.ops.wscl_fast)]
+        for one, other in zip(*made, strict=True):
+            largest = other.abs().max() if other.numel() else 1
+            same([one / largest], [other / largest], torch.float32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
