@@ -51,6 +51,14 @@ def test_a_convolution_of_few_positions_is_a_convolution(
     torch.testing.assert_close(torch.autograd.grad(actual, (x, conv.weight), slope), grads)
 
 
+def test_gradients_of_few_positions_have_the_same_bits_each_time() -> None:
+    conv = Conv2d(128, 128, 3).to(memory_format=torch.channels_last)
+    x = torch.randn(64, 128, 2, 2)
+    slope = torch.randn(64, 128, 2, 2)
+    first, *others = [torch.autograd.grad(conv(x), conv.weight, slope)[0] for _ in range(20)]
+    assert all(torch.equal(first, other) for other in others)
+
+
 def test_few_positions_go_through_one_matrix_product(monkeypatch: pytest.MonkeyPatch) -> None:
     def convolve(*args: object) -> None:
         raise AssertionError("convolved")
