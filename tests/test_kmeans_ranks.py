@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from functools import partial
 from pathlib import Path
 
 import killed_rank
@@ -39,12 +40,13 @@ def test_one_rank_is_killed_and_all_go_on(shard_centroids: bool, tmp_path: Path)
     np.save(tmp_path / "0.npy", x[:3500])
     np.save(tmp_path / "1.npy", x[3500:])
     whole = KMeans(40, init="k-means||", tol=0.0, max_iter=12).fit(x)
-    other, killed = ranks.end_codes(killed_rank.fit, 2, tmp_path, "first", shard_centroids, True)
+    fit = partial(ranks.end_codes, killed_rank.fit, killed_rank.SIZE)
+    other, killed = fit(tmp_path, "first", shard_centroids, True)
     assert killed == -signal.SIGKILL
     assert other not in (0, -signal.SIGKILL, None)  # it was told that the other is gone
     saved = {file: torch.load(tmp_path / file)["n_iter"] for file in os.listdir(tmp_path) if "state" in file}
     assert saved == {"state.0": 5, "state.0.before": 4, "state.1": 4, "state.1.before": 3}
-    assert ranks.end_codes(killed_rank.fit, 2, tmp_path, "second", shard_centroids, False) == [0, 0]
+    assert fit(tmp_path, "second", shard_centroids, False) == [0, 0]
     found = [np.load(tmp_path / f"found{number}.npz") for number in range(2)]
     assert np.array_equal(np.concatenate([one["labels"] for one in found]), whole.labels_)
     for one in found:
@@ -54,4 +56,4 @@ def test_one_rank_is_killed_and_all_go_on(shard_centroids: bool, tmp_path: Path)
         return
     # A torn file of one rank stops both, and neither waits for the other.
     (tmp_path / "state.1").write_bytes(b"torn")
-    assert ranks.end_codes(killed_rank.fit, 2, tmp_path, "third", shard_centroids, False) == [1, 1]
+    assert fit(tmp_path, "third", shard_centroids, False) == [1, 1]
