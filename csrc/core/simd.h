@@ -19,6 +19,7 @@
 #endif
 
 #define WSCL_INLINE inline __attribute__((always_inline))
+#define WSCL_INLINE_LAMBDA __attribute__((always_inline))
 
 // Makes the compiler believe that a vector changed.
 #if defined(__x86_64__)

@@ -63,31 +63,24 @@ struct Square {
   }
 };
 
-// out[count, whole tiles of it][lanes] = the first product of rows of y, `stride` bytes apart, with a panel.
-template <int kVectorsX>
-__attribute__((noinline)) void logits_by_tiles(const BFloat16* y, int64_t stride, int64_t count, const Pair2* x,
-                                               int64_t steps, float* out, Aheads& ahead) {
+// out[32 or 16][lanes] = the first product of so many rows of y, `stride` bytes apart, with a panel. `then` is
+// called after every step: what it does goes on beside the tiles' products.
+template <int kVectorsX, bool kTwoRows, class Then>
+WSCL_INLINE void logits_by_tiles(const char* y, int64_t stride, const Pair2* x, int64_t depth, float* out,
+                                 const Then& then) {
   constexpr int64_t kLanes = kVectorsX * kTileRows;
-  const auto rows = [&](auto square, int64_t k) {
-    const char* const from = reinterpret_cast<const char*>(y) + k * stride;
-    square.zero();
-    for (int64_t p = 0; p < steps; p += kTilePairs) {
-      ahead.fetch();
-      square.multiply(from + p * int64_t(sizeof(Pair2)), stride, kTileRows * stride, x + p * kLanes, kLanes);
-    }
-    square.store(out + k * kLanes, kLanes);
-  };
-  int64_t k = 0;
-  for (; k + kTileRows < count; k += 2 * kTileRows) rows(Square<true, kVectorsX == 2>(), k);
-  if (k < count) rows(Square<false, kVectorsX == 2>(), k);
+  using Sums = Square<kTwoRows, kVectorsX == 2>;
+  Sums::zero();
+  for (int64_t p = 0; p < depth; p += kTilePairs) {
+    Sums::multiply(y + p * int64_t(sizeof(Pair2)), stride, kTileRows * stride, x + p * kLanes, kLanes);
+    then();
+  }
+  Sums::store(out, kLanes);
 }
 
-// How far apart the rows of a block's transpose lie: an odd number of cache lines, with spare pairs for a tile.
-constexpr int64_t kPairStride = kBlock / 2 + kTilePairs;
-static_assert(kPairStride % (2 * kTilePairs) == kTilePairs, "neighbouring rows share no set of the cache");
-
-// Rows of y two by two, transposed: [padded d][kPairStride] pairs along the rows, zero beyond count and d.
-inline void transpose_rows(const BFloat16* const* y, int64_t count, int64_t d, int64_t padded, Pair2* out) {
+// Rows of y two by two, transposed: [padded d][stride] pairs along the rows, zero beyond count and d.
+inline void transpose_rows(const BFloat16* const* y, int64_t count, int64_t d, int64_t padded, int64_t stride,
+                           Pair2* out) {
   for (int64_t k0 = 0; k0 < count; k0 += 2 * kTilePairs)
     for (int64_t c = 0; c < padded; c += kTileRows) {
       const __mmask16 live = d - c >= kTileRows ? 0xffff : (1u << larger(d - c, 0)) - 1;
@@ -103,65 +96,65 @@ inline void transpose_rows(const BFloat16* const* y, int64_t count, int64_t d, i
       transpose<float>(square);
 #pragma GCC unroll 16
       for (int64_t i = 0; i < kTileRows; ++i) {
-        Pair2* const to = out + (c + i) * kPairStride + k0 / 2;
+        Pair2* const to = out + (c + i) * stride + k0 / 2;
         _mm512_storeu_si512(to, (__m512i)square[i]);
       }
     }
   // A tile that begins anywhere in the block ends here.
   for (int64_t c = 0; c < padded; ++c)
-    _mm512_storeu_si512(out + c * kPairStride + round_up(count, 2 * kTilePairs) / 2, _mm512_setzero_si512());
+    _mm512_storeu_si512(out + c * stride + round_up(count, 2 * kTilePairs) / 2, _mm512_setzero_si512());
 }
 
-// Weights [count][lanes] become pairs along count [whole tiles of them][lanes] in place, zero beyond count.
+// A panel's weights as the other two products read them.
 template <int kVectorsX>
-inline void pairs_of_weights(float* weights, int64_t count) {
-  constexpr int64_t kLanes = kVectorsX * kTileRows;
-  // Of numbers 0 … 15 and 16 … 31: pairs of the first of both, the second of both, …
-  alignas(64) static const uint16_t kOrder[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-                                                  8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-  const __m512i order = _mm512_load_si512(kOrder);
-  Pair2* const out = reinterpret_cast<Pair2*>(weights);
-  for (int64_t k = 0; k < count; k += 2)
-    for (int64_t c = 0; c < kLanes; c += kTileRows) {
-      const float* const from = weights + k * kLanes + c;
-      const Vector<float> odd = k + 1 < count ? load(from + kLanes) : Vector<float>{};
-      const __m512bh both = _mm512_cvtne2ps_pbh((__m512)odd, (__m512)load(from));
-      _mm512_storeu_si512(out + k / 2 * kLanes + c, _mm512_permutexvar_epi16(order, (__m512i)both));
+struct PairedWeights {
+  static constexpr int64_t kLanes = kVectorsX * kTileRows;
+  Pair2* pairs;  // [whole tiles of columns' pairs][lanes]
+  Pair2* rows;   // [whole tiles of columns][kTilePairs], pairs of neighbouring lanes
+
+  // Columns k, which is even, and k + 1.
+  WSCL_INLINE void store_pairs(int64_t k, const Vector<float>* even, const Vector<float>* odd) const {
+    // Of numbers 0 … 15 and 16 … 31: pairs of the first of both, the second of both, …
+    alignas(64) static const uint16_t kOrder[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
+                                                    21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
+                                                    11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    const __m512i order = _mm512_load_si512(kOrder);
+    for (int v = 0; v < kVectorsX; ++v) {
+      const __m512bh both = _mm512_cvtne2ps_pbh((__m512)odd[v], (__m512)even[v]);
+      _mm512_storeu_si512(pairs + k / 2 * kLanes + v * kTileRows,
+                          _mm512_permutexvar_epi16(order, (__m512i)both));
     }
-  for (int64_t at = (count + 1) / 2 * kLanes; at < round_up(count, 2 * kTilePairs) / 2 * kLanes;
-       at += kTileRows)
-    _mm512_storeu_si512(out + at, _mm512_setzero_si512());
-}
+  }
+  WSCL_INLINE void store_rows(int64_t k, const Vector<float>* weight) const {
+    const Vector<float> high = kVectorsX == 2 ? weight[kVectorsX - 1] : Vector<float>{};
+    _mm512_storeu_si512(rows + k * kTilePairs, (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)weight[0]));
+  }
+  // Zero beyond `count` columns.
+  void finish(int64_t count) const {
+    const auto clear = [](Pair2* from, const Pair2* end) {
+      for (; from < end; from += kTilePairs) _mm512_storeu_si512(from, _mm512_setzero_si512());
+    };
+    if (pairs) clear(pairs + (count + 1) / 2 * kLanes, pairs + round_up(count, 2 * kTilePairs) / 2 * kLanes);
+    if (rows) clear(rows + count * kTilePairs, rows + round_up(count, kTileRows) * kTilePairs);
+  }
+};
 
-// out[d][lanes] += yᵀ weights: y as transpose_rows leaves it, `weights` as pairs_of_weights does.
+// out[d][lanes] += yᵀ weights: y as transpose_rows leaves it, `weights` as PairedWeights' pairs.
 template <int kVectorsX>
-__attribute__((noinline)) void gather_by_tiles(const Pair2* weights, const Pair2* y, int64_t count, int64_t d,
-                                               float* out) {
+__attribute__((noinline)) void gather_by_tiles(const Pair2* weights, const Pair2* y, int64_t stride,
+                                               int64_t count, int64_t d, float* out) {
   using Sums = Square<true, kVectorsX == 2>;
-  constexpr int64_t kLanes = kVectorsX * kTileRows, kBytes = kPairStride * sizeof(Pair2);
+  constexpr int64_t kLanes = kVectorsX * kTileRows;
+  const int64_t bytes = stride * int64_t(sizeof(Pair2));
   for (int64_t c = 0; c < d; c += 2 * kTileRows) {
     Sums::load(out + c * kLanes, kLanes);
     for (int64_t p = 0; 2 * p < count; p += kTilePairs)
-      Sums::multiply(y + c * kPairStride + p, kBytes, kTileRows * kBytes, weights + p * kLanes, kLanes);
+      Sums::multiply(y + c * stride + p, bytes, kTileRows * bytes, weights + p * kLanes, kLanes);
     Sums::store(out + c * kLanes, kLanes);
   }
 }
 
-// Weights [count][lanes] as rows [whole tiles of count][kTilePairs] of pairs of neighbouring lanes, zero
-// beyond.
-template <int kVectorsX>
-inline void rows_of_weights(const float* weights, int64_t count, Pair2* out) {
-  constexpr int64_t kLanes = kVectorsX * kTileRows;
-  for (int64_t k = 0; k < count; ++k) {
-    const Vector<float> low = load(weights + k * kLanes);
-    const Vector<float> high = kVectorsX == 2 ? load(weights + k * kLanes + kTileRows) : Vector<float>{};
-    _mm512_storeu_si512(out + k * kTilePairs, (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low));
-  }
-  for (int64_t k = count; k < round_up(count, kTileRows); ++k)
-    _mm512_storeu_si512(out + k * kTilePairs, _mm512_setzero_si512());
-}
-
-// out[count, whole tiles of it][d] += weights x: `weights` as rows_of_weights leaves them, x's rows as pairs.
+// out[count, whole tiles of it][d] += weights x: `weights` as PairedWeights' rows, x's rows as pairs.
 __attribute__((noinline)) inline void scatter_by_tiles(const Pair2* weights, const Pair2* x, int64_t count,
                                                        int64_t d, float* out, Aheads& ahead) {
   const auto rows = [&](auto sums, int64_t k, int64_t c) {

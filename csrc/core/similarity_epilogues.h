@@ -40,6 +40,22 @@ struct Epilogues : PartState<In, kEpilogue, kGather, kBoth> {
   using State::sums;
   using State::weights;
 
+  // All of the panel's logits at once, if they are not known.
+  template <int kVectors>
+  void whole_logits(const Panel& p) {
+    if (this->known) return;
+    Operands<In>::template logits<kVectors>(*this, p);
+    this->known = logits;
+  }
+
+  // Whether there is a pair that does not meet, or a lane without a row that must give the columns nothing.
+  bool masks(const Panel& p, int64_t lanes) const {
+    if ((State::kTwoWay || kBoth) && p.live < lanes) return true;
+    for (int64_t e = p.excluded; e < p.excluded_end; ++e)
+      if (params.excluded[e].column >= p.c0 && params.excluded[e].column < p.c0 + p.count) return true;
+    return params.begin && !whole(p);
+  }
+
   void mask(const Panel& p, int64_t lanes) {
     const T hidden = params.scale < 0 ? kInfinity : -kInfinity;  // times the scale: −∞
     for (int64_t e = p.excluded; e < p.excluded_end; ++e) {
@@ -49,11 +65,9 @@ struct Epilogues : PartState<In, kEpilogue, kGather, kBoth> {
     if (State::kTwoWay || kBoth)  // lanes without a row give the columns nothing
       for (int64_t k = 0; k < p.count; ++k)
         for (int64_t i = p.live; i < lanes; ++i) logits[k * lanes + i] = hidden;
-    if (!params.begin) return;
-    const int64_t first = part.row0 + p.row, last = first + p.live - 1;
-    if (!params.outside && params.begin[last] <= p.c0 && params.end[first] >= p.c0 + p.count) return;
+    if (!params.begin || whole(p)) return;
     for (int64_t i = 0; i < p.live; ++i) {
-      const int64_t row = first + i;
+      const int64_t row = part.row0 + p.row + i;
       const int64_t begin = params.begin[row] - p.c0, end = params.end[row] - p.c0;
       const auto hide = [&](int64_t from, int64_t to) {
         for (int64_t k = larger(from, 0); k < smaller(to, p.count); ++k) logits[k * lanes + i] = hidden;
@@ -81,22 +95,28 @@ struct Epilogues : PartState<In, kEpilogue, kGather, kBoth> {
   }
 
  private:
+  // Every row of the panel meets every column.
+  bool whole(const Panel& p) const {
+    const int64_t first = part.row0 + p.row, last = first + p.live - 1;
+    return !params.outside && params.begin[last] <= p.c0 && params.end[first] >= p.c0 + p.count;
+  }
+
+  template <int kVectors, class Column>
+  WSCL_INLINE void each_column(const Panel& p, const Column& column) {
+    Operands<In>::template weigh<kVectors, kGather, kBoth>(*this, p, column);
+  }
+
   template <int kVectors>
   void weigh_softmax(const Panel& p) {
     raise_shifts<kVectors>(p);
     Vector<T> shift[kVectors], sum[kVectors];
     load_shifts<kVectors>(p, shift, sum);
     const Vector<T> scale = broadcast(scale_left<kVectors>(p, is_far(shift, kVectors)));
-    for (int64_t k = 0; k < p.count; ++k) {
-      T* at = logits + k * kVectors * kWidth;
-      Vector<T> weight[kVectors];
-      for (int v = 0; v < kVectors; ++v) weight[v] = load(at + v * kWidth) * scale - shift[v];
+    each_column<kVectors>(p, [&](int64_t, const T* from, Vector<T>* weight) WSCL_INLINE_LAMBDA {
+      for (int v = 0; v < kVectors; ++v) weight[v] = load(from + v * kWidth) * scale - shift[v];
       exp2_all<T, kVectors>(weight);
-      for (int v = 0; v < kVectors; ++v) {
-        sum[v] += weight[v];
-        if (kGather) store(at + v * kWidth, weight[v]);
-      }
-    }
+      for (int v = 0; v < kVectors; ++v) sum[v] += weight[v];
+    });
     add_lanes<kVectors>(sum, sums + p.row);
   }
 
@@ -116,23 +136,22 @@ struct Epilogues : PartState<In, kEpilogue, kGather, kBoth> {
       factor[v] = exp2<T>(shift[v] - broadcast(common));
     }
     if (one_exponential) {
-      for (int64_t k = 0; k < p.count; ++k) {
-        Vector<T> of_column = load(column_sum + k * kWidth), weight[kVectors];
-        for (int v = 0; v < kVectors; ++v)
-          weight[v] = load(logits + (k * kVectors + v) * kWidth) * scale - shift[v];
+      each_column<kVectors>(p, [&](int64_t k, const T* from, Vector<T>* weight) WSCL_INLINE_LAMBDA {
+        Vector<T> of_column = load(column_sum + k * kWidth);
+        for (int v = 0; v < kVectors; ++v) weight[v] = load(from + v * kWidth) * scale - shift[v];
         exp2_all<T, kVectors>(weight);
         for (int v = 0; v < kVectors; ++v) {
           sum[v] += weight[v];
           of_column += weight[v] * factor[v];
         }
         store(column_sum + k * kWidth, of_column);
-      }
+      });
     } else {
-      for (int64_t k = 0; k < p.count; ++k) {
+      each_column<kVectors>(p, [&](int64_t k, const T* from, Vector<T>*) WSCL_INLINE_LAMBDA {
         // A logit is multiplied where its shift comes off, for one rounding of both as in the backward pass.
         Vector<T> value[kVectors], most = broadcast(-kInfinity), least = most;
         for (int v = 0; v < kVectors; ++v) {
-          value[v] = load(logits + (k * kVectors + v) * kWidth);
+          value[v] = load(from + v * kWidth);
           most = maximum<T>(value[v], most);
           least = maximum<T>(-value[v], least);  // of either, by the scale's sign
         }
@@ -153,7 +172,7 @@ struct Epilogues : PartState<In, kEpilogue, kGather, kBoth> {
         }
         store(column_shift + k * kWidth, now);
         store(column_sum + k * kWidth, of_column);
-      }
+      });
     }
     add_lanes<kVectors>(sum, sums + p.row);
   }
@@ -166,14 +185,14 @@ struct Epilogues : PartState<In, kEpilogue, kGather, kBoth> {
       shift[v] = load(shifts + p.row + v * kWidth);
       sum[v] = slope[v] = Vector<T>{};
     }
-    for (int64_t k = 0; k < p.count; ++k)
+    each_column<kVectors>(p, [&](int64_t, const T* from, Vector<T>* weight) WSCL_INLINE_LAMBDA {
       for (int v = 0; v < kVectors; ++v) {
-        T* at = logits + (k * kVectors + v) * kWidth;
-        const Softplus<T> term = softplus<T>(load(at) * scale + shift[v]);
+        const Softplus<T> term = softplus<T>(load(from + v * kWidth) * scale + shift[v]);
         sum[v] += term.value;
         slope[v] += term.slope;
-        if (kGather) store(at, term.slope);
+        weight[v] = term.slope;
       }
+    });
     add_lanes<kVectors>(sum, sums + p.row);
     add_lanes<kVectors>(slope, this->slopes + p.row);
   }
@@ -190,17 +209,14 @@ struct Epilogues : PartState<In, kEpilogue, kGather, kBoth> {
     const bool far = kEpilogue != Epilogue::kSigmoid &&
                      (is_far(row_shift, kVectors) || (kEpilogue != Epilogue::kShared && has_far_column(p)));
     const Vector<T> scale = broadcast(scale_left<kVectors>(p, far));
-    for (int64_t k = 0; k < p.count; ++k) {
+    each_column<kVectors>(p, [&](int64_t k, const T* from, Vector<T>* weight) WSCL_INLINE_LAMBDA {
       const Vector<T> column_weight = broadcast(params.column_weight[p.c0 + k]);
       Vector<T> column_shift = {};
       if (kEpilogue != Epilogue::kShared) column_shift = broadcast(params.column_shift[p.c0 + k]);
-      const T* from = this->known + k * kVectors * kWidth;
-      T* at = logits + k * kVectors * kWidth;
       if constexpr (kEpilogue == Epilogue::kSigmoid) {
         for (int v = 0; v < kVectors; ++v)
-          store(at + v * kWidth,
-                column_weight * softplus<T>(load(from + v * kWidth) * scale + column_shift).slope);
-        continue;
+          weight[v] = column_weight * softplus<T>(load(from + v * kWidth) * scale + column_shift).slope;
+        return;
       }
       constexpr bool kOfColumn = kEpilogue == Epilogue::kColumns;
       Vector<T> power[kVectors], of_column[kVectors];
@@ -213,13 +229,13 @@ struct Epilogues : PartState<In, kEpilogue, kGather, kBoth> {
       if (kEpilogue == Epilogue::kSymmetric) exp2_all<T, kVectors>(of_column);
       for (int v = 0; v < kVectors; ++v) {
         if (kOfColumn)
-          store(at + v * kWidth, column_weight * power[v]);
+          weight[v] = column_weight * power[v];
         else if (kEpilogue == Epilogue::kShared)
-          store(at + v * kWidth, (row_weight[v] + column_weight) * power[v]);
+          weight[v] = (row_weight[v] + column_weight) * power[v];
         else
-          store(at + v * kWidth, row_weight[v] * power[v] + column_weight * of_column[v]);
+          weight[v] = row_weight[v] * power[v] + column_weight * of_column[v];
       }
-    }
+    });
   }
 
   static bool is_far(const Vector<T>* shift, int count) {
@@ -246,6 +262,7 @@ struct Epilogues : PartState<In, kEpilogue, kGather, kBoth> {
   template <int kVectors>
   T scale_left(const Panel& p, bool far) {
     if (__builtin_expect(!far, 1)) return params.scale;
+    whole_logits<kVectors>(p);
     const Vector<T> scale = broadcast(params.scale);
     for (int64_t at = 0; at < p.count * kVectors * kWidth; at += kWidth)
       store(logits + at, load(this->known + at) * scale);
@@ -283,6 +300,7 @@ struct Epilogues : PartState<In, kEpilogue, kGather, kBoth> {
       all_bounded &= all<T>(bounded[v]);
     }
     if (!all_bounded) {
+      whole_logits<kVectors>(p);
       Vector<T> top[kVectors];
       for (int v = 0; v < kVectors; ++v) top[v] = broadcast(-kInfinity);
       for (int64_t k = 0; k < p.count; ++k)

@@ -23,7 +23,7 @@ class KeptPass {
         rows(part.row1 - part.row0),
         padded(round_up(rows, kWidth)),
         d_padded(round_up(params.d, kWidth)),
-        block(block_rows<T>(params.d)),
+        block(Operands<T>::block_rows(params.d, true)),
         in_place(d_padded == params.d),
         tiles(scatter_tiles<T>(block, d_padded)) {
     for (int round = 0; round < 2; ++round) {

@@ -12,7 +12,8 @@
 //       O[panel][d]      += second product, kGatherRows × 2 vectors in registers, `block` deep
 //       C[block][d]      += third product, W times the panel's rows of x, where columns gather too
 //
-// Where weights are kept, each panel of each block has a place of its own for them.
+// Where weights are kept, each panel of each block has a place of its own for them. Tiles of AMX make a panel's
+// logits some columns at a time, and the epilogue follows them (similarity_operands.h).
 //
 // Memory traffic: x, y and the output once a chunk; S never leaves L1. The cost beside the products is the
 // epilogue, about 10 vector operations for kWidth pairs against d multiply-adds.
@@ -138,7 +139,7 @@ struct Pass : Epilogues<In, kEpilogue, kGather, kBoth> {
       this->next_rows[k] = reinterpret_cast<const char*>(params.y.row(c0 + k));
     this->ahead.read = {this->next_rows, count, params.d * number_bytes(params.y)};
     const int64_t lines = count * (this->ahead.read.bytes / Ahead::kLine + 1);
-    const int64_t times = (rows + kPanel<T> - 1) / kPanel<T> * (this->block / kKeys) * stretches();
+    const int64_t times = (rows + kPanel<T> - 1) / kPanel<T> * looks();
     this->ahead.read.lines = (lines + times - 1) / larger(1, times);
   }
 
@@ -168,7 +169,7 @@ struct Pass : Epilogues<In, kEpilogue, kGather, kBoth> {
   void stream_block(int64_t c0, int64_t count) {
     list_columns(c0, count);
     if constexpr (kTiles<In> && kGather)
-      transpose_rows(y_rows, count, params.d, d_padded, this->y_pairs);
+      transpose_rows(y_rows, count, params.d, d_padded, Operands<In>::pair_rows(this->block), this->y_pairs);
     else if constexpr (kPairs<In> && kGather)
       interleave_rows(y_rows, count, params.d, d_padded, this->y_pairs);
     const auto sum_up = [&](int64_t first, int64_t last) {
@@ -227,11 +228,12 @@ struct Pass : Epilogues<In, kEpilogue, kGather, kBoth> {
     } else {
       if (kKeepsWeights && part.kept.weights) logits = place(part.kept.weights, p, kLanes);
       if (kKeepsLogits && part.logits) logits = place(part.logits, p, kLanes);
-      if (part.kept.weights || part.logits)
-        ask_for_next<kLanes>(this->ahead.write, logits, this->block / kKeys * stretches());
-      Operands<In>::template logits<kVectors>(*this, p);
-      this->mask(p, kLanes);
-      this->known = logits;
+      if (part.kept.weights || part.logits) ask_for_next<kLanes>(this->ahead.write, logits, looks());
+      this->known = nullptr;
+      if (!Operands<In>::kMakesAsItWeighs || this->masks(p, kLanes)) {
+        this->template whole_logits<kVectors>(p);
+        this->mask(p, kLanes);
+      }
     }
     this->template weigh<kVectors>(p);
     if (kKeepsWeights && part.kept.weights) std::memcpy(kept_shifts(p), shifts + p.row, kLanes * sizeof(T));
@@ -255,9 +257,9 @@ struct Pass : Epilogues<In, kEpilogue, kGather, kBoth> {
     ahead.lines = ahead.bytes / Ahead::kLine / larger(1, times) + 1;
   }
 
-  // Of a tile of the first product.
-  int64_t stretches() const {
-    return (this->depth + kStretch - 1) / kStretch;
+  // How often a panel looks ahead while it meets a block.
+  int64_t looks() const {
+    return Operands<In>::looks(this->block, this->depth);
   }
 
   T* kept_shifts(const Panel& p) const {

@@ -46,11 +46,37 @@ struct ByNumbers {
   struct InUse {};  // what a thread holds while it multiplies
   // Rows of y that are read, and columns' sums that are written, at a time.
   static constexpr int64_t kWhole = 1;
+  static constexpr int64_t kBlockBytes = 192 * 1024;  // of a block; and the weights of 128 columns take 24 KiB
+  // Whether logits become weights while others are made.
+  static constexpr bool kMakesAsItWeighs = false;
+
+  // Rows of y in a block, the same for all passes where columns get results: what one keeps another finds.
+  static constexpr int64_t kMostColumns = kBlock;
+  static int64_t block_rows(int64_t d, bool) {
+    const int64_t fit = kBlockBytes / larger(1, d * int64_t(sizeof(Compute<In>)));
+    return smaller(kMostColumns, larger(kLeastBlock, fit / kKeys * kKeys));
+  }
+  // How often a panel looks ahead while it meets a block.
+  static int64_t looks(int64_t block, int64_t depth) {
+    return block / kKeys * ((depth + kStretch - 1) / kStretch);
+  }
 
   template <int kVectors, class Pass, class Panel>
   static void logits(Pass& pass, const Panel& p) {
     logits_panel<Math, kVectors>(p.y, p.count, pass.x_packed + p.row * pass.depth, pass.depth, pass.logits,
                                  pass.ahead);
+  }
+  // Logits become weights, column by column: `column(k, logits, weight)` makes the k-th one's.
+  template <int kVectors, bool kGather, bool kBoth, class Pass, class Panel, class Column>
+  static WSCL_INLINE void weigh(Pass& pass, const Panel& p, const Column& column) {
+    constexpr int kWidth = Simd<Compute<In>>::kWidth;
+    for (int64_t k = 0; k < p.count; ++k) {
+      const int64_t at = k * kVectors * kWidth;
+      Vector<Compute<In>> weight[kVectors];
+      column(k, pass.known + at, weight);
+      if (kGather)
+        for (int v = 0; v < kVectors; ++v) store(pass.logits + at + v * kWidth, weight[v]);
+    }
   }
   template <int kVectors, class Pass, class Panel>
   static void to_columns(Pass& pass, const Panel& p, Aheads& ahead) {
@@ -110,28 +136,73 @@ template <class In>
 struct ByTiles {
   using InUse = Tiles;
   static constexpr int64_t kWhole = kTileRows;
+  static constexpr int64_t kBlockBytes = 256 * 1024;  // of a block, and as much of its transpose
+  static constexpr int64_t kGroup = 2 * kTileRows;    // rows of y that are multiplied at a time
+  static constexpr bool kMakesAsItWeighs = true;
+
+  // What rows gather is loaded and stored once a block, but what columns gather lies in L2 as well.
+  static constexpr int64_t kMostColumns = 2 * kBlock;
+  static int64_t block_rows(int64_t d, bool to_columns) {
+    const int64_t fit = kBlockBytes / larger(1, d * int64_t(sizeof(In)));
+    return smaller(to_columns ? kBlock : kMostColumns, larger(kLeastBlock, fit / kGroup * kGroup));
+  }
+  static int64_t looks(int64_t block, int64_t depth) {
+    return block / kGroup * (depth / kTilePairs);
+  }
 
   template <int kVectors, class Pass, class Panel>
   static void logits(Pass& pass, const Panel& p) {
-    logits_by_tiles<kVectors>(p.y[0], pass.y_bytes, p.count, pass.x_packed + p.row * pass.depth, pass.depth,
-                              pass.logits, pass.ahead);
+    for (int64_t k = 0; k < p.count; k += kGroup)
+      multiply<kVectors>(pass, p, k, pass.logits + k * kVectors * kTileRows, [] {});
+  }
+  // Logits that are not known come from the tiles group by group, and a group becomes weights while the next
+  // one is multiplied: tiles and vectors work side by side.
+  template <int kVectors, bool kGather, bool kBoth, class Pass, class Panel, class Column>
+  static WSCL_INLINE void weigh(Pass& pass, const Panel& p, const Column& column) {
+    constexpr int64_t kLanes = kVectors * kTileRows;
+    const PairedWeights<kVectors> to = {kGather ? pass.gather_pairs : nullptr,
+                                        kBoth ? pass.weight_pairs : nullptr};
+    const float* const logits = pass.known ? pass.known : pass.logits;
+    // Where none are kept, there is room for two groups: these stay in L1.
+    const int64_t wrap = pass.known || pass.part.logits ? -1 : 2 * kGroup - 1;
+    const int64_t steps = pass.depth / kTilePairs;
+    const int64_t share = (kGroup / 2 + steps - 1) / steps * 2;  // columns a step
+    int64_t made = pass.known ? p.count : 0, weighed = 0;
+    const auto weigh_until = [&](int64_t end) WSCL_INLINE_LAMBDA {
+      for (; weighed < end; weighed += 2) {
+        const float* const from = logits + (weighed & wrap) * kLanes;
+        Vector<float> even[kVectors], odd[kVectors] = {};
+        column(weighed, from, even);
+        if (weighed + 1 < p.count) column(weighed + 1, from + kLanes, odd);
+        if (kGather) to.store_pairs(weighed, even, odd);
+        if (kBoth) to.store_rows(weighed, even), to.store_rows(weighed + 1, odd);
+      }
+    };
+    do {
+      const int64_t next = smaller(made + kGroup, p.count);
+      if (made < next)
+        multiply<kVectors>(pass, p, made, pass.logits + (made & wrap) * kLanes,
+                           [&]() WSCL_INLINE_LAMBDA { weigh_until(smaller(made, weighed + share)); });
+      weigh_until(made);
+      made = next;
+    } while (weighed < p.count);
+    to.finish(p.count);
   }
   template <int kVectors, class Pass, class Panel>
   static void to_columns(Pass& pass, const Panel& p, Aheads& ahead) {
-    rows_of_weights<kVectors>(pass.logits, p.count, pass.weight_pairs);
     scatter_by_tiles(pass.weight_pairs, pass.pairs_of_rows(p).data, p.count, pass.d_padded,
                      pass.sums_of_columns(p), ahead);
   }
   template <int kVectors, class Pass, class Panel>
   static void to_rows(Pass& pass, const Panel& p) {
-    pairs_of_weights<kVectors>(pass.logits, p.count);
-    gather_by_tiles<kVectors>(reinterpret_cast<const Pair2*>(pass.logits),
-                              pass.y_pairs + (p.y - pass.y_rows) / 2, p.count, pass.d_padded,
-                              pass.sums_of_rows(p));
+    gather_by_tiles<kVectors>(pass.gather_pairs, pass.y_pairs + (p.y - pass.y_rows) / 2, pair_rows(pass.block),
+                              p.count, pass.d_padded, pass.sums_of_rows(p));
   }
 
-  static int64_t pair_rows(int64_t) {
-    return kPairStride;
+  // How far apart the rows of a block's transpose lie, with spare pairs for a tile: an odd number of cache
+  // lines, so that neighbouring rows share no set of the cache.
+  static int64_t pair_rows(int64_t block) {
+    return ((block / 2 / kTilePairs + 1) | 1) * kTilePairs;
   }
   template <int kVectors, class Pass, class Panel>
   static void scale_rows(Pass& pass, const Panel& p, int v, Vector<float> factor) {
@@ -146,6 +217,21 @@ struct ByTiles {
     const float* const sums = pass.output + first * pass.d_padded + i - first;
     for (int64_t c = 0; c < pass.d_padded; ++c) pass.scratch[c] = sums[c * lanes];
     return pass.scratch;
+  }
+
+ private:
+  // The logits of the group of columns that begins with the k-th; `meanwhile` is called once a step.
+  template <int kVectors, class Pass, class Panel, class Meanwhile>
+  static WSCL_INLINE void multiply(Pass& pass, const Panel& p, int64_t k, float* out,
+                                   const Meanwhile& meanwhile) {
+    const char* const y = reinterpret_cast<const char*>(p.y[0]) + k * pass.y_bytes;
+    const Pair2* const x = pass.x_packed + p.row * pass.depth;
+    if (p.count - k <= kTileRows)
+      return logits_by_tiles<kVectors, false>(y, pass.y_bytes, x, pass.depth, out, [&] { pass.ahead.fetch(); });
+    logits_by_tiles<kVectors, true>(y, pass.y_bytes, x, pass.depth, out, [&]() WSCL_INLINE_LAMBDA {
+      pass.ahead.fetch();
+      meanwhile();
+    });
   }
 };
 template <class In>

@@ -66,14 +66,6 @@ class Workspace {
   int64_t used_ = 0;
 };
 
-constexpr int64_t kBlockBytes = 192 * 1024;  // of a block; and the weights of 128 columns take 24 KiB
-
-// Rows of y in a block.
-template <class T>
-int64_t block_rows(int64_t d) {
-  return smaller(kBlock, larger(kLeastBlock, kBlockBytes / larger(1, d * int64_t(sizeof(T))) / kKeys * kKeys));
-}
-
 // Rows of the panel that begins at one of `rows`. Whole vectors but for the last panel: 3, but 4 as 2 and 2,
 // since one alone would wait for its sums.
 template <class T>
@@ -102,6 +94,7 @@ struct PartState {
   static constexpr T kInfinity = __builtin_huge_val();
   // Of a block's rows, for a whole tile.
   static constexpr int64_t kSpare = Operands<In>::kWhole - 1;
+  static constexpr int64_t kMostColumns = Operands<In>::kMostColumns;  // of a block
   static constexpr bool kTwoWay = kEpilogue == Epilogue::kTwoWay;
   static constexpr bool kSoftmax = kTwoWay || kEpilogue == Epilogue::kSoftmax;
   static constexpr bool kSoftplus = kEpilogue == Epilogue::kSoftplus;
@@ -121,24 +114,25 @@ struct PartState {
   T column_norm = 0;       // the largest of the block's
 
   Workspace memory;
-  Packed* x_packed;                       // [panel][depth][lanes]
-  Element* y_copy;                        // [block][d_padded] where y cannot be read in place
-  uint32_t* y_pairs;                      // [block / 2][d_padded] for the second product; of tiles transposed
-  T* output;                              // [rows][d_padded]; of tiles [panel][d_padded][lanes]
-  T* logits;                              // [block][lanes], then the weights
-  T *norms, *shifts, *weights;            // [rows]
-  double *sums, *slopes;                  // [rows]
-  T* scratch;                             // [kWidth][d_padded]
-  T *column_shifts, *column_sums;         // [block][kWidth], lane by lane
-  T* column_output;                       // [block][d_padded]
-  const Element** x_rows;                 // [rows] for the columns' product
-  Element* x_copy;                        // [rows][d_padded] where x cannot be read in place
-  uint32_t* x_pairs;                      // [rows / 2][d_padded] for the columns' product of pairs
-  uint32_t* weight_pairs;                 // [block][lanes / 2]
-  const Element* y_rows[kBlock + kKeys];  // of the block
-  int64_t y_bytes = 0;                    // from one of them to the next, where tiles read them
-  const char* next_rows[kBlock];          // of the next block, as they stand
-  Aheads ahead;                           // over these, and places of what is kept
+  Packed* x_packed;                // [panel][depth][lanes]
+  Element* y_copy;                 // [block][d_padded] where y cannot be read in place
+  uint32_t* y_pairs;               // [block / 2][d_padded] for the second product; of tiles transposed
+  T* output;                       // [rows][d_padded]; of tiles [panel][d_padded][lanes]
+  T* logits;                       // [block][lanes], then the weights
+  T *norms, *shifts, *weights;     // [rows]
+  double *sums, *slopes;           // [rows]
+  T* scratch;                      // [kWidth][d_padded]
+  T *column_shifts, *column_sums;  // [block][kWidth], lane by lane
+  T* column_output;                // [block][d_padded]
+  const Element** x_rows;          // [rows] for the columns' product
+  Element* x_copy;                 // [rows][d_padded] where x cannot be read in place
+  uint32_t* x_pairs;               // [rows / 2][d_padded] for the columns' product of pairs
+  uint32_t* weight_pairs;          // [block][lanes / 2]
+  uint32_t* gather_pairs;          // [block / 2][lanes] of tiles
+  const Element* y_rows[kMostColumns + kKeys];  // of the block
+  int64_t y_bytes = 0;                          // from one of them to the next, where tiles read them
+  const char* next_rows[kMostColumns];          // of the next block, as they stand
+  Aheads ahead;                                 // over these, and places of what is kept
   Aheads nothing;
   const T* known = nullptr;  // a panel's logits: `logits`, or where they are kept
 
@@ -147,7 +141,7 @@ struct PartState {
         part(part),
         rows(part.row1 - part.row0),
         d_padded(round_up(p.d, kTiles<In> ? 2 * kWidth : kWidth)),
-        block(block_rows<T>(p.d)),
+        block(Operands<In>::block_rows(p.d, kTwoWay || kBoth)),
         depth(kTiles<In>   ? d_padded / 2
               : kPairs<In> ? (p.d + 1) / 2
                            : p.d),
@@ -174,6 +168,7 @@ struct PartState {
       memory.cut(x_rows, kBoth ? rows : 0);
       memory.cut(x_copy, kBoth && !x_in_place ? rows * d_padded : 0);
       memory.cut(x_pairs, kBoth && kPairs<In> ? x_pair_rows() * d_padded : 0);
+      memory.cut(gather_pairs, kTiles<In> && kGather ? block / 2 * kPanel<T> : 0);
       memory.cut(weight_pairs, kBoth && kPairs<In> ? columns * kPanel<T> / 2 : 0);
       if (round == 0) memory.allocate();
     }

@@ -297,6 +297,7 @@ int main() {
       cases.push_back({150, 50000, 2, false, inner, true, 9, 0.1, 1});    // room for the weights of 144 rows
     }
     cases.push_back({700, 3, 20, false, inner, true, 2, 0.1, 1});
+    cases.push_back({35, 549, 70, false, inner, true, 7, 0.1, 1});  // blocks of columns, the last one ragged
     cases.push_back({64, 1, 20, false, inner, false, 1, 0.1, 1});
     cases.push_back({300, 300, 24, true, inner, false, 1, 0.1, 1});       // one cluster
     cases.push_back({300, 300, 24, true, inner, false, 100000, 0.1, 1});  // hardly a positive
