@@ -11,9 +11,9 @@ import platform
 import sys
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 from setuptools import setup
-from torch.utils import cpp_extension
 
 ROOT = Path(__file__).parent
 KERNELS = ("portable", "avx2", "avx512") if platform.machine() in ("x86_64", "AMD64") else ("portable",)
@@ -31,11 +31,16 @@ def sources(cuda: bool) -> list[str]:
         found |= set((ROOT / "csrc").rglob("*.cu"))
     else:
         found = {p for p in found if not p.stem.endswith("_cuda")}
-    return sorted(str(p.relative_to(ROOT)) for p in found)
+    # The longest to compile first, so that no core waits for the last of them.
+    return sorted(
+        (str(p.relative_to(ROOT)) for p in found), key=lambda path: ("similarity_" not in path, path)
+    )
 
 
 def cuda_architectures() -> str:
     """The CUDA architectures to build for; empty, with the reason told, where there are none."""
+    from torch.utils import cpp_extension
+
     wish = os.environ.get("WSCL_CUDA", "")
     if wish not in ("", "0", "1"):
         sys.exit(f"wscl_fast: WSCL_CUDA: expected 0 or 1, got {wish!r}")
@@ -53,11 +58,6 @@ def cuda_architectures() -> str:
     return ""
 
 
-architectures = cuda_architectures()
-say(f"CPU kernels: {', '.join(KERNELS)}, chosen at run time")
-if architectures:
-    say(f"CUDA kernels: {architectures}")
-
 CXX_FLAGS = [
     "-std=c++17",
     "-O3",
@@ -67,40 +67,56 @@ CXX_FLAGS = [
     "-Wall",
 ]
 NVCC_FLAGS = ["-std=c++17", "-O3", "-lineinfo", "--threads=2", "-Xcompiler=-fvisibility=hidden"]
-if architectures:
-    os.environ["TORCH_CUDA_ARCH_LIST"] = architectures  # where it is not set, there may be no GPU to ask
-
-make = cpp_extension.CUDAExtension if architectures else cpp_extension.CppExtension
-extension = make(
-    "wscl_fast._C",
-    sources(bool(architectures)),
-    include_dirs=[str(ROOT / "csrc")],
-    define_macros=[
-        # LibTorch's stable ABI of 2.11: one binary serves that version and later ones.
-        ("TORCH_TARGET_VERSION", "0x020b000000000000"),
-        ("WSCL_CUDA_ARCHITECTURES", f'"{architectures}"'),
-    ],
-    extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},
-    extra_link_args=["-pthread"],
-)
-# The operators go through the dispatcher and the stable ABI: nothing here uses torch's Python bindings, nor
-# the C++ of its CUDA libraries.
-for library in ("torch_python", "c10_cuda"):
-    if library in extension.libraries:
-        extension.libraries.remove(library)
 
 
-class BuildExtension(cpp_extension.BuildExtension):
-    """Keeps the objects of an extension that lies in the project's folder.
+def to_build() -> dict[str, Any]:
+    """The extension, and how to build it."""
+    from torch.utils import cpp_extension
 
-    An editable install would throw them away. The next one compiles what changed, and make test links the C++
-    tests with them; nothing else writes there, so that they are always those of the extension beside them.
-    """
+    architectures = cuda_architectures()
+    say(f"CPU kernels: {', '.join(KERNELS)}, chosen at run time")
+    if architectures:
+        say(f"CUDA kernels: {architectures}")
+        os.environ["TORCH_CUDA_ARCH_LIST"] = architectures  # where it is not set, there may be no GPU to ask
 
-    def finalize_options(self) -> None:
-        super().finalize_options()
-        if self.editable_mode or self.inplace:
-            self.build_temp = str(ROOT / "build" / f"objects.{sysconfig.get_config_var('SOABI')}")
+    make = cpp_extension.CUDAExtension if architectures else cpp_extension.CppExtension
+    extension = make(
+        "wscl_fast._C",
+        sources(bool(architectures)),
+        include_dirs=[str(ROOT / "csrc")],
+        define_macros=[
+            # LibTorch's stable ABI of 2.11: one binary serves that version and later ones.
+            ("TORCH_TARGET_VERSION", "0x020b000000000000"),
+            ("WSCL_CUDA_ARCHITECTURES", f'"{architectures}"'),
+        ],
+        extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},
+        extra_link_args=["-pthread"],
+    )
+    # The operators go through the dispatcher and the stable ABI: nothing here uses torch's Python bindings,
+    # nor the C++ of its CUDA libraries.
+    for library in ("torch_python", "c10_cuda"):
+        if library in extension.libraries:
+            extension.libraries.remove(library)
+
+    class BuildExtension(cpp_extension.BuildExtension):
+        """Keeps the objects of an extension that lies in the project's folder.
+
+        An editable install would throw them away. The next one compiles what changed, and make test links the
+        C++ tests with them; nothing else writes there, so that they are always those of the extension beside
+        them.
+        """
+
+        def finalize_options(self) -> None:
+            super().finalize_options()
+            if self.editable_mode or self.inplace:
+                self.build_temp = str(ROOT / "build" / f"objects.{sysconfig.get_config_var('SOABI')}")
+
+    return {
+        "ext_modules": [extension],
+        "cmdclass": {"build_ext": BuildExtension.with_options(use_ninja=True)},
+    }
 
 
-setup(ext_modules=[extension], cmdclass={"build_ext": BuildExtension.with_options(use_ninja=True)})
+# pip asks twice what this is before it has it built, and torch takes seconds to import.
+only_asked = sys.argv[1:2] in (["egg_info"], ["dist_info"])
+setup(**({} if only_asked else to_build()))
