@@ -31,10 +31,7 @@ def sources(cuda: bool) -> list[str]:
         found |= set((ROOT / "csrc").rglob("*.cu"))
     else:
         found = {p for p in found if not p.stem.endswith("_cuda")}
-    # The longest to compile first, so that no core waits for the last of them.
-    return sorted(
-        (str(p.relative_to(ROOT)) for p in found), key=lambda path: ("similarity_" not in path, path)
-    )
+    return sorted(str(p.relative_to(ROOT)) for p in found)
 
 
 def cuda_architectures() -> str:
