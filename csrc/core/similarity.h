@@ -64,8 +64,8 @@ struct KeptLogits {
 
 enum class Epilogue { kSoftmax, kColumns, kSymmetric, kShared, kTwoWay, kSoftplus, kSigmoid, kKept };
 
-constexpr int64_t kBlock = 128,
-                  kLeastBlock = 32;  // columns that a kernel takes at a time, at most and at least
+// Columns that a kernel takes at a time: at most, where it has no tiles, and at least.
+constexpr int64_t kBlock = 128, kLeastBlock = 32;
 
 // What a pass is told, but for the rows themselves.
 template <class T>

@@ -53,7 +53,7 @@ struct Epilogues : PartState<In, kEpilogue, kGather, kBoth> {
     if ((State::kTwoWay || kBoth) && p.live < lanes) return true;
     for (int64_t e = p.excluded; e < p.excluded_end; ++e)
       if (params.excluded[e].column >= p.c0 && params.excluded[e].column < p.c0 + p.count) return true;
-    return params.begin && !whole(p);
+    return !whole(p);
   }
 
   void mask(const Panel& p, int64_t lanes) {
@@ -65,7 +65,7 @@ struct Epilogues : PartState<In, kEpilogue, kGather, kBoth> {
     if (State::kTwoWay || kBoth)  // lanes without a row give the columns nothing
       for (int64_t k = 0; k < p.count; ++k)
         for (int64_t i = p.live; i < lanes; ++i) logits[k * lanes + i] = hidden;
-    if (!params.begin || whole(p)) return;
+    if (whole(p)) return;
     for (int64_t i = 0; i < p.live; ++i) {
       const int64_t row = part.row0 + p.row + i;
       const int64_t begin = params.begin[row] - p.c0, end = params.end[row] - p.c0;
@@ -95,8 +95,9 @@ struct Epilogues : PartState<In, kEpilogue, kGather, kBoth> {
   }
 
  private:
-  // Every row of the panel meets every column.
+  // By their ranges, every row of the panel meets every column.
   bool whole(const Panel& p) const {
+    if (!params.begin) return true;
     const int64_t first = part.row0 + p.row, last = first + p.live - 1;
     return !params.outside && params.begin[last] <= p.c0 && params.end[first] >= p.c0 + p.count;
   }
