@@ -46,3 +46,14 @@ def test_rows_may_end_where_memory_does(extension, d: int, dtype: torch.dtype) -
                 assert torch.equal(got.distance, want.distance)
             update = kmeans_update(fenced(x), fenced(centroids), impl="fused")
             assert torch.equal(update.sums, kmeans_update(x, centroids, impl="fused").sums)
+
+
+def test_centroids_too_where_no_score_is_a_number(extension) -> None:  # type: ignore[no-untyped-def]
+    """∞ − ∞ with each of the centroids: then a column beyond the last has the best score."""
+    x = torch.tensor([[3e38, -3e38, 1.0, 1.0]]).repeat(20, 1)
+    centroids = torch.tensor([[2.0], [-2.0], [4.0], [-4.0]]).repeat(1, 4)
+    for name in extension.supported_instruction_sets():
+        extension.use_instruction_set(name)
+        got = kmeans_assign(x, fenced(centroids), impl="fused")
+        want = kmeans_assign(x, centroids, impl="reference")
+        assert torch.equal(got.assignment, want.assignment)

@@ -341,6 +341,19 @@ def test_a_point_far_out_is_placed(candidates, metric):
     check_assignment(x, centroids, metric, assign_with(candidates, x, centroids, metric))
 
 
+@pytest.mark.parametrize("d", [1, 2, 4, 7, 12, 64, 65, 256, 260])
+def test_any_number_of_columns_in_the_last_vector(candidates, d):
+    """Few of them share its lanes; rows are the operand as they lie, or are written for it."""
+    for k in (*range(2, 38), 97, 100, 104, 4096 + 3):
+        x, centroids = problem(50, d, k, seed=k, dtype=torch.float32)
+        got = assign_with(candidates, x, centroids, "euclidean")
+        check_assignment(x, centroids, "euclidean", got)
+        apart = torch.stack([x, x], dim=2).reshape(50, 2 * d)[:, ::2]  # read at a stride
+        written = assign_with(candidates, apart, centroids, "euclidean")
+        assert torch.equal(got.assignment, written.assignment)
+        assert torch.equal(got.distance, written.distance)
+
+
 def test_sums_of_many_clusters_take_a_second_pass(candidates):
     """More than the threads' own sums may take: each thread then owns some of the clusters."""
     x, centroids = problem(300, 600, 9000)

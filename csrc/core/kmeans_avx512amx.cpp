@@ -22,30 +22,29 @@ namespace avx512amx {
 
 // Operands of tiles.
 struct TileOperands : Bfloat16Rows {
-  static constexpr int kStretch = kStep * kTilePairs;
+  static constexpr int kStretch = kStep * kTilePairs, kMostTerms = 1;
   using InUse = Tiles;
 };
 
 // Scores of kRows rows: two tiles of rows by kCount of columns, which begin at minus the offset. They go
 // through the stack to the vectors that find the best.
 template <int kCount>
-WSCL_INLINE void score_tile(TileOperands, const uint16_t* rows, int64_t stride, int64_t, const uint16_t* panel,
-                            int64_t depth, const float* offset, int64_t vector, Simd<float>::Bits index_mask,
-                            RowState<float>* states) {
+WSCL_INLINE void score_tile(TileOperands, const Tile<TileOperands>& tile) {
   static_assert(kRows == 2 * kTileRows && kCount <= 2, "four sums");
   constexpr int64_t kWidth = kCount * kTileRows, kBytes = kWidth * sizeof(float);
   alignas(64) float start[kWidth], scores[kRows * kWidth];
-  for (int v = 0; v < kCount; ++v) store(start + v * kTileRows, -load(offset + v * kTileRows));
+  for (int v = 0; v < kCount; ++v) store(start + v * kTileRows, -load(tile.offset + v * kTileRows));
   tile_load<0>(start, 0);
   tile_load<2>(start, 0);
   if (kCount == 2) {
     tile_load<1>(start + kTileRows, 0);
     tile_load<3>(start + kTileRows, 0);
   }
-  const int64_t row_bytes = stride * int64_t(sizeof(uint16_t));
-  for (int64_t p = 0; p < depth; p += TileOperands::kStretch) {
+  const uint16_t *rows = tile.rows, *next_rows = rows + kTileRows * tile.stride, *panel = tile.panel;
+  const int64_t row_bytes = tile.stride * int64_t(sizeof(uint16_t));
+  for (int64_t p = 0; p < tile.depth; p += TileOperands::kStretch) {
     tile_load<4>(rows + p, row_bytes);
-    tile_load<5>(rows + kTileRows * stride + p, row_bytes);
+    tile_load<5>(next_rows + p, row_bytes);
     tile_load<6>(panel, kBytes);
     tile_multiply<0, 4, 6>();
     tile_multiply<2, 5, 6>();
@@ -65,7 +64,7 @@ WSCL_INLINE void score_tile(TileOperands, const uint16_t* rows, int64_t stride, 
   for (int r = 0; r < kRows; ++r) {
     Vector<float> score[kCount];
     for (int v = 0; v < kCount; ++v) score[v] = load(scores + r * kWidth + v * kTileRows);
-    take_scores<float, kCount>(score, vector, index_mask, states[r]);
+    take_scores<float, kCount>(score, tile.vector, tile.index_mask, tile.states[r]);
   }
 }
 

@@ -22,7 +22,7 @@ namespace avx512bfloat16 {
 // Two numbers meet in each lane of one instruction, at twice the speed where the processor has two such units.
 struct Bfloat16Operands : Bfloat16Rows {
   using Columns = __m512bh;
-  static constexpr int kStretch = kStep;
+  static constexpr int kStretch = kStep, kMostTerms = 4;
   struct InUse {};
 
   static WSCL_INLINE Columns columns(const Element* p) {
@@ -32,6 +32,10 @@ struct Bfloat16Operands : Bfloat16Rows {
     int32_t pair;
     std::memcpy(&pair, row, sizeof(pair));
     return (Vector<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(pair), columns);
+  }
+  template <int kTerms>
+  static WSCL_INLINE Vector<float> multiply_add_terms(Vector<float> sum, const Element* row, Columns columns) {
+    return (Vector<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)repeat<float, kTerms>(row), columns);
   }
 };
 

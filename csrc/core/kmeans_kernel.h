@@ -56,12 +56,14 @@ struct KMeansPass {
   const int64_t vectors;  // of columns
   Memory memory;          // allocated by run(), so that a pass derived from this one may reserve more
   Element* block;         // [block_rows][stride]
-  RowState<T>* states;    // [block_rows]
-  RowState<T>* further;   // [block_rows] of the columns at hand, where they are not the first
-  T* norm;                // [block_rows] ‖p‖², as the product sees the row
-  T* margin;              // [block_rows] twice the bound of a row's scores' error
-  double* length;         // [block_rows] of the points, for the cosine
-  T* scratch;             // [d] a row that had to be converted
+  const Element* rows;    // the operand of the block at hand: `block`, or where x lies (kmeans_in_place.h)
+  int64_t rows_stride;
+  RowState<T>* states;   // [block_rows]
+  RowState<T>* further;  // [block_rows] of the columns at hand, where they are not the first
+  T* norm;               // [block_rows] ‖p‖², as the product sees the row
+  T* margin;             // [block_rows] twice the bound of a row's scores' error
+  double* length;        // [block_rows] of the points, for the cosine
+  T* scratch;            // [d] a row that had to be converted
 
   KMeansPass(const KMeansProblem<T>& problem, const CentroidTable<T>& table, KMeansPart& part)
       : problem(problem),
@@ -85,6 +87,8 @@ struct KMeansPass {
 
   void allocate() {
     memory.allocate();
+    rows = block;
+    rows_stride = stride;
     // What no vector of a row covers of the depth.
     for (int64_t i = 0, c = round_up(table.d, kWidth); c < table.depth && i < block_rows; ++i)
       std::memset(block + i * stride + c, 0, (table.depth - c) * sizeof(Element));
@@ -198,24 +202,25 @@ struct KMeansPass {
     [[maybe_unused]] const typename Op::InUse in_use;
     const Bits index_mask = Bits{} + ((decltype(Bits{}[0] + 0)(1) << table.index_bits) - 1);
     const Element* panel = static_cast<const Element*>(table.panels) + first * kWidth * table.depth;
-    const int64_t panels = (last - first + kVectors - 1) / kVectors;
+    const int64_t whole = smaller(last, vectors - (table.terms > 1));  // vectors with one lane for each column
+    const int64_t panels = (whole - first + kVectors - 1) / kVectors + (last - whole);
     RowState<T>* const group = first == 0 ? states : further;
     for (int64_t i = 0; i < round_up(count, kRows); ++i)
       group[i].best = group[i].second = broadcast(-kInfinity);
-    for (int64_t v = first; v < last; v += kVectors) {
-      const T* offset = table.offset + v * kWidth;
+    for (int64_t v = first, at = 0, wide; v < last; v += wide, ++at) {
+      wide = v + kVectors <= whole ? kVectors : 1;
       for (int64_t i = 0; i < count; i += kRows) {
-        const int64_t at = (v - first) / kVectors;
         for (int64_t r = kRows * at / panels; first == 0 && r < kRows * (at + 1) / panels; ++r) ahead(i + r);
-        const Element* rows = block + i * stride;
-        if (v + kVectors <= last)
-          score_tile<kVectors>(Op(), rows, stride, count - i, panel, table.depth, offset, v - first, index_mask,
-                               group + i);
-        else
-          score_tile<1>(Op(), rows, stride, count - i, panel, table.depth, offset, v - first, index_mask,
-                        group + i);
+        const Tile<Op> tile = {rows + i * rows_stride,    rows_stride, count - i,  panel,    table.depth,
+                               table.offset + v * kWidth, v - first,   index_mask, group + i};
+        if (wide == kVectors)
+          score_tile<kVectors>(Op(), tile);
+        else if (v < whole)
+          score_tile<1>(Op(), tile);
+        else if constexpr (Op::kMostTerms > 1)
+          table.terms == 2 ? score_narrow_tile<2>(Op(), tile) : score_narrow_tile<4>(Op(), tile);
       }
-      panel += kVectors * kWidth * table.depth;
+      panel += wide * kWidth * table.depth;
     }
     merge_group(first, index_mask, count);
   }
@@ -336,13 +341,6 @@ struct KMeansPass {
       problem.distance[row * problem.top + e] = saturate<T>(distance[e]);
   }
 };
-
-template <class Op>
-void kmeans_run(const KMeansProblem<typename Op::Number>& problem,
-                const CentroidTable<typename Op::Number>& table, KMeansPart& part) {
-  const KeepsSubnormals keeps;
-  KMeansPass<Op>(problem, table, part).run();
-}
 
 }  // namespace WSCL_ISA
 }  // namespace wscl

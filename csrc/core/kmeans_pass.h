@@ -16,15 +16,20 @@ constexpr int64_t kGroupVectors = 256;
 //
 // is highest for the nearest centroid (offset_j = ‖q_j‖² / 2; for the cosine, of unit vectors, −origin · q_j).
 // Seen from the middle of the centroids, and scaled by a power of two so that the largest number of q is in
-// [½, 1), the product keeps its digits far from zero and nothing overflows but what is very far out.
+// [½, 1), the product keeps its digits far from zero and nothing overflows but what is very far out. Where the
+// middle is near zero anyway, and the numbers of a common size, points are taken as they are: p = x, q = c.
 template <class T>
 struct CentroidTable {
   const T* centroids = nullptr;  // [k, d]
   int64_t k = 0, d = 0;
   int64_t depth = 0;  // d as the product sees it, a multiple of the operands' step
+  // Columns that would leave most of the last vector empty take several of its lanes each, and that part of the
+  // multiply-adds: 4 columns of 100 cost a quarter of a vector, not one. 1: there are none.
+  int64_t terms = 1;
   bool cosine = false;
   const T* origin = nullptr;  // [d]
   T scale = 1;
+  bool as_they_are = false;        // origin 0, scale 1
   const int64_t* order = nullptr;  // [k] the centroid that is column j of the product; null: the j-th
   const void* panels = nullptr;    // the q_j in panels of columns, in the product's precision
   const T* offset = nullptr;       // [columns], beyond k so large that they are never the nearest
@@ -32,6 +37,7 @@ struct CentroidTable {
   const double* length = nullptr;  // [k] ‖c‖, for the cosine
   // |score − its exact value| ≤ per_norm · ‖p‖ + per_loss · ‖p − p̃‖ + constant, p̃ being p as rounded
   double per_norm = 0, per_loss = 0, constant = 0;
+  double longest = 0;  // ‖q‖
 
   int64_t centroid(int64_t column) const {
     return order ? order[column] : column;
@@ -80,8 +86,10 @@ struct KMeansPart {
 // One instruction set's kernels, with a product of one precision.
 template <class T>
 struct KMeansTyped {
-  // `count` rows of q [count][d] as a panel of `vectors` vectors of columns, zero beyond.
-  void (*pack)(const T* rows, int64_t count, int64_t vectors, int64_t d, int64_t depth, void* panel);
+  // `count` rows of q [count][d] as a panel of `vectors` vectors of columns with this many terms each, zero
+  // beyond.
+  void (*pack)(const T* rows, int64_t count, int64_t vectors, int64_t terms, int64_t d, int64_t depth,
+               void* panel);
   void (*run)(const KMeansProblem<T>&, const CentroidTable<T>&, KMeansPart&);
   // Adds the rows of clusters [cluster0, cluster1) to the problem's sums and counts.
   void (*sum)(const KMeansProblem<T>&, int64_t cluster0, int64_t cluster1);
@@ -95,7 +103,8 @@ struct KMeansTyped {
   double (*move)(const BoundsProblem<T>&, const Moved*, int64_t count, int64_t column0, int64_t column1);
   int64_t vectors;       // of a panel; the last may have one
   int64_t width;         // columns of a vector
-  int64_t stretch;       // depth is a multiple of this
+  int64_t stretch;       // depth is a multiple of this, times the terms
+  int64_t most_terms;    // of a column
   int64_t element_size;  // of the packed operand
 };
 

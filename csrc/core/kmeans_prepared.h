@@ -95,20 +95,38 @@ struct Prepared {
     table.order = order;
     table.k = p.k;
     table.d = p.d;
-    table.depth = ceil_div(p.d, typed.stretch) * typed.stretch;
+    choose_terms(typed);
     table.cosine = p.cosine;
     if (p.cosine) find_lengths(p, threads);
-    const double largest = find_origin(p, threads);
+    const Middle middle = find_origin(p, threads);
     int exponent = 0;
-    if (largest > 0) std::frexp(largest, &exponent);
-    constexpr int kMost = std::numeric_limits<T>::max_exponent - 8;
-    table.scale = std::ldexp(T(1), -std::clamp(exponent, -kMost, kMost));
+    if (middle.largest > 0) std::frexp(middle.largest, &exponent);
+    constexpr int kMost = std::numeric_limits<T>::max_exponent - 8, kCommon = 20;
+    table.as_they_are = !p.cosine && std::abs(exponent) <= kCommon && 16 * middle.squared < middle.spread;
+    if (table.as_they_are)
+      std::fill(origin.begin(), origin.end(), T(0));
+    else
+      table.scale = std::ldexp(T(1), -std::clamp(exponent, -kMost, kMost));
     table.origin = origin.data();
     table.length = length.data();
     if (product) pack(p, typed, rounded, threads);
   }
 
  private:
+  // As many terms of a column side by side in the last vector as make the product smallest.
+  void choose_terms(const KMeansTyped<T>& typed) {
+    const int64_t vectors = ceil_div(table.k, typed.width), last = table.k - (vectors - 1) * typed.width;
+    int64_t least = std::numeric_limits<int64_t>::max();
+    for (int64_t terms = 1; terms <= typed.most_terms && last * terms <= typed.width; terms *= 2) {
+      const int64_t depth = ceil_div(table.d, typed.stretch * terms) * typed.stretch * terms;
+      const int64_t steps = (vectors - 1) * depth + depth / terms;
+      if (steps >= least) continue;
+      least = steps;
+      table.terms = terms;
+      table.depth = depth;
+    }
+  }
+
   double at(const KMeansProblem<T>& p, int64_t j, int64_t c) const {
     const double value = p.centroids[j * p.d + c];
     return p.cosine && length[j] > 0 ? value / length[j] : value;
@@ -128,23 +146,39 @@ struct Prepared {
     });
   }
 
-  // The mean, rounded; returns the largest number of the centroids seen from there.
-  double find_origin(const KMeansProblem<T>& p, const Threads& threads) {
-    std::vector<double> largest(p.d);
+  struct Middle {
+    double largest = 0;  // number of the centroids seen from the middle
+    double squared = 0;  // length of the middle
+    double spread = 0;   // the mean of ‖c − middle‖²
+  };
+
+  // The mean, rounded.
+  Middle find_origin(const KMeansProblem<T>& p, const Threads& threads) {
+    std::vector<double> largest(p.d), spread(p.d);
     threads.ranges(p.d, 32, [&](int64_t begin, int64_t end) {
       std::vector<double> mean(end - begin);
       for (int64_t j = 0; j < p.k; ++j)
         for (int64_t c = begin; c < end; ++c) mean[c - begin] += at(p, j, c) / p.k;
       for (int64_t c = begin; c < end; ++c) origin[c] = static_cast<T>(mean[c - begin]);
       for (int64_t j = 0; j < p.k; ++j)
-        for (int64_t c = begin; c < end; ++c)
-          largest[c] = std::max(largest[c], std::abs(at(p, j, c) - origin[c]));
+        for (int64_t c = begin; c < end; ++c) {
+          const double apart = at(p, j, c) - origin[c];
+          largest[c] = std::max(largest[c], std::abs(apart));
+          spread[c] += apart * apart / p.k;
+        }
     });
-    return p.d > 0 ? *std::max_element(largest.begin(), largest.end()) : 0;
+    Middle middle;
+    for (int64_t c = 0; c < p.d; ++c) {
+      middle.largest = std::max(middle.largest, largest[c]);
+      middle.squared += double(origin[c]) * origin[c];
+      middle.spread += spread[c];
+    }
+    return middle;
   }
 
   void pack(const KMeansProblem<T>& p, const KMeansTyped<T>& typed, bool rounded, const Threads& threads) {
-    const int64_t vectors = ceil_div(p.k, typed.width), n_panels = ceil_div(vectors, typed.vectors);
+    const int64_t vectors = ceil_div(p.k, typed.width), whole = vectors - (table.terms > 1);
+    const int64_t n_panels = ceil_div(whole, typed.vectors) + (vectors - whole);
     panels = allocate(vectors * typed.width * table.depth * typed.element_size);
     offset = allocate(vectors * typed.width * sizeof(T));
     T* offsets = static_cast<T*>(offset.get());
@@ -158,8 +192,9 @@ struct Prepared {
     threads.ranges(n_panels, 1, [&](int64_t begin, int64_t end) {
       std::vector<T> rows(typed.vectors * typed.width * p.d);
       for (int64_t panel = begin; panel < end; ++panel) {
-        const int64_t vector = panel * typed.vectors, first = vector * typed.width;
-        const int64_t wide = std::min(typed.vectors, vectors - vector);
+        const int64_t vector = std::min(panel * typed.vectors, whole), first = vector * typed.width;
+        const bool narrow = table.terms > 1 && panel == n_panels - 1;
+        const int64_t wide = narrow ? 1 : std::min(typed.vectors, whole - vector);
         const int64_t count = std::min(p.k - first, wide * typed.width);
         for (int64_t j = 0; j < wide * typed.width; ++j) {
           if (j >= count) {
@@ -180,7 +215,7 @@ struct Prepared {
           norms[panel].lost = std::max(norms[panel].lost, lost);
           norms[panel].offset = std::max(norms[panel].offset, norm / 2);
         }
-        typed.pack(rows.data(), count, wide, p.d, table.depth,
+        typed.pack(rows.data(), count, wide, narrow ? table.terms : 1, p.d, table.depth,
                    static_cast<char*>(panels.get()) + first * table.depth * typed.element_size);
       }
     });
@@ -212,6 +247,7 @@ struct Prepared {
     origin_norm = std::sqrt(origin_norm);
     // A bfloat16 instruction rounds twice for every pair, and takes what is below the normal range for zero.
     const double sum = (lost > 0 ? 2 : 1) * unit * (p_depth() + 12);
+    table.longest = longest;
     // What the low bits of a score were; |score| ≤ ‖p̃‖ · ‖q̃‖ + offset.
     const double index = unit * 2 * (int64_t(1) << table.index_bits);
     table.per_norm = 1.001 * ((sum + index) * (longest + lost) + lost);

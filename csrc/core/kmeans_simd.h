@@ -154,6 +154,43 @@ WSCL_INLINE Vector<T> load_part(const T* p, int64_t count) {
 #endif
 }
 
+// Lane l of the result is the (l % kCount)-th number from p on.
+template <class T, int kCount>
+WSCL_INLINE Vector<T> repeat(const void* p) {
+  if constexpr (kCount * sizeof(T) == sizeof(int64_t)) {
+    int64_t numbers;
+    std::memcpy(&numbers, p, sizeof(numbers));
+    return (Vector<T>)(typename Simd<double>::Bits{} + numbers);
+  }
+#if WSCL_X86_BYTES == 64
+  if constexpr (kCount * sizeof(T) == 16)
+    return (Vector<T>)_mm512_broadcast_i32x4(_mm_loadu_si128(static_cast<const __m128i*>(p)));
+#elif WSCL_X86_BYTES == 32
+  if constexpr (kCount * sizeof(T) == 16)
+    return (Vector<T>)_mm256_broadcastsi128_si256(_mm_loadu_si128(static_cast<const __m128i*>(p)));
+#endif
+  T numbers[Simd<T>::kWidth];
+  for (int l = 0; l < Simd<T>::kWidth; ++l)
+    std::memcpy(numbers + l, static_cast<const char*>(p) + l % kCount * sizeof(T), sizeof(T));
+  return load(numbers);
+}
+
+template <int kWidth, int kCount>  // every kCount-th lane of a, then the first of b
+struct EveryOf {
+  static constexpr int lane(int i) {
+    return i < kWidth / kCount ? i * kCount : kWidth;
+  }
+};
+
+// Lane l of the result is the sum of the l-th kCount lanes, as far as there are any; 0 beyond.
+template <class T, int kCount>
+WSCL_INLINE Vector<T> sums_of_neighbours(Vector<T> v) {
+  constexpr int kWidth = Simd<T>::kWidth;
+  v += shuffle<T>(v, v, Rotate<kWidth, 1>());
+  if constexpr (kCount == 4) v += shuffle<T>(v, v, Rotate<kWidth, 2>());
+  return shuffle<T>(v, Vector<T>{}, EveryOf<kWidth, kCount>());
+}
+
 template <class T>
 struct Sum {
   static WSCL_INLINE Vector<T> of(Vector<T> a, Vector<T> b) {

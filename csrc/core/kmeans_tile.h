@@ -20,12 +20,18 @@ struct FullOperands {
   static constexpr bool kRounds = false;
   static constexpr int kStep = 1;     // elements of a row that meet in one multiply-add
   static constexpr int kStretch = 1;  // of which the depth is a multiple
+  // Multiply-adds of one column that may lie side by side in a vector; see CentroidTable::terms.
+  static constexpr int kMostTerms = sizeof(T) == sizeof(float) ? 4 : 1;
 
   static WSCL_INLINE Columns columns(const Element* p) {
     return load(p);
   }
   static WSCL_INLINE Vector<T> multiply_add(Vector<T> sum, const Element* row, Columns columns) {
     return sum + broadcast(*row) * columns;
+  }
+  template <int kTerms>
+  static WSCL_INLINE Vector<T> multiply_add_terms(Vector<T> sum, const Element* row, Columns columns) {
+    return sum + repeat<T, kTerms>(row) * columns;
   }
   static WSCL_INLINE Element round(T value) {
     return value;
@@ -64,25 +70,42 @@ WSCL_INLINE void take_scores(const Vector<T>* scores, int64_t vector, typename S
   state.second = second;
 }
 
-// Scores of `count` rows, kRows of them at most and `stride` apart, against kCount vectors of columns.
+// What meets in a tile: kRows rows at most, and a panel of columns.
+template <class Op>
+struct Tile {
+  using Number = typename Op::Number;
+  using Element = typename Op::Element;
+
+  const Element* rows;
+  int64_t stride, count;  // of the rows
+  const Element* panel;
+  int64_t depth;
+  const Number* offset;  // of the panel's columns
+  int64_t vector;        // which of the group its first vector is
+  typename Simd<Number>::Bits index_mask;
+  RowState<Number>* states;
+
+  WSCL_INLINE void find_rows(const Element** row) const {
+    for (int64_t r = 0; r < kRows; ++r) row[r] = rows + smaller(r, count - 1) * stride;
+  }
+};
+
+// Scores of a tile whose panel has kCount vectors of columns.
 template <int kCount, class Op>
-WSCL_INLINE void score_tile(Op, const typename Op::Element* first, int64_t stride, int64_t count,
-                            const typename Op::Element* panel, int64_t depth, const typename Op::Number* offset,
-                            int64_t vector, typename Simd<typename Op::Number>::Bits index_mask,
-                            RowState<typename Op::Number>* states) {
+WSCL_INLINE void score_tile(Op, const Tile<Op>& tile) {
   using T = typename Op::Number;
   constexpr int kWidth = Simd<T>::kWidth;
-  const typename Op::Element* rows[kRows];
-  for (int64_t r = 0; r < kRows; ++r) rows[r] = first + smaller(r, count - 1) * stride;
+  const typename Op::Element *rows[kRows], *panel = tile.panel;
+  tile.find_rows(rows);
   Vector<T> sum[kRows][kCount];
 #pragma GCC unroll 2
   for (int v = 0; v < kCount; ++v) {
-    const Vector<T> start = -load(offset + v * kWidth);
+    const Vector<T> start = -load(tile.offset + v * kWidth);
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) sum[r][v] = start;
   }
 #pragma GCC unroll 2
-  for (int64_t p = 0; p < depth; p += Op::kStep) {
+  for (int64_t p = 0; p < tile.depth; p += Op::kStep) {
     typename Op::Columns columns[kCount];
 #pragma GCC unroll 2
     for (int v = 0; v < kCount; ++v) columns[v] = Op::columns(panel + v * Op::kStep * kWidth);
@@ -93,7 +116,29 @@ WSCL_INLINE void score_tile(Op, const typename Op::Element* first, int64_t strid
     panel += kCount * Op::kStep * kWidth;
   }
 #pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r) take_scores<T, kCount>(sum[r], vector, index_mask, states[r]);
+  for (int r = 0; r < kRows; ++r) take_scores<T, kCount>(sum[r], tile.vector, tile.index_mask, tile.states[r]);
+}
+
+// The same for the last vector of columns, of which each takes kTerms lanes.
+template <int kTerms, class Op>
+WSCL_INLINE void score_narrow_tile(Op, const Tile<Op>& tile) {
+  using T = typename Op::Number;
+  const typename Op::Element *rows[kRows], *panel = tile.panel;
+  tile.find_rows(rows);
+  Vector<T> sum[kRows] = {};
+  for (int64_t p = 0; p < tile.depth; p += Op::kStep * kTerms) {
+    const typename Op::Columns columns = Op::columns(panel);
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r)
+      sum[r] = Op::template multiply_add_terms<kTerms>(sum[r], rows[r] + p, columns);
+    panel += Op::kStep * Simd<T>::kWidth;
+  }
+  const Vector<T> offset = load(tile.offset);
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+    const Vector<T> score = sums_of_neighbours<T, kTerms>(sum[r]) - offset;
+    take_scores<T, 1>(&score, tile.vector, tile.index_mask, tile.states[r]);
+  }
 }
 
 }  // namespace WSCL_ISA

@@ -3,23 +3,26 @@
 
 #include "kmeans_assigned.h"
 #include "kmeans_bounds_kernel.h"
-#include "kmeans_kernel.h"
+#include "kmeans_in_place.h"
 #include "kmeans_potentials_kernel.h"
 
 namespace wscl {
 namespace WSCL_ISA {
 
 // Rows [first, first + count) of q, [count][d] in T, as the panel that score_tile wants:
-// [depth][vectors][kWidth], kStep elements of a column together.
+// [depth][vectors][kWidth], kStep elements of a column together; or, where each column has several `terms`,
+// score_narrow_tile: [depth / terms][kWidth / terms][terms].
 template <class Op>
-void kmeans_pack(const typename Op::Number* rows, int64_t count, int64_t vectors, int64_t d, int64_t depth,
-                 void* panel) {
+void kmeans_pack(const typename Op::Number* rows, int64_t count, int64_t vectors, int64_t terms, int64_t d,
+                 int64_t depth, void* panel) {
   constexpr int kWidth = Simd<typename Op::Number>::kWidth;
   typename Op::Element* out = static_cast<typename Op::Element*>(panel);
   for (int64_t p = 0; p < depth; ++p)
-    for (int64_t j = 0; j < vectors * kWidth; ++j)
-      out[(p / Op::kStep * vectors * kWidth + j) * Op::kStep + p % Op::kStep] =
+    for (int64_t j = 0; j < vectors * kWidth / terms; ++j) {
+      const int64_t step = p / Op::kStep, lane = j * terms + step % terms;
+      out[(step / terms * vectors * kWidth + lane) * Op::kStep + p % Op::kStep] =
           p < d && j < count ? Op::round(rows[j * d + p]) : typename Op::Element(0);
+    }
 }
 
 template <class Op>
@@ -34,6 +37,7 @@ constexpr KMeansTyped<typename Op::Number> kmeans_typed() {
           kVectors,
           Simd<typename Op::Number>::kWidth,
           Op::kStretch,
+          Op::kMostTerms,
           sizeof(typename Op::Element)};
 }
 
