@@ -28,13 +28,18 @@
 namespace wscl {
 namespace WSCL_ISA {
 
-constexpr int64_t kPointBlockBytes = 128 * 1024;
 constexpr int64_t kMostBlockRows = 480;
 
 constexpr int64_t common_multiple(int64_t a, int64_t b) {
   int64_t multiple = a;
   while (multiple % b != 0) multiple += a;
   return multiple;
+}
+
+// Bytes of a block of rows. Panels that L2 does not hold come from farther away once for each block, so that
+// these are larger then.
+constexpr int64_t block_bytes(int64_t panel_bytes) {
+  return panel_bytes > 1 << 20 ? 384 * 1024 : 128 * 1024;
 }
 
 template <class Op>
@@ -52,11 +57,11 @@ struct KMeansPass {
   KMeansPart& part;
   const T* const direct;  // where the rows lie, if they need no conversion
   const int64_t stride;   // of the block's rows, an odd number of cache lines: neighbours never share a set
-  const int64_t block_rows;
   const int64_t vectors;  // of columns
-  Memory memory;          // allocated by run(), so that a pass derived from this one may reserve more
-  Element* block;         // [block_rows][stride]
-  const Element* rows;    // the operand of the block at hand: `block`, or where x lies (kmeans_in_place.h)
+  const int64_t block_rows;
+  Memory memory;        // allocated by run(), so that a pass derived from this one may reserve more
+  Element* block;       // [block_rows][stride]
+  const Element* rows;  // the operand of the block at hand: `block`, or where x lies (kmeans_in_place.h)
   int64_t rows_stride;
   RowState<T>* states;   // [block_rows]
   RowState<T>* further;  // [block_rows] of the columns at hand, where they are not the first
@@ -72,10 +77,12 @@ struct KMeansPass {
         part(part),
         direct(rows_of<T>(problem.x)),
         stride((round_up(table.depth * sizeof(Element), 64) / 64 | 1) * 64 / sizeof(Element)),
-        block_rows(larger(1, smaller(kMostBlockRows, kPointBlockBytes / (stride * int64_t(sizeof(Element)))) /
+        vectors(round_up(table.k, kWidth) / kWidth),
+        block_rows(larger(1, smaller(kMostBlockRows,
+                                     block_bytes(vectors * kWidth * table.depth * int64_t(sizeof(Element))) /
+                                         (stride * int64_t(sizeof(Element)))) /
                                  kGroup) *
-                   kGroup),
-        vectors(round_up(table.k, kWidth) / kWidth) {
+                   kGroup) {
     memory.reserve(&block, block_rows * stride + kWidth);
     memory.reserve(&states, block_rows);
     memory.reserve(&further, block_rows);
