@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,7 @@ from wscl_fast.train.stages import (
     resolve_method,
     resolve_training,
 )
+from wscl_fast.train.workers import expect_workers
 
 log = logging.getLogger(__name__)
 
@@ -143,6 +145,8 @@ def _judged(config: Config, dataset: ImageDataset) -> tuple[str, ...]:
 
 def run_compare(config: Config, folder: Path, *, overwrite: bool) -> None:
     """All methods under all seeds, one table."""
+    if config.compare.workers != 1 and (os.cpu_count() or 1) > 1:
+        expect_workers("wscl_fast.train.compare", "torch._dynamo")  # which torch.optim imports when it begins
     dataset = load_data(config.data)
     _judged(config, dataset)
     results = compare(config, folder, dataset, overwrite=overwrite)

@@ -1,21 +1,31 @@
-"""Tasks side by side in a few processes, their progress shown in one bar."""
+"""Tasks side by side in a few processes, their progress shown in one bar.
+
+Where the system can, workers are forked from a server that did nothing but import what they need, so that
+this is done once, and beside what the caller does first.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.forkserver
+import multiprocessing.resource_tracker
 import os
 import queue
 import signal
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from wscl_fast.train.monitor import Monitor
 
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerContext, SpawnContext
+
 Task = TypeVar("Task")
 POLL_SECONDS = 1.0
+_FORKS = "forkserver" in multiprocessing.get_all_start_methods()
 
 
 class WorkerError(RuntimeError):
@@ -25,14 +35,14 @@ class WorkerError(RuntimeError):
 class _Relay:
     """A monitor in a worker: sends what it is told to the parent, and ends when the parent is gone."""
 
-    def __init__(self, messages: Any, parent: int) -> None:
-        self._messages, self._parent = messages, parent
+    def __init__(self, messages: Any) -> None:
+        self._messages = messages
 
     def start(self, total: int, done: int) -> None:
         self._messages.put(("advance", done, ""))
 
     def advance(self, images: int, note: str = "") -> None:
-        if os.getppid() != self._parent:
+        if _orphaned():
             os._exit(1)  # killed parents cannot stop their workers: two must not write one folder
         self._messages.put(("advance", images, note))
 
@@ -43,13 +53,16 @@ class _Relay:
         pass
 
 
-def _work(
-    function: Callable[[Any, Monitor], str], tasks: Any, messages: Any, threads: int, parent: int
-) -> None:
+def _orphaned() -> bool:
+    parent = multiprocessing.parent_process()
+    return parent is not None and not parent.is_alive()
+
+
+def _work(function: Callable[[Any, Monitor], str], tasks: Any, messages: Any, threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     torch.set_num_threads(threads)
-    relay = _Relay(messages, parent)
-    while os.getppid() == parent:
+    relay = _Relay(messages)
+    while not _orphaned():
         try:
             task = tasks.get(timeout=POLL_SECONDS)
         except queue.Empty:
@@ -74,6 +87,23 @@ def _travels(error: Exception) -> bool:
         ModuleNotFoundError,
         RuntimeError,
     )
+
+
+def expect_workers(*modules: str) -> None:
+    """Begin to import what workers of a later `run_tasks` need, in the server that they are forked from.
+
+    Args:
+        modules: their names; one that is missing is left to the worker that misses it.
+    """
+    if not _FORKS:
+        return
+    multiprocessing.get_context("forkserver").set_forkserver_preload([*modules])
+    multiprocessing.resource_tracker.ensure_running()  # the server would start it, which unblocks signals
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C is the parent's to handle
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def run_tasks(
@@ -102,12 +132,14 @@ def run_tasks(
         for task in tasks:
             monitor.say(function(task, monitor))
         return
-    context = multiprocessing.get_context("spawn")
+    context: ForkServerContext | SpawnContext = (
+        multiprocessing.get_context("forkserver") if _FORKS else multiprocessing.get_context("spawn")
+    )
     waiting, messages = context.Queue(), context.Queue()
     for item in (*tasks, *[None] * workers):
         waiting.put(item)
     processes = [
-        context.Process(target=_work, args=(function, waiting, messages, threads, os.getpid()), daemon=True)
+        context.Process(target=_work, args=(function, waiting, messages, threads), daemon=True)
         for _ in range(workers)
     ]
     try:
