@@ -174,6 +174,7 @@ def test_cluster_writes_ids_and_what_they_are_worth(
     [
         (["trian"], "unknown command 'trian': did you mean 'train'?"),
         (["train", "--epocs", "3"], "unknown argument '--epocs': did you mean '--train.epochs'?"),
+        (["compare", "--runs_dir", "x"], "unknown argument '--runs_dir': did you mean '--runs-dir'?"),
         (["train", "--train.epocs", "3"], "unknown setting 'train.epocs': did you mean 'train.epochs'?"),
         (["train", "--set", "train.epochs"], "--set takes key=value, got 'train.epochs'"),
         (["train", "--train.epochs"], "--train.epochs needs a value"),

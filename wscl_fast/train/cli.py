@@ -162,7 +162,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         leaves = {key.split(".")[-1]: key for key in reversed(known)}
         name = rest[0].lstrip("-").split("=")[0].replace("-", "_")
         near = difflib.get_close_matches(name, [*leaves, *known], n=1)
-        hint = f": did you mean '--{leaves.get(near[0], near[0])}'?" if near else ""
+        key = leaves.get(near[0], near[0]) if near else ""
+        flag = key if "." in key else key.replace("_", "-")  # of its own, beside the settings: --runs-dir
+        hint = f": did you mean '--{flag}'?" if near else ""
         raise UsageError(f"unknown argument '{rest[0]}'{hint}")
     return args
 
