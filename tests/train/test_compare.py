@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -228,6 +229,53 @@ def test_a_failed_task_ends_the_others(
     with pytest.raises(kind, match=message):
         run_tasks(work, ["sleep", task], workers=2, threads=1, monitor=Heard())
     assert time.monotonic() - began < 30
+
+
+def test_workers_end_with_a_parent_that_was_killed(tmp_path: Path) -> None:
+    """They are not its own children, and two generations must never write one folder."""
+    (tmp_path / "tasks_to_leave.py").write_text(
+        f"""
+import os, sys, time
+from wscl_fast.train.monitor import Silent
+from wscl_fast.train.workers import expect_workers, run_tasks
+
+def work(task, monitor):
+    open(f"{tmp_path}/{{task}}.pid", "w").write(str(os.getpid()) + " ")
+    while True:
+        monitor.advance(1)
+        time.sleep(0.02)
+
+if __name__ == "__main__":
+    expect_workers("wscl_fast.train.workers")
+    run_tasks(work, ["a", "b"], workers=2, threads=1, monitor=Silent())
+"""
+    )
+    parent = subprocess.Popen([sys.executable, "tasks_to_leave.py"], cwd=tmp_path)
+    begun = [tmp_path / "a.pid", tmp_path / "b.pid"]
+    try:
+        wait_until(lambda: all(file.exists() and file.read_text().endswith(" ") for file in begun))
+    finally:
+        parent.kill()
+        parent.wait()
+    workers = [int(file.read_text()) for file in begun]
+    assert parent.pid not in workers
+    wait_until(lambda: not any(runs(worker) for worker in workers))
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def runs(pid: int) -> bool:
+    """Whether a process does, where nobody may have asked yet how it ended."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
 
 
 def test_the_bar_speaks_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
