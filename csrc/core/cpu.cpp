@@ -6,11 +6,13 @@
 #include <cstdlib>
 #include <thread>
 
+#if defined(__linux__)
+#include <unistd.h>
+#endif
 #if defined(__x86_64__)
 #include <cpuid.h>
 #if defined(__linux__)
 #include <sys/syscall.h>
-#include <unistd.h>
 #endif
 #endif
 
@@ -180,6 +182,14 @@ double peak(double (*work)(int64_t rounds), int threads, double seconds) {
 }
 
 }  // namespace
+
+int64_t second_level_bytes() {
+  int64_t found = 0;
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+  found = sysconf(_SC_LEVEL2_CACHE_SIZE);
+#endif
+  return found > 0 ? found : 1 << 20;
+}
 
 double multiply_add_peak(int threads, double seconds) {
   return peak(cpu_kernels().multiply_add, threads, seconds);

@@ -23,6 +23,9 @@ std::vector<std::string> supported_instruction_sets();
 // Uses the named instruction set from here on; false where it was not built or the processor lacks it.
 bool use_instruction_set(const std::string& name);
 
+// Bytes of a core's second cache level, as the system tells; 1 MiB where it does not.
+int64_t second_level_bytes();
+
 // Flops a second of independent float32 multiply-adds on `threads` threads at once, for about `seconds`:
 // what a kernel's speed is held against.
 double multiply_add_peak(int threads, double seconds);

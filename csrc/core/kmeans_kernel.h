@@ -36,12 +36,6 @@ constexpr int64_t common_multiple(int64_t a, int64_t b) {
   return multiple;
 }
 
-// Bytes of a block of rows. Panels that L2 does not hold come from farther away once for each block, so that
-// these are larger then.
-constexpr int64_t block_bytes(int64_t panel_bytes) {
-  return panel_bytes > 1 << 20 ? 384 * 1024 : 128 * 1024;
-}
-
 template <class Op>
 struct KMeansPass {
   using T = typename Op::Number;
@@ -78,9 +72,7 @@ struct KMeansPass {
         direct(rows_of<T>(problem.x)),
         stride((round_up(table.depth * sizeof(Element), 64) / 64 | 1) * 64 / sizeof(Element)),
         vectors(round_up(table.k, kWidth) / kWidth),
-        block_rows(larger(1, smaller(kMostBlockRows,
-                                     block_bytes(vectors * kWidth * table.depth * int64_t(sizeof(Element))) /
-                                         (stride * int64_t(sizeof(Element)))) /
+        block_rows(larger(1, smaller(kMostBlockRows, table.block_bytes / (stride * int64_t(sizeof(Element)))) /
                                  kGroup) *
                    kGroup) {
     memory.reserve(&block, block_rows * stride + kWidth);

@@ -32,6 +32,7 @@ struct CentroidTable {
   bool as_they_are = false;        // origin 0, scale 1
   const int64_t* order = nullptr;  // [k] the centroid that is column j of the product; null: the j-th
   const void* panels = nullptr;    // the q_j in panels of columns, in the product's precision
+  int64_t block_bytes = 0;         // of the rows that meet all panels in turn
   const T* offset = nullptr;       // [columns], beyond k so large that they are never the nearest
   int index_bits = 0;              // of a score, that give way to the number of its vector in a group
   const double* length = nullptr;  // [k] ‖c‖, for the cosine

@@ -17,6 +17,7 @@
 namespace wscl {
 
 constexpr int64_t kLeastRows = 48;  // of a part
+constexpr int64_t kBlockBytes = 128 * 1024;
 // A product of bfloat16 halves the multiply-adds; with fewer of them what comes on top is more than that.
 constexpr int64_t kLeastBfloat16Depth = 32, kLeastBfloat16Columns = 64;
 
@@ -179,7 +180,11 @@ struct Prepared {
   void pack(const KMeansProblem<T>& p, const KMeansTyped<T>& typed, bool rounded, const Threads& threads) {
     const int64_t vectors = ceil_div(p.k, typed.width), whole = vectors - (table.terms > 1);
     const int64_t n_panels = ceil_div(whole, typed.vectors) + (vectors - whole);
-    panels = allocate(vectors * typed.width * table.depth * typed.element_size);
+    const int64_t panel_bytes = vectors * typed.width * table.depth * typed.element_size;
+    panels = allocate(panel_bytes);
+    // Panels that the second cache level does not hold come from farther away once for each block.
+    const int64_t level = second_level_bytes();
+    table.block_bytes = panel_bytes > level / 2 ? std::max(level / 3, kBlockBytes) : kBlockBytes;
     offset = allocate(vectors * typed.width * sizeof(T));
     T* offsets = static_cast<T*>(offset.get());
     table.panels = panels.get();
