@@ -195,6 +195,44 @@ def test_second_derivatives_or_a_clear_error(name: str) -> None:
             sum(g.square().sum() for g in gradients).backward()
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("of", ["queries", "temperature", "queries beside keys"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_gradient_penalty_without_one_of_the_keys(name: str, of: str, reduction: str) -> None:
+    """Keys without a gradient, a queue's say, or with one that is not asked for: exact or refused as well."""
+    q, k, *ids = problem(5, 7, 3, seed=1)
+    temperature = torch.tensor(0.8, dtype=q.dtype, requires_grad=of == "temperature")
+    leaf = temperature if of == "temperature" else q.requires_grad_()
+    k.requires_grad_(of == "queries beside keys")
+
+    def penalty(impl: str) -> Tensor:
+        rows = LOSSES[name](q, k, *ids, temperature=temperature, reduction=reduction, impl=impl)
+        (gradient,) = torch.autograd.grad(rows.sum(), leaf, create_graph=True)
+        # The rest of a loss would hide that a penalty hangs on nothing.
+        (found,) = torch.autograd.grad(gradient.square().sum() + leaf.sum(), leaf)
+        return found
+
+    torch.testing.assert_close(penalty("chunked"), penalty("reference"))
+    for impl in FUSED:
+        with pytest.raises(NotImplementedError, match="no second derivative"):
+            penalty(impl)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_a_gradient_s_derivative_in_the_weights_of_rows(impl: str) -> None:
+    """The gradient is linear in them, whoever computed it: what learns to weigh rows asks for this."""
+    q, k, *ids = problem(5, 7, 3, seed=1)
+    weights = torch.rand(5, dtype=q.dtype, requires_grad=True)
+    q.requires_grad_()
+    rows = LOSSES["other"](q, k, *ids, weights=weights, reduction="sum", impl=impl)
+    (gradient,) = torch.autograd.grad(rows, q, create_graph=True)
+    (found,) = torch.autograd.grad(gradient.square().sum(), weights)
+    each = torch.autograd.functional.jacobian(
+        lambda q: LOSSES["other"](q, k, *ids, reduction="none", impl="reference"), q.detach()
+    )
+    torch.testing.assert_close(found, 2 * (each * gradient.detach()).sum((1, 2)))
+
+
 BY_IDS = ("out", "in", "other", "decoupled", "clip", "siglip")  # which read the ids as they were given
 
 

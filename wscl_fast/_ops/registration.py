@@ -52,7 +52,15 @@ def register(
         ctx.set_materialize_grads(results > 1)
         ctx.save_for_backward(*inputs[:tensors], *output[results:])
 
-    return _register(operator, fake, backward, setup_context, tensors)
+    def backward_once(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        if not torch.is_grad_enabled():
+            return backward(ctx, *grads)
+        # A graph of the gradients is asked for; what was kept for them hangs on the inputs unbeknown to it.
+        zero = _Refusal.apply(operator, *ctx.saved_tensors[:tensors])  # type: ignore[no-untyped-call]
+        made = backward(ctx, *grads)
+        return tuple(None if grad is None else grad + zero.to(grad.dtype) for grad in made)
+
+    return _register(operator, fake, backward_once, setup_context, tensors)
 
 
 def register_backward(operator: str, fake: Fake) -> Operator:
@@ -130,6 +138,22 @@ class _Once(torch.autograd.Function):
     def forward(ctx: Any, operator: str, count: int, *inputs: Tensor | None) -> tuple[Tensor | None, ...]:
         ctx.operator = operator
         return tuple(None if grad is None else grad.view_as(grad) for grad in inputs[-count:])
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> NoReturn:
+        _refuse_second_derivative(ctx.operator)
+
+
+class _Refusal(torch.autograd.Function):
+    """Nothing, 0, to be added to what hangs on these tensors: who asks for its derivative in them is refused.
+
+    Other derivatives, in weights of the rows say, do not pass through here.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, operator: str, queries: Tensor, *others: Tensor | None) -> Tensor:
+        ctx.operator = operator
+        return queries.new_zeros(())
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> NoReturn:
