@@ -84,6 +84,26 @@ def test_nan_touches_its_rows_only(name: str, impl: str) -> None:
 
 
 @pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("denominator", ["all", "other", "decoupled", "soft"])
+@pytest.mark.parametrize("positives", ["out", "in"])
+def test_nan_is_not_clamped_away(positives: str, denominator: str, impl: str) -> None:
+    """A mass that is not known is neither the least that the prior leaves over nor that of no positive."""
+    q, k, qc, kc = problem(12, 20, 4, seed=3)
+    qc, kc = qc % 3, kc % 3
+    name = "jaccard" if denominator == "soft" else "out"
+    fixed = {} if denominator == "soft" else {"denominator": denominator, "prior": 0.1}
+    options = {**fixed, "positives": positives, "impl": impl, "reduction": "none", "temperature": 0.5}
+    clean = LOSSES[name](q, k, qc, kc, **options)
+    one, poisoned = q.clone(), k.clone()
+    one[4, 1] = poisoned[7, 1] = torch.nan
+    rows = LOSSES[name](one, k, qc, kc, **options)
+    others = torch.arange(12) != 4
+    torch.testing.assert_close(rows[others], clean[others])
+    assert rows[4].isnan()
+    assert LOSSES[name](q, poisoned, qc, kc, **options).isnan().all()
+
+
+@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("name", LOSSES)
 def test_extremes_stay_finite(name: str, impl: str) -> None:
     """One cluster, all singletons, no positive, no id, zeros, duplicates, logits of ±1e4."""

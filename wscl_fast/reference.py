@@ -72,12 +72,14 @@ def clustered_infonce(
     mass = masked_logsumexp(s, is_negative)  # log Σ e^S over the negatives
     if hardness or prior:
         size = negatives.clamp(min=1).to(s.dtype).log()
-        mean = masked_logsumexp((1 + hardness) * s, is_negative) - masked_logsumexp(hardness * s, is_negative)
+        none = negatives == 0
+        mean = masked_logsumexp((1 + hardness) * s, is_negative).masked_fill(none, 0)
+        mean = mean - (masked_logsumexp(hardness * s, is_negative).masked_fill(none, 0) if hardness else size)
         if prior:
             assert floor is not None
             taken = math.log(prior) + mean_exponential
             left, low = log_difference(mean, taken) - math.log1p(-prior), floor.expand_as(mean)
-            mean = torch.where(left > low, left, low)
+            mean = torch.where(left <= low, low, left)
         mass = torch.where(negatives > 0, size + mean, -torch.inf)
     mass = torch.where(mass == -torch.inf, torch.finfo(s.dtype).min / 4, mass)
 
@@ -145,9 +147,9 @@ def weighted_logsumexp(logits: Tensor, weights: Tensor) -> Tensor:
 
 
 def log_difference(a: Tensor, b: Tensor) -> Tensor:
-    """``log(e^a − e^b)``; −inf, with gradient zero, where that is not above 0."""
-    above = a > b
-    some = above & (b > -torch.inf)
+    """``log(e^a − e^b)``; −inf, with gradient zero, where that is not above 0; NaN where unknown."""
+    above = ~((a <= b) & (a < torch.inf))
+    some = above & (b != -torch.inf)
     gap = torch.where(some, b - torch.where(some, a, 0.0), -1.0)
     shrunk = torch.where(some, torch.log1p(-gap.exp()), 0.0)
     return torch.where(above, a, 0.0).add(shrunk).masked_fill(~above, -torch.inf)
@@ -163,7 +165,7 @@ def soft_infonce(pairs: Pairs, weights: Tensor, *, inner: bool) -> tuple[Tensor,
     lse = masked_logsumexp(s, allowed).masked_fill(~allowed.any(1), 0)
     if inner:
         mass = log_difference(*signed_logsumexp(s, weights))
-        valid = valid & ((mass > -torch.inf) | unknown)
+        valid = valid & ((mass != -torch.inf) | unknown)
         numerator = mass.masked_fill(~valid, 0) - torch.where(valid, total, 1.0).log()
     else:
         numerator = (weights * s.masked_fill(~allowed, 0)).sum(1) / torch.where(valid, total, 1.0)

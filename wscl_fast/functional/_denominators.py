@@ -124,7 +124,10 @@ def _negative_mass(
 
 
 def _log_difference(a: Tensor, b: Tensor) -> Tensor:
-    """``log(e^a − e^b)``, and lower than any clamp, with gradient zero, where that is not above 0."""
-    above = a > b
+    """``log(e^a − e^b)``, and lower than any clamp, with gradient zero, where that is not above 0.
+
+    NaN where it is not known: that must not count as the clamp.
+    """
+    above = ~((a <= b) & (a < torch.inf))
     gap = torch.where(above, b - a, -1.0)
     return torch.where(above, a + torch.log1p(-gap.exp()), torch.finfo(a.dtype).min / 4)

@@ -186,7 +186,7 @@ def _rows(
     share = torch.where(valid, total, 1.0)
     if inner:
         mass = reference.log_difference(*got["masses"])
-        valid = valid & ((mass > -torch.inf) | unknown)
+        valid = valid & ((mass != -torch.inf) | unknown)
         numerator = mass.masked_fill(~valid, 0) - share.log().to(mass.dtype)
     else:
         numerator = (logits / share).to(got["lse"].dtype).masked_fill(~valid, 0)
