@@ -228,6 +228,14 @@ def _duplicate(home: Home) -> None:
     home.columns["path"][3] = "./a/0.png"
 
 
+def _duplicate_from_the_root(home: Home) -> None:
+    home.columns["path"][3] = str((home.folder / "a/0.png").absolute())
+
+
+def _too_long(home: Home) -> None:
+    home.columns["path"][3] = "x" * 300
+
+
 def _null_path(home: Home) -> None:
     home.columns["path"][3] = None
 
@@ -256,6 +264,8 @@ def _label_only_in_test(home: Home) -> None:
         (_undecodable, r"row 4 \(b/3.png\): cannot be decoded \(UnidentifiedImageError"),
         (_truncated, r"row 4 \(b/3.png\): cannot be decoded"),
         (_duplicate, r"row 4 \(./a/0.png\): has the same path as row 1"),
+        (_duplicate_from_the_root, r"row 4 \(/.*/a/0.png\): has the same path as row 1"),
+        (_too_long, r"row 4 \(x+\): there is no file .*xxx"),
         (_null_path, r"row 4 \(no path\): column 'path' is empty"),
         (_null_split, r"row 4 \(b/3.png\): column 'split' is empty"),
         (_null_cluster, r"row 4 \(b/3.png\): column 'group' is empty"),

@@ -195,10 +195,10 @@ def _check_files(folder: Path, paths: Sequence[str | None], errors: RowErrors) -
     for row, path in enumerate(paths):
         if path is None:
             continue
-        seen = first.setdefault(os.path.normpath(path), row)
+        seen = first.setdefault(os.path.abspath(folder / path), row)  # relative in one row, whole in another
         if seen != row:
             errors.add(row, f"has the same path as row {seen + 1}")
-        elif not (folder / path).is_file():
+        elif not os.path.isfile(folder / path):  # Path's own raises for a name that is too long to look for
             errors.add(row, f"there is no file {folder / path}")
 
 
