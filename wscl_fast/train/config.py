@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
+
+import numpy as np
 
 from wscl_fast.data import AugmentConfig
 from wscl_fast.data.emoji import FOLDS
@@ -16,7 +17,8 @@ from wscl_fast.data.emoji import FOLDS
 T = TypeVar("T")
 
 MAX_SEED = 2**63 - 1
-MAX_FLOAT = sys.float_info.max
+MAX_FLOAT = float(np.finfo(np.float32).max)  # what weights and logits are made of
+MAX_THREADS = 4096  # more than machines have; OpenMP ends the process where it cannot start as many
 
 Contender = Literal["random", "pixels", "none", "tags", "attributes", "hierarchy", "ids", "labels", "kmeans"]
 
@@ -157,7 +159,9 @@ class OptimConfig:
 
     name: Literal["sgd", "adamw", "lars"] = setting("adamw", "optimiser")
     lr: float = setting(3e-3, "highest learning rate", minimum=0.0, maximum=MAX_FLOAT)
-    weight_decay: float = setting(1e-4, "weight decay; never on biases and normalisation", minimum=0.0)
+    weight_decay: float = setting(
+        1e-4, "weight decay; never on biases and normalisation", minimum=0.0, maximum=MAX_FLOAT
+    )
     momentum: float = setting(0.9, "momentum of SGD and LARS", minimum=0.0, maximum=1.0)
     warmup_epochs: float = setting(1.0, "epochs of linear warm-up", minimum=0.0)
 
@@ -176,7 +180,7 @@ class TrainConfig:
     precision: Literal["auto", "float32", "bfloat16"] = setting(
         "auto", "type of convolutions and products; auto: bfloat16 where the hardware has it"
     )
-    threads: int | None = setting(None, "CPU threads; unset: all cores", minimum=1)
+    threads: int | None = setting(None, "CPU threads; unset: all cores", minimum=1, maximum=MAX_THREADS)
     log_every: int = setting(10, "steps between two loss lines in metrics.jsonl", minimum=1)
     checkpoint_seconds: float = setting(
         60.0, "write a checkpoint this often within an epoch too", minimum=0.0
