@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -109,3 +110,24 @@ def test_no_encoder_of_ours_is_said(run: Path) -> None:
     (run / "encoder.safetensors").write_bytes(b"\0" * 40)
     with pytest.raises(ValueError, match=r"encoder.safetensors cannot be read: it is damaged, or not of the"):
         load_encoder(run)
+
+
+def test_files_that_are_no_run_stay(
+    own_data: list[str], tmp_path: Path, check_refused: Callable[[list[str], str, Path], None]
+) -> None:
+    folder = tmp_path / "runs" / "train"
+    folder.mkdir(parents=True)
+    (folder / "report.md").write_text("my own")
+    train = ["train", *own_data, "--train.epochs", "1"]
+    check_refused(train, f"{folder} is no run's but has a report.md, which a run would replace", folder)
+    assert main([*train, "--overwrite"]) == 0
+
+
+def test_resume_leaves_a_comparison_alone(
+    own_data: list[str], tmp_path: Path, check_refused: Callable[[list[str], str, Path], None]
+) -> None:
+    runs = tmp_path / "runs"
+    command = ["compare", *own_data, "--train.epochs", "1", "--compare.workers", "1", "--compare.seeds", "0"]
+    assert main([*command, "--compare.methods", "random,none"]) == 0
+    resume = ["train", "--runs-dir", str(runs), "--name", "compare", "--resume"]
+    check_refused(resume, "but no checkpoint.pt to resume from: a comparison goes on with", runs)

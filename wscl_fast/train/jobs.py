@@ -41,6 +41,7 @@ from wscl_fast.train.runs import (
     begin_run,
     check_data,
     check_free,
+    check_unfinished,
     load_data,
     load_encoder,
     save_encoder,
@@ -92,8 +93,9 @@ def run_train(config: Config, folder: Path, *, resume: bool, overwrite: bool) ->
     """Both stages, then the evaluation, the report and the pictures.
 
     Raises:
-        ValueError: the folder holds a run; to be resumed, but on other data than it began on; settings that
-            the data or the model cannot follow. Nothing was written then.
+        ValueError: the folder holds a run, or files of such names; to be resumed, but on other data than it
+            began on, or results without a checkpoint; settings that the data or the model cannot follow.
+            Nothing was written then.
         TrainingError: a loss, or features in the end, that are not finite.
     """
     dataset = load_data(config.data)
@@ -106,6 +108,8 @@ def run_train(config: Config, folder: Path, *, resume: bool, overwrite: bool) ->
     elif not overwrite:
         check_free(folder)
     stands = resume and (folder / CHECKPOINT).exists()  # else it was killed before it got anywhere
+    if resume and not stands:
+        check_unfinished(folder)
     learner = prepare(config, dataset, folder / CHECKPOINT if stands else None)
     if resume:
         save_config(config, folder / CONFIG)

@@ -65,16 +65,36 @@ log = logging.getLogger(__name__)
 
 
 def check_free(folder: Path) -> None:
-    """Refuse to take a folder that is another run's.
+    """Refuse to take a folder that is another run's, or that has files where a run writes its own.
 
     Raises:
-        ValueError: the folder holds a run.
+        ValueError: the folder holds a run, or a file of the name of a run's.
     """
     if (folder / CONFIG).exists():
         raise ValueError(
             f"{folder} holds a run already: continue it with --resume, replace it with --overwrite, "
             "or choose another --name"
         )
+    for name in RUN_FILES:
+        if name != DATA and (folder / name).exists():  # the digest alone is a run killed as it began
+            raise ValueError(
+                f"{folder} is no run's but has a {name}, which a run would replace: allow it with "
+                "--overwrite, or choose another --name"
+            )
+
+
+def check_unfinished(folder: Path) -> None:
+    """Refuse to begin anew, in the name of going on, where results stand without a checkpoint.
+
+    Raises:
+        ValueError: the folder of a comparison, or of a run that finished and lost its checkpoint.
+    """
+    for name in (ENCODER, EVALUATION, REPORT):
+        if (folder / name).exists():
+            raise ValueError(
+                f"{folder} has results ({name}) but no {CHECKPOINT} to resume from: a comparison goes on "
+                "with wscl-fast compare, a run is done again with --overwrite"
+            )
 
 
 def begin_run(folder: Path, config: Config, digest: str) -> None:
