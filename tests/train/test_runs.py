@@ -131,3 +131,12 @@ def test_resume_leaves_a_comparison_alone(
     assert main([*command, "--compare.methods", "random,none"]) == 0
     resume = ["train", "--runs-dir", str(runs), "--name", "compare", "--resume"]
     check_refused(resume, "but no checkpoint.pt to resume from: a comparison goes on with", runs)
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff\x00", b"[]", b'{"results": [1]}', b'{"results": []}'])
+def test_a_damaged_evaluation_is_named(
+    damage: bytes, run: Path, check_refused: Callable[[list[str], str, Path], None]
+) -> None:
+    (run / "evaluation.json").write_bytes(damage)
+    message = f"{run}/evaluation.json cannot be read as an evaluation: it is damaged, or none of ours"
+    check_refused(["evaluate", "--run", str(run)], message, run)

@@ -76,24 +76,43 @@ def load_result(folder: Path) -> Result:
 
 
 def read_evaluation(file: Path) -> list[Result]:
-    """What `write_evaluation` wrote: results without features and metrics."""
-    nothing = np.empty((0, 0), dtype=np.float32)
-    made = []
-    for entry in json.loads(file.read_text(encoding="utf-8"))["results"]:
-        scores = {column: Score.from_dict(values) for column, values in entry["scores"].items()}
-        made.append(Result(entry["method"], entry["seed"], scores, nothing))
-    return made
+    """What `write_evaluation` wrote: results without features and metrics.
+
+    Raises:
+        ValueError: it is no such file, or damaged.
+    """
+    return _parsed(file)[1]
 
 
 def others_there(file: Path, result: Result, config: Config, dataset: ImageDataset) -> list[Result]:
-    """The results in `file` of other methods and seeds, where all is judged as `result` was."""
+    """The results in `file` of other methods and seeds, where all is judged as `result` was.
+
+    Raises:
+        ValueError: it is no such file, or damaged.
+    """
     if not file.exists():
         return []
-    content = json.loads(file.read_text(encoding="utf-8"))
-    if (content["data"], content["protocol"]) != (dataset.name, protocol(config.eval)):
+    judged_by, results = _parsed(file)
+    if judged_by != (dataset.name, protocol(config.eval)):
         return []
-    others = [r for r in read_evaluation(file) if (r.method, r.seed) != (result.method, result.seed)]
+    others = [r for r in results if (r.method, r.seed) != (result.method, result.seed)]
     return [r for r in others if _counts(r) == _counts(result)]
+
+
+def _parsed(file: Path) -> tuple[tuple[str, str], list[Result]]:
+    """(data, protocol) and the results in `file`."""
+    nothing = np.empty((0, 0), dtype=np.float32)
+    made = []
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        for entry in content["results"]:
+            scores = {column: Score.from_dict(values) for column, values in entry["scores"].items()}
+            made.append(Result(entry["method"], entry["seed"], scores, nothing))
+        return (content["data"], content["protocol"]), made
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # whatever JSON may be instead
+        raise ValueError(
+            f"{file} cannot be read as an evaluation: it is damaged, or none of ours; move it away"
+        ) from error
 
 
 def _counts(result: Result) -> dict[str, tuple[int, ...]]:
