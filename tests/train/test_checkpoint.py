@@ -56,6 +56,13 @@ def test_metrics_are_cut_back(tmp_path: Path) -> None:
     with file.open("a") as stream:
         stream.write('{"kind": "st')  # a kill in mid-line
     assert [m["loss"] for m in read_metrics(file)] == [1.0, 3.0]
+    log = MetricsLog(file, 10**6)  # more than there is: the rest was lost
+    log.write("step", loss=4.0)
+    log.close()
+    assert [m["loss"] for m in read_metrics(file)] == [1.0, 3.0, 4.0]
+    file.write_bytes(b"\xff\n")
+    with pytest.raises(ValueError, match=r"metrics.jsonl cannot be read: it is damaged"):
+        read_metrics(file)
 
 
 def test_next_epoch_starts_clean() -> None:

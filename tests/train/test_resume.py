@@ -125,6 +125,15 @@ def test_resume_with_several_label_columns(
     assert losses(tmp_path / "runs" / "broken") == losses(tmp_path / "runs" / "whole")
 
 
+def test_a_finished_run_that_lost_its_log_is_told_of(own_data: list[str], tmp_path: Path) -> None:
+    assert main(["train", *own_data, "--train.epochs", "1"]) == 0
+    run = tmp_path / "runs" / "train"
+    first, _, _ = (run / "metrics.jsonl").read_text().partition("\n")
+    (run / "metrics.jsonl").write_text(first + "\n")
+    assert main(["train", *own_data, "--train.epochs", "1", "--resume"]) == 0
+    assert "## Training" not in (run / "report.md").read_text()
+
+
 def test_ctrl_c_says_how_to_go_on(
     own_data: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -84,8 +84,8 @@ class MetricsLog:
 
     def __init__(self, file: Path, keep_bytes: int) -> None:
         """Continue `file` after its first `keep_bytes`; what a killed run wrote later is cut off."""
-        if file.exists():
-            os.truncate(file, min(keep_bytes, file.stat().st_size))
+        if file.exists():  # to a line's end, should a machine that lost its power have lost some of them
+            os.truncate(file, file.read_bytes().rfind(b"\n", 0, keep_bytes) + 1)
         self._stream: IO[str] = file.open("a", encoding="utf-8")
 
     def write(self, kind: str, **values: Any) -> None:
@@ -104,6 +104,13 @@ class MetricsLog:
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """All lines of a `metrics.jsonl`; a last line that a kill cut short is left out."""
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """All lines of a `metrics.jsonl`; a last line that a kill cut short is left out.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+    except ValueError as error:  # not UTF-8, not JSON
+        raise ValueError(f"{file} cannot be read: it is damaged; move it away") from error

@@ -95,7 +95,8 @@ def report(
     encoder_of: str = "",
 ) -> str:
     """The text of report.md."""
-    trained = [r for r in results if r.metrics]
+    # A machine that lost its power may have lost the log of what its checkpoint says was done.
+    trained = [r for r in results if any(m["kind"] == "epoch" for m in r.metrics)]
     parts = [f"# {title}"]
     if results and results[0].scores:
         parts += [f"{caption(results, config, dataset)[0].upper()}{caption(results, config, dataset)[1:]}.",
