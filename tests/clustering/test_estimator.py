@@ -243,6 +243,16 @@ def test_levels_of_few_distinct_samples():
     assert [len(level) for level in model.levels_] == [64, 8]
 
 
+@pytest.mark.filterwarnings("ignore:k-means left")
+def test_levels_of_few_samples_that_are_not_zero():
+    x = np.concatenate([np.eye(1, 3), np.eye(3)[1:2].repeat(5, axis=0), np.zeros((6, 3))])
+    for seed in range(6):
+        model = HierarchicalKMeans(
+            (5, 2), metric="cosine", init="random", n_resampling=1, members=3, random_state=seed
+        )
+        assert len(model.fit(x).labels_) == 12
+
+
 def test_levels_stand_in_for_their_numbers():
     x = blobs(60, 3, 4)
     model = HierarchicalKMeans(iter((4, 2))).fit(x)

@@ -405,6 +405,34 @@ def test_empty_clusters(empty, algorithm):
         assert model.counts_.min() > 0
 
 
+def test_a_direction_that_lost_its_samples_stays_whatever_their_sum_rounds_to():
+    """In float64 a sum that samples have left by turns keeps 1e-17 of them, which is no direction."""
+    rng = np.random.default_rng(0)
+    for turn in rng.uniform(0, 6, size=16):
+        around = [np.array([-10, 0, 40, 50.0]), np.array([-30, 20, 70.0])]  # of 20° both samples leave
+        x, start = (np.stack([np.cos(a), np.sin(a)], 1) for a in (np.radians(d) + turn for d in around))
+        settings = {"metric": "cosine", "init": start, "empty": "keep", "tol": 0}
+        with pytest.warns(UserWarning, match="left 1 of 3 clusters empty"):
+            hamerly = KMeans(3, algorithm="hamerly", **settings).fit(x)
+        with pytest.warns(UserWarning, match="left 1 of 3 clusters empty"):
+            lloyd = KMeans(3, algorithm="lloyd", **settings).fit(x)
+        np.testing.assert_allclose(hamerly.cluster_centers_, lloyd.cluster_centers_, atol=1e-12)
+        np.testing.assert_allclose(hamerly.cluster_centers_[1], start[1], atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:k-means left")
+@pytest.mark.parametrize("init", ["k-means++", "k-means||", "random"])
+def test_a_zero_vector_is_no_centroid_where_few_samples_differ(init):
+    x = np.concatenate([np.zeros((40, 2)), np.eye(2).repeat(4, axis=0)])
+    weights = np.r_[np.ones(40), 1, np.zeros(7)]
+    for weight in (None, weights):
+        for seed in range(6):
+            model = KMeans(4, metric="cosine", init=init, empty="keep", warm_start=True, random_state=seed)
+            model.fit(x, sample_weight=weight)
+            np.testing.assert_allclose(np.linalg.norm(model.cluster_centers_, axis=1), 1)
+            model.fit(x, sample_weight=weight)
+
+
 def test_the_only_sample_of_a_cluster_stays_whatever_the_weights_round_to():
     """0.6 − 0.3 − 0.2 is more than 0.1."""
     x = np.concatenate([[[1.0, 0, 0], [0, 1.1, 0], [0, 0, 1.2]], np.full((4, 3), 100.0)])

@@ -206,11 +206,13 @@ class HierarchicalKMeans(CentroidModel):
             sizes = torch.bincount(labels, minlength=k)
             place = torch.arange(points.n, device=order.device) - (sizes.cumsum(0) - sizes)[labels[order]]
             kept = order[place < self.members].sort().values
-            if len(kept) < k:  # few distinct samples: their clusters have no members to spare
+            rows = points.rows(kept)
+            usable = int(rows.any(dim=1).sum()) if points.metric == "cosine" else len(rows)
+            if usable < k:  # few distinct samples: their clusters have no members to spare
                 break
             # A fresh start: from the last centroids, each would stay among its own few members.
             few = KMeans(k, init=self.init, random_state=seed + number + 1, **settings)
-            centroids = torch.as_tensor(few.fit(points.rows(kept)).cluster_centers_).to(points.dtype)
+            centroids = torch.as_tensor(few.fit(rows).cluster_centers_).to(points.dtype)
             labels = nearest(points, centroids)
         return centroids, labels
 

@@ -43,7 +43,26 @@ def choose_start(
         chosen = plus_plus(points, n_clusters, generator)
     else:
         return scalable(points, n_clusters, generator, in_shards)
-    return _rows(points, chosen, in_shards)
+    return _rows(points, _with_direction(points, chosen), in_shards)
+
+
+def _with_direction(points: Points, chosen: Tensor) -> Tensor:
+    """Numbers of samples [K], but that zero vectors give way to others when cosine: they are no centroids.
+
+    Where few samples differ or have a weight, the rest of a start is any of them. K or more have a direction.
+    """
+    if points.metric != "cosine" or points.weights is None:  # `settle` has given zero vectors the weight 0
+        return chosen
+    mine = torch.zeros(points.n, dtype=torch.uint8, device=points.device)
+    for rows, block in points.parts():
+        mine[rows] = block.any(dim=1).to(mine)
+    directed = points.ranks.gather(mine).bool()
+    lost = ~directed[chosen]
+    if bool(lost.any()):
+        chosen = chosen.clone()
+        directed[chosen] = False
+        chosen[lost] = directed.nonzero()[: int(lost.sum()), 0]
+    return chosen
 
 
 def given_start(
@@ -126,7 +145,7 @@ def scalable(points: Points, n_clusters: int, generator: torch.Generator, in_sha
         others = torch.ones(points.n_all, dtype=torch.bool, device=points.device)
         others[taken] = False
         taken = torch.cat([taken, others.nonzero()[: n_clusters - len(taken), 0]])
-        return _rows(points, taken, in_shards)
+        return _rows(points, _with_direction(points, taken), in_shards)
     weights = points.ranks.sum(field.weight_of_candidates(len(taken)))
     if in_shards:  # cut anew: shares of each round together are no shares of all
         candidates = _rows(points, taken, in_shards)

@@ -106,8 +106,8 @@ def next_centroids(
         counts = counts[shards.own]
     if points.metric == "cosine":
         length = sums.norm(dim=1, keepdim=True)
-        # Directions that cancel have no mean.
-        usable = length > torch.finfo(torch.float64).eps * counts[:, None]
+        # Directions that cancel have no mean; where all have left, their sum may have kept some rounding.
+        usable = (counts[:, None] > 0) & (length > torch.finfo(torch.float64).eps * counts[:, None])
         moved = torch.where(usable, unit(sums), centroids.double())
     elif not missing:
         moved = sums / counts[:, None]
