@@ -296,6 +296,15 @@ def test_short_floats_are_clustered_as_their_values(dtype):
     assert torch.equal(short.cluster_centers_, wide.cluster_centers_)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_samples_of_another_dtype_are_seen_from_the_same_origin(dtype):
+    x = np.array([[2.0**24], [2.0**24 + 2]] * 10)  # whose mean float32 does not hold
+    model = KMeans(2).fit(x)
+    assert np.array_equal(model.predict(x.astype(dtype)), model.labels_)
+    assert model.score(x.astype(dtype)) == 0
+    assert np.array_equal(np.sort(model.transform(x.astype(dtype))), [[0, 2]] * 20)
+
+
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
 @pytest.mark.parametrize("exponent", [-66, -40, 66, 100])
 def test_a_power_of_two_changes_nothing(metric, exponent):

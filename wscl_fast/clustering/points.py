@@ -110,7 +110,8 @@ class Frame:
             return unit(rows)
         if self.scale != 1:
             rows = rows * self.scale
-        return rows if self.origin is None else rows - self.origin.to(rows)
+        # From the very origin: where it is float64 and rows are not, its last digits count as well.
+        return rows if self.origin is None else (rows - self.origin.to(rows.device)).to(rows.dtype)
 
     def unsee(self, rows: Tensor) -> Tensor:
         """The rows that are seen so."""
