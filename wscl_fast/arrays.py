@@ -28,7 +28,10 @@ def as_tensor(array: Any, name: str) -> tuple[Tensor, Callable[[Tensor], Any]]:
         return array.detach(), lambda t: t
     if not isinstance(array, np.ndarray) and hasattr(array, "__dlpack__"):
         return from_dlpack(array), _giver_of(array)
-    made = np.asarray(array)
+    try:
+        made = np.asarray(array)
+    except ValueError as error:  # lists of several lengths
+        raise ValueError(f"{name}: expected numbers, got {error}") from error
     if made.dtype.kind == "c":
         raise ValueError(f"{name}: Complex data not supported, got {made.dtype}")
     if made.dtype.kind not in "biuf":

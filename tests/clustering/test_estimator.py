@@ -268,6 +268,16 @@ def test_sparse_tensors_are_refused(layout):
         KMeans(2).fit(torch.eye(4).to_sparse(layout=layout))
 
 
+def test_a_weight_that_is_refused_is_told():
+    with pytest.raises(ValueError, match="sample_weight: expected finite numbers of at least 0, got inf"):
+        KMeans(2).fit(np.eye(3), sample_weight=[1, np.inf, 2])
+
+
+def test_lists_of_several_lengths_are_told_by_name():
+    with pytest.raises(ValueError, match="X: expected numbers, got"):
+        KMeans(2).fit([[0, 0], [1], [0, 1]])
+
+
 def test_numbers_of_numpy():
     x = blobs(20, 3, 2)
     for weight in (2, np.float32(2), np.int64(2)):

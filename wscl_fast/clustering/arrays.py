@@ -78,8 +78,9 @@ def as_weights(weights: Any, x: Any, name: str = "sample_weight", *, least: int 
         raise ValueError(f"{name}: Sample weights must be 1D array or scalar, got {w.ndim} dimensions")
     if len(w) != len(x):
         raise ValueError(f"{name}.shape == {tuple(w.shape)}, expected {(len(x),)}!")
-    if not bool(torch.isfinite(w).all()) or bool((w < 0).any()):
-        raise ValueError(f"{name}: expected finite numbers of at least 0, got {float(w.min())}")
+    bad = w[~(torch.isfinite(w) & (w >= 0))]
+    if len(bad):
+        raise ValueError(f"{name}: expected finite numbers of at least 0, got {float(bad[0])}")
     if least and len(w) and not bool((w > 0).any()):
         raise ValueError(f"{name}: Sample weights must contain at least one non-zero number.")
     return w
