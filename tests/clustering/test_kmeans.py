@@ -263,6 +263,17 @@ def test_state_dict_round_trip(metric):
     assert first == second
 
 
+@pytest.mark.parametrize("scale", [1e-20, 1e20])
+def test_a_state_sees_rows_of_any_length_as_the_model_does(scale):
+    rng = np.random.default_rng(0)
+    x = ((np.ones(3) + 1e-6 * rng.normal(size=(400, 3))) * scale).astype(np.float32)
+    model = KMeans(20, metric="cosine", max_iter=3).fit(x)
+    again = KMeans.from_state_dict(model.state_dict())
+    assert np.array_equal(again.predict(x), model.predict(x))
+    older = {name: value for name, value in model.state_dict().items() if name != "wild_lengths"}
+    assert KMeans.from_state_dict(older).predict(x).shape == (400,)
+
+
 @pytest.mark.parametrize("change", ["metric", "dtype"])
 def test_bounds_of_another_metric_or_dtype_are_left_out(change):
     x = blobs(300, 4, 5)

@@ -288,6 +288,7 @@ class KMeans(WeightedModel, ClusterMethod[Array, Array]):
             "centroids": self._centroids().cpu().numpy().copy(),
             "scale": frame.scale,
             "origin": None if frame.origin is None else frame.origin.cpu().numpy().copy(),
+            "wild_lengths": frame.wild_lengths,
             "inertia": getattr(self, "inertia_", None),  # not of batches
             "n_iter": getattr(self, "n_iter_", None),
         }
@@ -298,7 +299,8 @@ class KMeans(WeightedModel, ClusterMethod[Array, Array]):
         cls._check_state(state)
         self = cls(**{name: state[name] for name in (*_STATE, "random_state")})
         origin = None if state["origin"] is None else torch.as_tensor(state["origin"])
-        self._frame = Frame(float(state["scale"]), origin)
+        wild = bool(state.get("wild_lengths", False))  # older states have none
+        self._frame = Frame(float(state["scale"]), origin, wild)
         self._seen = torch.tensor(np.asarray(state["centroids"]))
         self._seen_as = self.cluster_centers_ = self._frame.unsee(self._seen).numpy()
         if state["inertia"] is not None:
