@@ -133,3 +133,17 @@ def test_entropy_takes_counts_of_any_kind(counts, error, match):
     assert entropy([]) == entropy([3]) == 0.0
     with pytest.raises(error, match=match):
         entropy(counts)
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [np.array([60000, 60000], dtype=np.float16), np.array([2**62, 2**62]), [1e308, 1e308]],
+    ids=["float16", "int64", "float64"],
+)
+def test_counts_whose_sum_is_out_of_range(counts):
+    assert entropy(counts) == 1
+
+
+def test_entropy_tells_what_it_refuses():
+    with pytest.raises(ValueError, match="counts: expected finite numbers of at least 0, got inf"):
+        entropy([1.0, np.inf])

@@ -80,6 +80,14 @@ def test_attributes_of_equal_entropy_keep_their_order():
     assert AttributeClusters(top_k=1).fit(info).columns_ == ["b"]
 
 
+def test_attributes_of_equal_entropy_keep_their_order_whatever_it_rounds_to():
+    first, second = (1, 1, 1, 4), (1, 1, 4, 1)  # the same sizes, whose sum rounds otherwise in another order
+    info = {name: np.repeat(list("abcd"), sizes) for name, sizes in (("x", first), ("y", second))}
+    model = AttributeClusters(1).fit(info)
+    assert model.entropies_["x"] == model.entropies_["y"]
+    assert model.columns_ == ["x"]
+
+
 def test_attributes_all_of_them_equals_unique_rows():
     rng = np.random.default_rng(0)
     table = rng.integers(0, 3, (200, 4))

@@ -80,11 +80,16 @@ def entropy(counts: npt.ArrayLike) -> float:
     if counts.size and counts.dtype.kind not in "iuf":
         raise TypeError(f"counts: expected numbers, got {counts.dtype}")
     if not bool((np.isfinite(counts) & (counts >= 0)).all()):
-        raise ValueError(f"counts: expected finite numbers of at least 0, got {counts.min()}")
-    counts = counts[counts > 0]
+        bad = counts[~(np.isfinite(counts) & (counts >= 0))]
+        raise ValueError(f"counts: expected finite numbers of at least 0, got {bad[0]}")
+    # In order, so that the same counts have the same entropy to the last bit, whichever comes first; in units
+    # of the largest, so that their sum is within range.
+    counts = np.sort(counts[counts > 0].astype(np.float64))
     if len(counts) < 2:
         return 0.0
-    p = counts / counts.sum()
+    share = counts / counts[-1]
+    p = share / share.sum()
+    p = p[p > 0]
     return float(-(p * np.log2(p)).sum())
 
 
