@@ -307,6 +307,19 @@ def _counting(report, lines):  # type: ignore[no-untyped-def]
     return made
 
 
+@pytest.mark.parametrize("kind", ["npy", "safetensors", "parquet"])
+@pytest.mark.parametrize(
+    "content", [b"", b"version https://git-lfs.github.com/spec/v1\n", bytes(8), b"\2" + bytes(7) + b"[]"]
+)
+def test_another_kind_of_file_is_told_by_name(kind, content, tmp_path):
+    if kind == "parquet":
+        pytest.importorskip("polars")
+    file = tmp_path / f"x.{kind}"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"x\.{kind}: cannot be read as a "):
+        FeatureFiles(file)
+
+
 def test_refusals(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such file"):
         FeatureFiles(tmp_path / "x.npy")

@@ -188,7 +188,10 @@ class _Parquet(_Part):
         except ImportError as error:
             raise ImportError(f"{file}: Parquet files are read by polars, which is not installed") from error
         self._frame = polars.scan_parquet(file)
-        schema = self._frame.collect_schema()
+        try:
+            schema = self._frame.collect_schema()
+        except polars.exceptions.PolarsError as error:
+            raise ValueError(f"{file}: cannot be read as a Parquet file: {error}") from error
         if column is not None and column not in schema:
             raise ValueError(f"column: expected one of {list(schema)} of {file}, got {column!r}")
         nested = [name for name, kind in schema.items() if kind.base_type() in (polars.List, polars.Array)]
@@ -249,21 +252,12 @@ def _open(file: Path, column: str | None) -> _Part:
     if not file.exists():
         raise FileNotFoundError(f"{file}: no such file")
     if file.suffix == ".npy":
-        with file.open("rb") as stream:
-            version = np.lib.format.read_magic(stream)
-            read: Any = (  # untyped until NumPy 2.3
-                np.lib.format.read_array_header_1_0
-                if version == (1, 0)
-                else np.lib.format.read_array_header_2_0
-            )
-            shape, fortran, dtype = read(stream)
-            if fortran and len(shape) > 1:
-                raise ValueError(f"{file}: expected rows one after the other (C order), got Fortran order")
-            return _Plain(file, shape, dtype.str, stream.tell())
+        shape, fortran, dtype, offset = _npy_header(file)
+        if fortran and len(shape) > 1:
+            raise ValueError(f"{file}: expected rows one after the other (C order), got Fortran order")
+        return _Plain(file, shape, dtype, offset)
     if file.suffix == ".safetensors":
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(length))
+        header, offset = _safetensors_header(file)
         names = [name for name in header if name != "__metadata__"]
         if column is None and len(names) != 1:
             raise ValueError(f"column: expected one of the tensors {names} of {file}, got None")
@@ -271,7 +265,38 @@ def _open(file: Path, column: str | None) -> _Part:
         if name not in names:
             raise ValueError(f"column: expected one of the tensors {names} of {file}, got {name!r}")
         entry = header[name]
-        return _Plain(file, entry["shape"], entry["dtype"], 8 + length + entry["data_offsets"][0])
+        return _Plain(file, entry["shape"], entry["dtype"], offset + entry["data_offsets"][0])
     if file.suffix == ".parquet":
         return _Parquet(file, column)
     raise ValueError(f"{file}: expected one of {', '.join(_SUFFIXES)}")
+
+
+def _npy_header(file: Path) -> tuple[tuple[int, ...], bool, str, int]:
+    """Shape, whether it is in Fortran order, dtype, and where the numbers begin."""
+    with file.open("rb") as stream:
+        try:
+            version = np.lib.format.read_magic(stream)
+            read: Any = (  # untyped until NumPy 2.3
+                np.lib.format.read_array_header_1_0
+                if version == (1, 0)
+                else np.lib.format.read_array_header_2_0
+            )
+            shape, fortran, dtype = read(stream)
+        except ValueError as error:
+            raise ValueError(f"{file}: cannot be read as a .npy file: {error}") from error
+        return shape, fortran, dtype.str, stream.tell()
+
+
+def _safetensors_header(file: Path) -> tuple[dict[str, Any], int]:
+    """What the file says about each of its tensors, and where the numbers begin."""
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        # Of another kind of file these bytes are any number, too large for memory as a rule.
+        text = stream.read(length) if length <= file.stat().st_size - 8 else b""
+    try:
+        header = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{file}: cannot be read as a .safetensors file: {error}") from error
+    if not isinstance(header, dict):
+        raise ValueError(f"{file}: cannot be read as a .safetensors file: its header is no dictionary")
+    return header, 8 + length
