@@ -184,6 +184,14 @@ def test_update_equals_the_definition(impl, metric, weighted, dtype):
 
 
 @pytest.mark.parametrize("impl", IMPLS)
+def test_the_weight_of_no_points_is_no_count(impl):
+    x, centroids = problem(1, 4, 3)
+    got = kmeans_update(x[:0], centroids, weights=torch.ones(0), impl=impl)
+    assert torch.equal(got.counts, torch.zeros(3, dtype=torch.float64))
+    assert got.counts.dtype == torch.float64
+
+
+@pytest.mark.parametrize("impl", IMPLS)
 def test_update_twice_gives_the_same_bits(impl):
     x, centroids = problem(3000, 24, 50)
     for one, other in zip(

@@ -94,7 +94,8 @@ def cluster_counts(assignment: Tensor, weights: Tensor | None, n_clusters: int) 
         return torch.bincount(assignment, minlength=n_clusters)
     # On the CPU in the order of the points; on a GPU bincount would add atomically, in any order.
     if not weights.is_cuda:
-        return torch.bincount(assignment, weights.double(), minlength=n_clusters)
+        # Of no points bincount makes integers whatever the weights.
+        return torch.bincount(assignment, weights.double(), minlength=n_clusters).double()
     counts = torch.zeros(n_clusters, dtype=torch.float64, device=weights.device)
     return counts.index_put_((assignment,), weights.double(), accumulate=True)
 
