@@ -121,6 +121,16 @@ def test_no_cluster_beyond_its_cap(metric, cap):
     assert (model.prices_ <= 0).all()
 
 
+@pytest.mark.parametrize(("n", "k", "cap", "most"), [(100, 10, 1.1, 11), (90, 9, 1.0, 10)])
+def test_a_cap_is_the_number_that_was_written(n, k, cap, most):
+    """In float64 1.1 · 100 / 10 comes out above 11."""
+    x = np.random.default_rng(0).normal(size=(n, 2)) * 0.1
+    x[: n // 10] += 5
+    model = BalancedKMeans(k, cap=cap).fit(x)
+    assert model.counts_.max() == most
+    assert model.counts_.sum() == n
+
+
 def test_a_wide_cap_is_k_means():
     x, _ = blobs(400, 4, 5)
     start = x[:5]

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+_BARELY = 1 - 2.0**-50  # 1.1 · 100 / 10 is a little more than 11 in float64
+
+
 class BalancedKMeans(KMeans):
     """K-means whose clusters hold at most `⌈cap · n / K⌉` samples, always.
 
@@ -134,7 +137,7 @@ class BalancedKMeans(KMeans):
         check_enough(self.n_clusters, points.n_all, survey.n_directionless)
         starts = self._starts(points)
         points.weights = None  # a zero vector is no start, but takes up room as any other
-        room = math.ceil(min(points.n_all, self.cap * points.n_all / self.n_clusters))
+        room = math.ceil(min(points.n_all, self.cap * points.n_all / self.n_clusters * _BARELY))
         best: tuple[Clustering, Tensor] | None = None
         for start in starts:
             run = self._run(points, start, room, self.tol * survey.variance)
