@@ -192,6 +192,28 @@ def test_the_weight_of_no_points_is_no_count(impl):
 
 
 @pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_points_without_columns_are_counted(impl, metric, weighted):
+    weights = torch.tensor([1.0, 2.0, 0.5]) if weighted else None
+    got = kmeans_update(torch.ones(3, 0), torch.ones(2, 0), weights=weights, metric=metric, impl=impl)
+    assert got.assignment.tolist() == [0, 0, 0]
+    assert got.counts.tolist() == [3.5 if weighted else 3, 0]
+    assert got.sums.shape == (2, 0)
+    assert float(got.inertia) == (float(got.counts[0]) if metric == "cosine" else 0)
+
+
+def test_weights_are_no_break_of_a_traced_graph():
+    x, centroids = problem(50, 7, 5)
+    weights = torch.rand(50)
+    torch._dynamo.reset()
+    update = torch.compile(kmeans_update, fullgraph=True, backend="aot_eager")
+    got = update(x, centroids, weights=weights, impl="fused")
+    for one, other in zip(got, kmeans_update(x, centroids, weights=weights, impl="fused"), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
 def test_update_twice_gives_the_same_bits(impl):
     x, centroids = problem(3000, 24, 50)
     for one, other in zip(

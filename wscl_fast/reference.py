@@ -240,5 +240,7 @@ def kmeans_update(
 
 
 def _unit(x: Tensor) -> Tensor:
+    if not x.shape[1]:  # nothing has no largest number
+        return x
     x = torch.nn.functional.normalize(x, p=torch.inf, eps=torch.finfo(x.dtype).tiny)
     return torch.nn.functional.normalize(x, eps=torch.finfo(x.dtype).tiny)

@@ -43,10 +43,13 @@ def kmeans_update(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Assignment, distance, sums ``[K, d]``, counts ``[K]`` and inertia, by the fused kernels."""
     require(x.device, centroids.dtype, "kmeans_update")
+    d = x.shape[1]
+    if not d:  # sums without memory are taken for none asked for, and counts then are not made either
+        x, centroids = x.new_zeros(len(x), 1), centroids.new_zeros(len(centroids), 1)
     *results, bad_row = torch.ops.wscl_fast.kmeans_update(x, centroids, weights, cosine, _NUMBERS[candidates])
     _refuse(bad_row)
     assignment, distance, sums, counts, inertia = results
-    return assignment, distance, sums, counts, inertia
+    return assignment, distance, sums if d else sums[:, :0], counts, inertia
 
 
 def kmeans_distances(

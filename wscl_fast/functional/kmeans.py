@@ -328,7 +328,8 @@ def check_weights(weights: Tensor | None, x: Tensor) -> Tensor | None:
     if weights is None:
         return None
     check_vector("weights", weights, len(x), x, integer=False, other="x")
-    if not is_fake(weights) and not bool(((weights >= 0) & weights.isfinite()).all()):
+    traced = is_fake(weights) or torch.compiler.is_compiling()
+    if not traced and not bool(((weights >= 0) & weights.isfinite()).all()):
         raise ValueError("weights: expected finite numbers of at least 0")
     return weights.double()
 
