@@ -86,6 +86,19 @@ def test_partial_fit_leaves_zero_vectors_out_of_every_batch():
         KMeans(3, metric="cosine").partial_fit(np.zeros((5, 4)))
 
 
+@pytest.mark.parametrize(("name", "value"), [("n_clusters", 4), ("metric", "cosine")])
+def test_batches_do_not_go_on_with_other_parameters(name, value):
+    x, _ = blobs(60, 3, 5)
+    model = KMeans(5).partial_fit(x)
+    began = model.get_params()[name]
+    with pytest.raises(
+        ValueError, match=f"{name}: expected {began!r} as in the batches before, got {value!r}"
+    ):
+        model.set_params(**{name: value}).partial_fit(x)
+    assert model.set_params(**{name: began}).partial_fit(x).n_steps_ == 2
+    assert model.set_params(**{name: value}).fit(x).partial_fit(x).n_steps_ == 1
+
+
 def test_partial_fit_has_a_state_and_nothing_of_a_fit_before():
     x = blobs(60, 4, 3)[0]
     model = KMeans(3).fit(x).partial_fit(x)

@@ -242,10 +242,12 @@ class KMeans(WeightedModel, ClusterMethod[Array, Array]):
         they are: for data far from the origin in float32, centre them first.
 
         Raises:
-            TypeError, ValueError: as :meth:`fit` does; another number of columns than before.
+            TypeError, ValueError: as :meth:`fit` does; other columns, `n_clusters` or `metric` than before.
         """
         self._check_parameters()
         begun: RunningMeans | None = getattr(self, "_means", None)
+        if begun is not None:
+            begun.check(self.n_clusters, self.metric)
         points, give = self._points(X, sample_weight, n_steps_=self.n_steps_ if begun else 0)
         if begun is None or points.metric == "cosine":
             survey = points.settle()

@@ -29,6 +29,17 @@ class RunningMeans:
         self.sums = torch.zeros(centroids.shape, dtype=torch.float64, device=centroids.device)
         self.counts = self.sums.new_zeros(len(centroids))
 
+    def check(self, n_clusters: int, metric: str) -> None:
+        """Refuse parameters that were set anew since the first batch.
+
+        Raises:
+            ValueError: another `n_clusters` or `metric`.
+        """
+        own = "cosine" if self.cosine else "euclidean"
+        for name, value, began in (("n_clusters", n_clusters, len(self.sums)), ("metric", metric, own)):
+            if value != began:
+                raise ValueError(f"{name}: expected {began!r} as in the batches before, got {value!r}")
+
     def rename(self, take: Tensor) -> None:
         """Let the centroids follow in another order, `take` [K]."""
         take = take.to(self.sums.device)
