@@ -166,6 +166,17 @@ def test_restarts_keep_the_lowest_inertia():
     assert inertias[-1] < inertias[0]
 
 
+def test_of_equally_good_restarts_the_first_is_kept():
+    """They find the same clusters under other numbers, and inertias that differ in float64's last digit."""
+    for seed in range(12):
+        x = blobs(300, 4, 3, seed=seed)
+        models = [
+            KMeans(3, init="random", random_state=seed, algorithm=algorithm).fit(x)
+            for algorithm in ("lloyd", "hamerly")
+        ]
+        assert np.array_equal(models[0].labels_, models[1].labels_)
+
+
 def test_inertia_never_rises_with_more_iterations():
     x = blobs(500, 5, 20, spread=2.0)
     inertias = [KMeans(20, max_iter=m, tol=0).fit(x).inertia_ for m in range(1, 12)]

@@ -16,7 +16,7 @@ from wscl_fast.clustering.base import check_count, check_enough, check_least
 from wscl_fast.clustering.bounds import cluster_sums, distances, squared
 from wscl_fast.clustering.centroid_model import Array
 from wscl_fast.clustering.kmeans import KMeans
-from wscl_fast.clustering.lloyd import Clustering, next_centroids
+from wscl_fast.clustering.lloyd import Clustering, is_better, next_centroids
 from wscl_fast.clustering.points import Points
 from wscl_fast.clustering.search import Step
 from wscl_fast.distributed.collectives import Group
@@ -141,7 +141,7 @@ class BalancedKMeans(KMeans):
         best: tuple[Clustering, Tensor] | None = None
         for start in starts:
             run = self._run(points, start, room, self.tol * survey.variance)
-            if best is None or run[0].inertia < best[0].inertia:
+            if best is None or is_better(run[0], best[0]):
                 best = run
         assert best is not None
         with warnings.catch_warnings():

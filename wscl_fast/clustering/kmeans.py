@@ -23,7 +23,7 @@ from wscl_fast.clustering.bounds import Bounds, nearest
 from wscl_fast.clustering.centroid_model import Array, WeightedModel
 from wscl_fast.clustering.empty import EMPTY
 from wscl_fast.clustering.inits import INITS, choose_start, given_start
-from wscl_fast.clustering.lloyd import ALGORITHMS, Clustering, Progress, lloyd
+from wscl_fast.clustering.lloyd import ALGORITHMS, Clustering, Progress, is_better, lloyd
 from wscl_fast.clustering.minibatch import RunningMeans, minibatch
 from wscl_fast.clustering.points import Frame, Points, Survey, check_metric, digest
 from wscl_fast.clustering.resume import Checkpoint
@@ -52,8 +52,8 @@ class KMeans(WeightedModel, ClusterMethod[Array, Array]):
             zero vector has no direction: it takes no part in the fit and belongs to cluster 0.
         init: "k-means++"; "k-means||", its scalable kin for large K; "random" samples; or the centroids to
             start from [K, d] (one run, whatever `n_init`).
-        n_init: runs from different starts, of which the one of lowest inertia is kept; "auto" is 10 for
-            "random" and 1 for the others.
+        n_init: runs from different starts, of which the one of lowest inertia is kept, the first of equally
+            good ones (to 2⁻³⁰); "auto" is 10 for "random" and 1 for the others.
         max_iter: most updates of the centroids in a run.
         tol: a run ends when the squared movement of the centroids is at most `tol` times the mean
             variance of the data's columns, or when no assignment changes.
@@ -190,7 +190,7 @@ class KMeans(WeightedModel, ClusterMethod[Array, Array]):
                 shards=shards,
                 report=self._report(points, checkpoint),
             )
-            if best is None or run.inertia < best.inertia:
+            if is_better(run, best):
                 best = run
         assert best is not None  # there is at least one start
         if shards is not None:
@@ -211,7 +211,7 @@ class KMeans(WeightedModel, ClusterMethod[Array, Array]):
             generator=generator,
             report=self._report(points, None),
         )
-        return run if best is None or run.inertia < best.inertia else best
+        return best if best is not None and not is_better(run, best) else run
 
     def _keep(self, run: Clustering, points: Points, lost: float, give: Any) -> None:
         n_empty = int((run.counts == 0).sum())

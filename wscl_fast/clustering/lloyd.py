@@ -16,6 +16,7 @@ from wscl_fast.clustering.sharded_search import ShardedSearch
 from wscl_fast.clustering.shards import Shards
 
 ALGORITHMS = ("auto", "lloyd", "hamerly")
+_LOWER = 1 - 2.0**-30  # sums of float32's distances in another order come out within that
 
 
 class Clustering(NamedTuple):
@@ -28,6 +29,15 @@ class Clustering(NamedTuple):
     history: list[float]  # the inertia of each pass over the data, the last included
     n_iter: int
     bounds: Bounds | None  # those of the last pass, to carry on with
+
+
+def is_better(run: Clustering, best: Clustering | None) -> bool:
+    """Whether a run ended lower than the best of those before it, by more than rounding may tell.
+
+    Runs often end in the same clusters under other numbers. Of those the first is kept, however samples are
+    cut into blocks or ranks, and whatever bounds spare.
+    """
+    return best is None or run.inertia < best.inertia * _LOWER
 
 
 class Progress(NamedTuple):
