@@ -299,6 +299,16 @@ def test_refusals() -> None:
             ValueError,
             "key_valid: expected None where keys is None",
         ),
+        (
+            lambda: HierarchicalInfoNCE()(x, torch.zeros(4, 2).long(), x),
+            ValueError,
+            "key_clusters: expected a tensor where keys is given, got None",
+        ),
+        (
+            lambda: SoftInfoNCE("shared")(x, torch.arange(4), x),
+            ValueError,
+            "key_auxiliary: expected a tensor where keys is given, got None",
+        ),
         (lambda: CLIPLoss()([1.0], x), TypeError, "x: expected a tensor, got list"),
         (lambda: CLIPLoss()(torch.tensor(1.0), x), ValueError, r"x: expected a matrix .* got shape \(\)"),
         (lambda: SigLIPLoss()(x, torch.tensor(1.0)), ValueError, r"y: expected a matrix .* got shape \(\)"),

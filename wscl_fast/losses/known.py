@@ -61,6 +61,8 @@ class _OfViews(LossModule):
         if weights is not None:
             check_rows("weights", weights, batch)
         views = self._directions("features", views)
+        if keys is not None and of_keys is None and self.contrast == "all":  # as many as rows would pass
+            raise ValueError(f"key_{name}: expected a tensor where keys is given, got None")
         keys = None if keys is None else self._directions("keys", keys)
         temperature = self.clamped_temperature() if temperature is None else temperature
         compute = partial(compute, positives=self.positives, reduction=self.reduction, impl=self.impl)
