@@ -102,6 +102,21 @@ def test_features_of_other_data_need_a_place_of_their_own(
     assert not list(run.iterdir())
 
 
+def test_features_of_another_run_stay(
+    run: Path, tmp_path: Path, check_refused: Callable[[list[str], str, Path], None]
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.yaml").write_text((run / "config.yaml").read_text())
+    (other / "features.npy").write_bytes(b"its own")
+    embed = ["embed", "--run", str(run), "--out"]
+    for kind in ("npy", "parquet"):
+        check_refused([*embed, str(other), "--format", kind], f"{other} holds another run, whose fea", other)
+    (tmp_path / "link").symlink_to(run)
+    for out in (run, tmp_path / "link", tmp_path / "out", tmp_path / "out"):  # features alone are replaced
+        assert main([*embed, str(out)]) == 0
+
+
 def test_no_encoder_of_ours_is_said(run: Path) -> None:
     assert not load_encoder(run).module.training
     save_config(Config(model=ModelConfig(widths=(8,), depths=(1,))), run / "config.yaml")

@@ -118,9 +118,15 @@ def _dispatch(args: argparse.Namespace) -> int:
             jobs.run_evaluate(config, args.run)
         else:
             out = args.out or args.run
+            own = out.resolve() == args.run.resolve()
+            if not own and (out / CONFIG).exists():  # its features, which no other encoder made
+                raise UsageError(
+                    f"{out} holds another run, whose features these would replace: name another folder with "
+                    "--out"
+                )
             changed = differences(load_config(args.run / CONFIG), config)
             other = [key for key in changed if key in DATA_OF_FEATURES]
-            if other and out.resolve() == args.run.resolve():
+            if other and own:
                 raise UsageError(
                     f"{args.run} keeps the features of its own data and '{other[0]}' differs: name a folder "
                     "with --out"
@@ -245,7 +251,7 @@ def _add_options(command: argparse.ArgumentParser, name: str) -> None:
             "--out",
             type=_folder,
             metavar="DIR",
-            help="where to write (default: the run's folder, for its own data)",
+            help="where to write, no other run's folder (default: the run's, for its own data)",
         )
         command.add_argument("--format", choices=("npy", "parquet"), default="npy", help="default: npy")
     command.add_argument(
