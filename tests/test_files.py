@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from wscl_fast.files import replacing, write_text
+from wscl_fast.files import remove_leftovers, replacing, write_text
 
 
 def test_the_old_content_stands_until_the_new_is_whole(tmp_path: Path) -> None:
@@ -41,3 +44,33 @@ def test_others_may_read_it(tmp_path: Path) -> None:
     write_text(file, "new")
     plain.write_text("new")
     assert file.stat().st_mode == plain.stat().st_mode
+
+
+def test_what_a_kill_left_is_removed_and_what_others_write_stays(tmp_path: Path) -> None:
+    file = tmp_path / "ids.csv"
+    script = (
+        "import os, signal, sys; from pathlib import Path; from wscl_fast.files import replacing\n"
+        "with replacing(Path(sys.argv[1])) as beside:\n"
+        "    beside.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    killed = subprocess.Popen([sys.executable, "-c", script, str(file)])
+    killed.wait()
+    left = tmp_path / f".ids.{killed.pid}.csv"
+    others = [
+        tmp_path / name
+        for name in (
+            f".ids.{os.getppid()}.csv",  # a living process's
+            f".ids.{killed.pid}.npy",
+            f".ids.old.{killed.pid}.csv",
+            ".ids.old.csv",
+            "ids.1.csv",
+        )
+    ]
+    assert left.read_text() == "half"
+    for other in others:
+        other.write_text("other")
+    (tmp_path / f".ids.{os.getpid()}.csv").write_text("of an earlier process of this number")
+    (tmp_path / ".ids.99999999999999999999.csv").write_text("of no process")
+    remove_leftovers(file)
+    assert sorted(tmp_path.iterdir()) == sorted(others)
+    remove_leftovers(tmp_path / "no folder" / "ids.csv")

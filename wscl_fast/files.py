@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,8 @@ from pathlib import Path
 def replacing(file: Path) -> Iterator[Path]:
     """A path beside ``file`` to write to, with its suffix; at the end what is there takes its place.
 
-    After an error ``file`` is what it was, and nothing is left beside it.
+    After an error ``file`` is what it was, and nothing is left beside it; a kill leaves what was written, see
+    :func:`remove_leftovers`.
 
     Args:
         file: need not exist; its folder has to.
@@ -31,3 +33,31 @@ def write_text(file: Path, text: str) -> None:
     """``file.write_text(text)``, but the file is replaced whole."""
     with replacing(file) as beside:
         beside.write_text(text, encoding="utf-8")
+
+
+def remove_leftovers(file: Path) -> None:
+    """Remove what :func:`replacing` left beside ``file`` in processes that were killed.
+
+    What a living process may still be writing stays. What has this process's number is taken for a leftover
+    of an earlier one (in a container all have the same): no thread of its own may be replacing ``file``.
+
+    Args:
+        file: neither it nor its folder need exist.
+    """
+    for beside in file.parent.glob(".*"):
+        found = re.fullmatch(rf"\.{re.escape(file.stem)}\.([0-9]+){re.escape(file.suffix)}", beside.name)
+        if found and not _is_another(int(found[1])):
+            beside.unlink(missing_ok=True)
+
+
+def _is_another(process: int) -> bool:
+    """Whether a process of this number lives that is not this one."""
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)  # no signal: only whether there is one to get it
+    except (ProcessLookupError, OverflowError):  # the latter: no process can have that number
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True

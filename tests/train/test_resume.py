@@ -74,6 +74,18 @@ def test_kill_and_resume_equals_an_unbroken_run(own_data: list[str], tmp_path: P
     assert parts["loss"]["log_scale"] == same["loss"]["log_scale"]
 
 
+@pytest.mark.parametrize("again", ["--resume", "--overwrite"])
+def test_what_a_kill_left_of_a_checkpoint_is_removed(again: str, own_data: list[str], tmp_path: Path) -> None:
+    command, run = ["train", *own_data, "--train.epochs", "1"], tmp_path / "runs" / "train"
+    assert main(command) == 0
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (run / f".checkpoint.{dead.pid}.pt").write_bytes(b"half")
+    (run / f".notes.{dead.pid}.txt").write_bytes(b"no file of a run")
+    assert main([*command, again]) == 0
+    assert [path.name for path in run.iterdir() if path.name[0] == "."] == [f".notes.{dead.pid}.txt"]
+
+
 def test_resume_in_the_middle_of_an_epoch(
     own_data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

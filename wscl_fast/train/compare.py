@@ -44,10 +44,11 @@ from wscl_fast.train.runs import (
     begin_run,
     check_data,
     clear_run,
+    go_on,
     load_data,
     save_encoder,
 )
-from wscl_fast.train.settings import ConfigError, differences, load_config, save_config
+from wscl_fast.train.settings import ConfigError, differences, load_config
 from wscl_fast.train.stages import TITLES, auxiliary_methods, data_digest, resolve_training
 from wscl_fast.train.workers import run_tasks
 
@@ -134,7 +135,7 @@ def compare(config: Config, folder: Path, dataset: ImageDataset, *, overwrite: b
     for member in todo:
         if member in kept:
             (member.folder / EVALUATION).unlink(missing_ok=True)
-            save_config(member.config, member.folder / CONFIG)
+            go_on(member.folder, member.config)
         else:
             begin_run(member.folder, member.config, digests[member])
     todo.sort(key=lambda m: m.method in BASELINES)  # the long ones first
@@ -147,7 +148,7 @@ def compare(config: Config, folder: Path, dataset: ImageDataset, *, overwrite: b
     results = [load_result(m.folder) for m in members]
     if overwrite:
         clear_run(folder)
-    save_config(config, folder / CONFIG)
+    go_on(folder, config)
     _write(folder, config, dataset, members, results)
     return results
 

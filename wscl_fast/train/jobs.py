@@ -31,7 +31,6 @@ from wscl_fast.train.results import (
     write_evaluation,
 )
 from wscl_fast.train.runs import (
-    CONFIG,
     EVALUATION,
     FEATURES,
     FEATURES_TABLE,
@@ -42,11 +41,12 @@ from wscl_fast.train.runs import (
     check_data,
     check_free,
     check_unfinished,
+    go_on,
     load_data,
     load_encoder,
     save_encoder,
 )
-from wscl_fast.train.settings import ConfigError, differences, save_config
+from wscl_fast.train.settings import ConfigError, differences
 from wscl_fast.train.stages import (
     TITLES,
     data_digest,
@@ -112,7 +112,7 @@ def run_train(config: Config, folder: Path, *, resume: bool, overwrite: bool) ->
         check_unfinished(folder)
     learner = prepare(config, dataset, folder / CHECKPOINT if stands else None)
     if resume:
-        save_config(config, folder / CONFIG)
+        go_on(folder, config)
     else:
         begin_run(folder, config, digest)
     model = train(config, dataset, folder, learner, monitor=Bar())

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from wscl_fast.data import Augment, ImageDataset, load_folder, load_openmoji
 from wscl_fast.data.table import Table
-from wscl_fast.files import replacing, write_text
+from wscl_fast.files import remove_leftovers, replacing, write_text
 from wscl_fast.train.config import Config, DataConfig
 from wscl_fast.train.loop import CHECKPOINT, METRICS, choose_device
 from wscl_fast.train.model import ContrastiveModel, make_encoder, weights_of
@@ -123,6 +123,19 @@ def clear_run(folder: Path) -> None:
     """Remove the files of a run, and nothing else."""
     for name in RUN_FILES:
         (folder / name).unlink(missing_ok=True)
+    clear_leftovers(folder)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what a kill left half-written of a run's files, which lies beside them."""
+    for name in RUN_FILES:
+        remove_leftovers(folder / name)
+
+
+def go_on(folder: Path, config: Config) -> None:
+    """Write the config of a run that is continued, without what was half-written as it was killed."""
+    clear_leftovers(folder)
+    save_config(config, folder / CONFIG)
 
 
 def resumed_config(folder: Path, wanted: Callable[[Path], Config]) -> Config:
