@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import numpy as np
@@ -117,6 +118,26 @@ def test_each_method_clusters_the_training_split(method: str, clusters: int) -> 
     report = diagnose_training(fitted, FULL, "kind")
     assert report.n_clusters == clusters
     assert (report.mutual_information == pytest.approx(1.0)) is (method != "ids")  # ids cut across the kinds
+
+
+@pytest.mark.parametrize(
+    ("method", "known", "message"),
+    [
+        (
+            "hierarchy",
+            {"hierarchy": [()] * 8 + [("animal",)] * (N - 8)},
+            "data.hierarchy_columns: none of th",
+        ),
+        ("ids", {"clusters": np.array([-1] * 8 + [0] * (N - 8))}, "data.cluster_column: none of the 8 train"),
+        ("attributes", {}, "cluster.attributes.top_k must be at most 2, the attributes of 'tiny', got 3"),
+    ],
+)
+def test_what_the_training_split_cannot_follow_is_named(
+    method: str, known: dict[str, Any], message: str
+) -> None:
+    config = replace(Config(), **{"cluster.attributes.top_k": 3}).cluster
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        fit_clusters(config, dataclasses.replace(FULL, **known), method)
 
 
 def test_fitted_on_the_training_split_alone() -> None:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from wscl_fast.clustering import (
+    NO_CLUSTER,
     AttributeClusters,
     ClusterReport,
     ClusterScheduler,
@@ -154,7 +155,7 @@ def fit_clusters(
         previous: the clustering so far, from which `kmeans` goes on where `kmeans.stable_ids` says so.
 
     Raises:
-        ValueError: `kmeans` without features.
+        ValueError: `kmeans` without features; a setting that the training split cannot follow.
     """
     if method == "none":
         return Clustering(method, np.arange(len(dataset.keys)), {})
@@ -171,18 +172,28 @@ def fit_clusters(
         ids = estimator.predict(dataset.tags)
     elif method == "attributes":
         assert dataset.attributes is not None
-        estimator = AttributeClusters(top_k=config.attributes.top_k)
+        top_k, found = config.attributes.top_k, len(dataset.attributes)
+        if top_k is not None and top_k > found:
+            raise ValueError(
+                f"cluster.attributes.top_k must be at most {found}, the attributes of '{dataset.name}', got "
+                f"{top_k}"
+            )
+        estimator = AttributeClusters(top_k=top_k)
         estimator.fit({name: values[train] for name, values in dataset.attributes.items()})
         ids = estimator.predict(dataset.attributes)
     elif method == "hierarchy":
         assert dataset.hierarchy is not None
-        estimator = HierarchyClusters(level=config.hierarchy.level)
-        estimator.fit([dataset.hierarchy[i] for i in train])
+        paths = [dataset.hierarchy[i] for i in train]
+        if not any(paths):
+            raise _knows_none(method, "a path", len(train))
+        estimator = HierarchyClusters(level=config.hierarchy.level).fit(paths)
         ids = estimator.predict(dataset.hierarchy)
     elif method == "ids":
         assert dataset.clusters is not None
-        estimator = IdClusters()
-        estimator.fit(dataset.clusters[train].tolist())
+        given = dataset.clusters[train].tolist()
+        if all(value == NO_CLUSTER for value in given):
+            raise _knows_none(method, "a cluster", len(train))
+        estimator = IdClusters().fit(given)
         ids = estimator.predict(dataset.clusters.tolist())
     elif method == "kmeans":
         if features is None:
@@ -191,6 +202,14 @@ def fit_clusters(
     else:
         raise ValueError(f"unknown clustering method '{method}'")
     return Clustering(method, np.asarray(ids, dtype=np.int64), estimator.state_dict())
+
+
+def _knows_none(method: str, what: str, count: int) -> ValueError:
+    """That a column of the table says nothing of the training split, in which clusters are found."""
+    return ValueError(
+        f"data.{COLUMNS[method]}: none of the {count} training samples has {what} there; name another column "
+        "or choose another cluster.method"
+    )
 
 
 def _kmeans(
