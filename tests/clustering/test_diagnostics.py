@@ -111,6 +111,11 @@ def test_dict_and_text():
         (([0.5],), TypeError, "clusters: expected integers, got float64"),
         ((["a"],), TypeError, "clusters: expected integers"),
         (([-2],), ValueError, "clusters: expected ids of at least -1, got -2"),
+        (
+            (np.array([2**63 + 5, 1], dtype=np.uint64),),
+            ValueError,
+            "clusters: expected ids of at most 9223372036854775807, got 9223372036854775813",
+        ),
         (([0, 1], [0]), ValueError, "labels: expected 2 values as in clusters, got 1"),
         (([0, 1], [0.0, 1.0]), TypeError, "labels: expected integers"),
     ],

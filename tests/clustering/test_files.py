@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -320,6 +321,27 @@ def test_another_kind_of_file_is_told_by_name(kind, content, tmp_path):
         FeatureFiles(file)
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"dtype": "F32", "shape": [3, 2]},
+        {"dtype": "F32", "shape": [3, 2], "data_offsets": []},
+        {"dtype": "F32", "shape": [3, 2], "data_offsets": [-8, 16]},
+        {"dtype": "F32", "shape": [3, -2], "data_offsets": [0, 24]},
+        {"dtype": ["F32"], "shape": [3, 2], "data_offsets": [0, 24]},
+        5,
+    ],
+)
+def test_a_tensor_that_its_file_does_not_describe_is_told(entry, tmp_path):
+    header = json.dumps({"x": entry}).encode()
+    file = tmp_path / "x.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(64))
+    with pytest.raises(
+        ValueError, match=r"x\.safetensors: cannot be read as a .* data_offsets of tensor 'x'"
+    ):
+        FeatureFiles(file)
+
+
 def test_refusals(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such file"):
         FeatureFiles(tmp_path / "x.npy")
@@ -352,6 +374,10 @@ def test_refusals(tmp_path):
         FeatureFiles(tmp_path / "a.npy")
     with pytest.raises(ValueError, match="n_init: expected 1 with a checkpoint, got 3"):
         KMeans(2, n_init=3, checkpoint=tmp_path / "state").fit(np.eye(3))
+    with pytest.raises(TypeError, match="checkpoint: expected a file's path, got int"):
+        KMeans(2, checkpoint=5).fit(np.eye(3))
+    with pytest.raises(FileNotFoundError, match=r"checkpoint: there is no folder .*/missing"):
+        KMeans(2, checkpoint=tmp_path / "missing" / "state").fit(np.eye(3))
     (tmp_path / "a.csv").write_text("1,2")
     with pytest.raises(ValueError, match=r"expected one of \.npy"):
         FeatureFiles(tmp_path / "a.csv")

@@ -111,7 +111,7 @@ def diagnose(
 
     Raises:
         TypeError: ids or labels are not integers.
-        ValueError: not 1-D, below −1, no sample, or different lengths.
+        ValueError: not 1-D, below −1, above what int64 holds, no sample, or different lengths.
     """
     z = _as_ids(clusters, "clusters")
     if not len(z):
@@ -157,6 +157,8 @@ def _as_ids(values: Sequence[int] | npt.NDArray[Any] | Tensor, name: str) -> IdA
         raise ValueError(f"{name}: expected one id per sample (1-D), got {array.ndim} dimensions")
     if len(array) and not np.issubdtype(array.dtype, np.integer):
         raise TypeError(f"{name}: expected integers, got {array.dtype}")
+    if len(array) and array.max() > np.iinfo(np.int64).max:  # uint64's, which would come out negative
+        raise ValueError(f"{name}: expected ids of at most {np.iinfo(np.int64).max}, got {array.max()}")
     ids = array.astype(np.int64)
     if len(ids) and ids.min() < NO_CLUSTER:
         raise ValueError(f"{name}: expected ids of at least {NO_CLUSTER}, got {ids.min()}")

@@ -264,8 +264,8 @@ def _open(file: Path, column: str | None) -> _Part:
         name = names[0] if column is None else column
         if name not in names:
             raise ValueError(f"column: expected one of the tensors {names} of {file}, got {name!r}")
-        entry = header[name]
-        return _Plain(file, entry["shape"], entry["dtype"], offset + entry["data_offsets"][0])
+        tensor_shape, kind, start = _entry(file, name, header[name])
+        return _Plain(file, tensor_shape, kind, offset + start)
     if file.suffix == ".parquet":
         return _Parquet(file, column)
     raise ValueError(f"{file}: expected one of {', '.join(_SUFFIXES)}")
@@ -300,3 +300,15 @@ def _safetensors_header(file: Path) -> tuple[dict[str, Any], int]:
     if not isinstance(header, dict):
         raise ValueError(f"{file}: cannot be read as a .safetensors file: its header is no dictionary")
     return header, 8 + length
+
+
+def _entry(file: Path, name: str, entry: Any) -> tuple[list[int], str, int]:
+    """A tensor's shape, dtype, and where it begins among the numbers."""
+    match entry:
+        case {"shape": [*shape], "dtype": str(dtype), "data_offsets": [int(start), int()]}:
+            if start >= 0 and all(isinstance(size, int) and size >= 0 for size in shape):
+                return shape, dtype, start
+    raise ValueError(
+        f"{file}: cannot be read as a .safetensors file: expected shape, dtype and data_offsets of tensor "
+        f"{name!r}, got {entry}"
+    )

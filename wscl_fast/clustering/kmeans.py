@@ -26,7 +26,7 @@ from wscl_fast.clustering.inits import INITS, choose_start, given_start
 from wscl_fast.clustering.lloyd import ALGORITHMS, Clustering, Progress, is_better, lloyd
 from wscl_fast.clustering.minibatch import RunningMeans, minibatch
 from wscl_fast.clustering.points import Frame, Points, Survey, check_metric, digest
-from wscl_fast.clustering.resume import Checkpoint
+from wscl_fast.clustering.resume import Checkpoint, check_file
 from wscl_fast.clustering.shards import Shards
 from wscl_fast.distributed.collectives import Group
 from wscl_fast.functional._checks import check_bool
@@ -324,6 +324,7 @@ class KMeans(WeightedModel, ClusterMethod[Array, Array]):
             check_bool(name, getattr(self, name))
         if isinstance(self.init, str) and self.init not in INITS:
             raise ValueError(f"init: expected one of {INITS} or an array of centroids, got {self.init!r}")
+        check_file(self.checkpoint)
         if self.batch_size is not None:
             check_count(self.batch_size, "batch_size")
             if self.checkpoint is not None:

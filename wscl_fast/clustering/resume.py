@@ -15,6 +15,12 @@ from wscl_fast.clustering.points import Ranks
 from wscl_fast.files import replacing
 
 
+def check_file(checkpoint: object) -> None:
+    """Refuse an argument ``checkpoint`` that names no file."""
+    if checkpoint is not None and not isinstance(checkpoint, str | os.PathLike):
+        raise TypeError(f"checkpoint: expected a file's path, got {type(checkpoint).__name__}")
+
+
 class Checkpoint:
     """How far a fit has come, in a file that is written beside and moved into place.
 
@@ -43,13 +49,16 @@ class Checkpoint:
         """The last state that every rank saved, or None where there is none.
 
         Raises:
-            ValueError: a file is of another fit, or no state at all; on all ranks, if it is so on one.
+            FileNotFoundError: the folder, on this rank.
+            ValueError: a file is of another fit, or no state at all; on all ranks, if something is so on one.
         """
-        problem: ValueError | None = None
+        problem: ValueError | OSError | None = None
         states: list[dict[str, Any]] = []
         try:
+            if not self.file.parent.is_dir():  # said before the first pass, and of which argument
+                raise FileNotFoundError(f"checkpoint: there is no folder {self.file.parent}")
             states = [self._read(file) for file in (self.file, self.before) if file and file.exists()]
-        except ValueError as error:
+        except (ValueError, OSError) as error:  # one rank's, of which the others have to hear
             problem = error
         problems = int(self.ranks.sum(torch.tensor(int(problem is not None), device=self.device)))
         if problems:
