@@ -207,7 +207,7 @@ def test_state_and_repr_round_trip() -> None:
             r"clusters: .* shape \(2,\), got \(3,\)",
         ),
         (lambda f: f(torch.randn(2, 3), [0, 1]), TypeError, "clusters: expected a tensor .* got list"),
-        (lambda f: f(torch.randn(2, 3), torch.zeros(2)), TypeError, "query_clusters: expected int64"),
+        (lambda f: f(torch.randn(2, 3), torch.zeros(2)), TypeError, "^clusters: expected int64"),
         (
             lambda f: f(torch.randn(2, 3), torch.zeros(2, dtype=torch.int64), torch.randn(2, 3)),
             ValueError,

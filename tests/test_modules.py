@@ -380,6 +380,52 @@ def test_refusals() -> None:
 
 
 @pytest.mark.parametrize(
+    ("module", "known", "error", "message"),
+    [
+        *(
+            (module, known, error, f"clusters: {message}")
+            for module in (ClusteredInfoNCE(), ClusteredInfoNCE(contrast="cross"), CLIPLoss(), SigLIPLoss())
+            for known, error, message in (
+                (torch.zeros(4), TypeError, "expected int64, got torch.float32"),
+                (torch.arange(4).to_sparse(), TypeError, "expected a dense tensor"),
+                (torch.arange(4, device="meta"), ValueError, "expected device cpu as"),
+            )
+        ),
+        (HierarchicalInfoNCE(), torch.zeros(4, 2), TypeError, "clusters: expected int64"),
+        (HierarchicalInfoNCE(), torch.zeros(4, 0).long(), ValueError, "clusters: expected a matrix"),
+        (
+            HierarchicalInfoNCE(),
+            torch.zeros(4, 2, device="meta").long(),
+            ValueError,
+            "clusters: .* device cpu",
+        ),
+        (SoftInfoNCE("shared"), torch.zeros(4), TypeError, "auxiliary: expected int64 bit masks"),
+        (SoftInfoNCE("shared"), torch.zeros(4, 0).long(), ValueError, "auxiliary: expected shape"),
+        (SoftInfoNCE("kernel"), torch.arange(4), TypeError, "auxiliary: expected a floating-point dtype"),
+        (SoftInfoNCE("kernel"), torch.zeros(4), ValueError, "auxiliary: expected a matrix"),
+        (
+            SoftInfoNCE("kernel"),
+            torch.zeros(4, 2, device="meta"),
+            ValueError,
+            "auxiliary: .* device cpu as fe",
+        ),
+    ],
+)
+def test_what_is_known_is_refused_by_its_name_in_the_module(
+    module: torch.nn.Module, known: torch.Tensor, error: type[Exception], message: str
+) -> None:
+    features = torch.randn(4, 2, 3)
+    sides = features.unbind(1) if isinstance(module, CLIPLoss | SigLIPLoss) else (features,)
+    with pytest.raises(error, match=f"^{message}"):
+        module(*sides, known)
+
+
+def test_samples_are_refused_by_their_name_in_the_module() -> None:
+    with pytest.raises(TypeError, match=r"^samples: expected int64"):
+        ClusteredInfoNCE(own_views=True)(torch.randn(4, 2, 3), torch.arange(4), samples=torch.zeros(4))
+
+
+@pytest.mark.parametrize(
     ("module", "known"),
     [
         (ClusteredInfoNCE(0.3, True), 1),

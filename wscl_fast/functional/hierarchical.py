@@ -140,8 +140,8 @@ class Levels:
         """Refuse what does not fit to the levels."""
         if self.constraint == "level" and reduction == "none":
             raise ValueError("constraint: 'level' is one between means or sums, got reduction='none'")
-        levels = _check_levels("query_clusters", query_clusters)
-        if key_clusters is not None and (got := _check_levels("key_clusters", key_clusters)) != levels:
+        levels = check_levels("query_clusters", query_clusters)
+        if key_clusters is not None and (got := check_levels("key_clusters", key_clusters)) != levels:
             raise ValueError(f"key_clusters: expected {levels} levels as in query_clusters, got {got}")
         if self.weights is not None and len(self.weights) != levels:
             raise ValueError(
@@ -251,7 +251,7 @@ def _somewhere(clusters: Tensor, ignore_index: int) -> Tensor:
     return torch.where((clusters != ignore_index).any(1), someone, ignore_index)
 
 
-def _check_levels(name: str, value: object) -> int:
+def check_levels(name: str, value: object) -> int:
     """How many levels there are, if it is a column of ids for each."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")

@@ -122,9 +122,9 @@ class Auxiliary:
         if keys is not None:
             check_matrix("keys", keys)
         rows = {"query_auxiliary": queries, "key_auxiliary": queries if keys is None else keys}
-        of_queries = of_keys = _check_auxiliary("query_auxiliary", self.of_queries, self.affinity)
+        of_queries = of_keys = check_auxiliary("query_auxiliary", self.of_queries, self.affinity)
         if self.of_keys is not None:
-            of_keys = _check_auxiliary("key_auxiliary", self.of_keys, self.affinity)
+            of_keys = check_auxiliary("key_auxiliary", self.of_keys, self.affinity)
         for (name, vectors), value in zip(rows.items(), (of_queries, of_keys), strict=True):
             check_device(name, value, queries)
             shape = (len(vectors), of_queries.shape[1])
@@ -218,7 +218,7 @@ def conditional_factors(vectors: Tensor, ridge: float = 0.1) -> Tensor:
     Source: Tsai et al., *Conditional Contrastive Learning with Kernels*, ICLR 2022 (arXiv 2202.05458), whose
     K_{XY} (K_Z + λI)⁻¹ K_Z this factors.
     """
-    vectors = _check_auxiliary("vectors", vectors, "kernel")
+    vectors = check_auxiliary("vectors", vectors, "kernel")
     ridge = check_positive("ridge", ridge)
     check_finite("vectors", vectors)
     # (U Uᵀ + λ)⁻¹ U Uᵀ = U (Uᵀ U + λ)⁻¹ Uᵀ
@@ -237,7 +237,7 @@ def conditional_factors(vectors: Tensor, ridge: float = 0.1) -> Tensor:
     return factors.to(vectors.dtype)
 
 
-def _check_auxiliary(name: str, value: object, affinity: Affinity) -> Tensor:
+def check_auxiliary(name: str, value: object, affinity: Affinity) -> Tensor:
     """Tag masks as ``[rows, words]``, or vectors as they are, without their graph."""
     value = check_tensor(name, value)
     if affinity == "kernel":

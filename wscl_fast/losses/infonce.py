@@ -32,6 +32,7 @@ from wscl_fast.losses._views import (
     Contrast,
     check_across,
     check_features,
+    check_ids,
     check_rows,
     others_of,
     temperature_of_views,
@@ -169,10 +170,11 @@ class ClusteredInfoNCE(LossModule):
             return_stats: return ``(loss, stats)``, see :class:`wscl_fast.functional.InfoNCEStats`.
         """
         views = check_features(features)
-        check_rows("clusters", clusters, len(views))
-        for name, value in (("weights", weights), ("samples", samples)):
-            if value is not None:
-                check_rows(name, value, len(views))
+        check_ids("clusters", clusters, views)
+        if weights is not None:
+            check_rows("weights", weights, len(views))
+        if samples is not None:
+            check_ids("samples", samples, views)
         return_stats = check_bool("return_stats", return_stats)
         if keys is not None and key_clusters is None:
             raise ValueError("key_clusters: expected a tensor where keys is given, got None")

@@ -22,13 +22,15 @@ from wscl_fast.functional import (
     hierarchical_infonce,
     soft_infonce,
 )
-from wscl_fast.functional._checks import check_choice, check_id
-from wscl_fast.functional.hierarchical import Levels
+from wscl_fast.functional._checks import check_choice, check_device, check_id
+from wscl_fast.functional.hierarchical import Levels, check_levels
+from wscl_fast.functional.soft import check_auxiliary
 from wscl_fast.losses._module import LossModule
 from wscl_fast.losses._views import (
     Contrast,
     check_across,
     check_features,
+    check_ids,
     check_rows,
     of_views,
     others_of,
@@ -186,7 +188,8 @@ class HierarchicalInfoNCE(_OfViews):
             weights: ``[B]``.
             exclude_self: see :func:`wscl_fast.functional.clustered_infonce`; counts rows of all views.
         """
-        check_rows("clusters", clusters, len(check_features(features)), dimensions=(2,))
+        check_ids("clusters", clusters, check_features(features), dimensions=(2,))
+        check_levels("clusters", clusters)
         compute = partial(
             self._choose(hierarchical_infonce, distributed_hierarchical),
             level_weights=self.level_weights,
@@ -300,7 +303,11 @@ class SoftInfoNCE(_OfViews):
             weights: ``[B]``.
             exclude_self: see :func:`wscl_fast.functional.clustered_infonce`; counts rows of all views.
         """
-        check_rows("auxiliary", auxiliary, len(check_features(features)), dimensions=(1, 2))
+        views = check_features(features)
+        check_rows("auxiliary", auxiliary, len(views), dimensions=(1, 2))
+        check_device(
+            "auxiliary", check_auxiliary("auxiliary", auxiliary, self.affinity), views, other="features"
+        )
         if keys is None and key_valid is not None:
             raise ValueError("key_valid: expected None where keys is None, got a tensor")
         compute = partial(

@@ -16,7 +16,7 @@ from wscl_fast.functional._checks import check_bool, check_choice, check_id, che
 from wscl_fast.functional.two_way import check_bias
 from wscl_fast.losses._module import LossModule
 from wscl_fast.losses._temperature import shown
-from wscl_fast.losses._views import check_rows
+from wscl_fast.losses._views import check_ids
 
 __all__ = ["CLIPLoss", "SigLIPLoss"]
 
@@ -33,7 +33,7 @@ class _TwoSides(LossModule):
         if len(y) != len(x):
             raise ValueError(f"y: expected {len(x)} rows as in x, got {len(y)}")
         if clusters is not None:
-            check_rows("clusters", clusters, len(x))
+            check_ids("clusters", clusters, x, other="x")
         return self._directions("x", x), self._directions("y", y)
 
 
