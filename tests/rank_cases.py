@@ -46,6 +46,23 @@ def gather_of_every_dtype(group: Any) -> None:
 
 
 @case
+def gather_of_halves_under_autocast(group: Any) -> None:
+    """Autocast to one half precision, rows of the other: a queue's keys, say."""
+    for dtype, other in ((torch.float16, torch.bfloat16), (torch.bfloat16, torch.float16)):
+        whole = torch.randn(sum(uneven(group)), 4).to(dtype).requires_grad_()
+        mine = cut(whole, uneven(group), group)
+        queue = ClusterQueue(16, 4, dtype=dtype, gather="all", group=group)
+        with torch.autocast("cpu", other):
+            got = gather(mine, group)
+            queue.enqueue(mine, torch.arange(len(mine)))
+        got.sum().backward()
+        assert got.dtype == dtype
+        assert got.equal(whole)
+        assert (mine.grad == world_size(group)).all()
+        assert queue.keys[: len(whole)].equal(whole)
+
+
+@case
 def gather_where_one_rank_has_no_gradient(group: Any) -> None:
     """A rank with detached rows still takes part in the backward pass, and nothing hangs."""
     mine = torch.ones(2, 3, dtype=torch.float64, requires_grad=rank(group) == 0)

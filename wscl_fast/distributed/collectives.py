@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from wscl_fast.functional._checks import check_id
+from wscl_fast.functional._inputs import no_autocast
 
 __all__ = [
     "Group",
@@ -300,7 +301,9 @@ def _gather(tensor: Tensor, rows: list[int], group: Group) -> Tensor:
     longest = max(rows)
     padded = tensor.new_zeros(longest, *tensor.shape[1:])
     padded[: len(tensor)] = tensor
-    return torch.cat([part[:length] for part, length in zip(_equal(padded, group), rows, strict=True)])
+    parts = [part[:length] for part, length in zip(_equal(padded, group), rows, strict=True)]
+    with no_autocast(tensor):  # under which cat refuses the half precision that is not autocast's own
+        return torch.cat(parts)
 
 
 class _Gather(torch.autograd.Function):
