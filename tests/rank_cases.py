@@ -11,7 +11,7 @@ from ranks import close, cut, uneven
 from torch import Tensor
 
 from wscl_fast import ClusterQueue, distributed, functional
-from wscl_fast.distributed import broadcast, gather, rank, sum_over_ranks, world_size
+from wscl_fast.distributed import broadcast, first_row, gather, rank, sum_over_ranks, world_size
 
 CASES = {}
 
@@ -75,6 +75,12 @@ def gather_where_one_rank_has_no_gradient(group: Any) -> None:
 def gather_refuses_rows_of_different_sizes(group: Any) -> None:
     with pytest.raises(ValueError, match=r"rows of one size on all ranks, got \[3, 4"):
         gather(torch.zeros(2, 3 + rank(group)), group)
+    for shape, other in (((2, 3), (3, 2)), ((6,), (2, 3)), ((1, 6), (6,))):  # as many numbers
+        own = shape if rank(group) else other
+        for collective in (gather, first_row):
+            with pytest.raises(ValueError, match="tensor: expected rows of one shape on all") as told:
+                collective(torch.zeros(2, *own), group)
+            assert str(own) in str(told.value)
 
 
 @case

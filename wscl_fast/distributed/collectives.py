@@ -7,7 +7,7 @@ row is, which has to be alike.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -187,8 +187,8 @@ def gather(tensor: Tensor, group: Group = None, name: str = "tensor") -> Tensor:
 
     Raises:
         TypeError: ``tensor`` is not a tensor.
-        ValueError: it has no rows to gather (0-dim), or, on all ranks, they disagree about a row's size or
-            dtype.
+        ValueError: it has no rows to gather (0-dim), or, on all ranks, they disagree about a row's shape
+            or dtype.
     """
     _check_rows(tensor, name)
     if alone(group):
@@ -205,19 +205,23 @@ def rows_of_ranks(
     """How many rows every rank has, and whether any rank's tensor wants a gradient.
 
     A message that is not what the other side expects ends a process, or is read as other numbers, so ranks
-    whose rows differ in size or dtype are refused, on all of them alike; those without rows too. So are they
+    whose rows differ in shape or dtype are refused, on all of them alike; those without rows too. So are they
     where tensors that go ``beside`` it differ in number, in their rows' size or in dtype.
     """
     wants = torch.is_grad_enabled() and tensor.requires_grad
     others = [(_width(one), dtype_number(one.dtype)) for one in beside]
-    mark = 0  # one number for all of them, however many: the message has one length on all ranks
-    for number in (number for other in others for number in other):
-        mark = (1000003 * mark + number + 1) % (1 << 61)
-    head = [len(tensor), int(wants), _width(tensor), dtype_number(tensor.dtype), mark]
+    mark, shape = _mark(number for other in others for number in other), tensor.shape[1:]
+    head = [len(tensor), int(wants), _width(tensor), dtype_number(tensor.dtype), mark, _mark(shape)]
     gathered = torch.cat(_equal(torch.tensor(head, device=tensor.device), group)).view(-1, len(head))
-    rows, wanted, widths, dtypes, marks = gathered.T.tolist()
+    rows, wanted, widths, dtypes, marks, shapes = gathered.T.tolist()
     check_alike(name, "rows of one size on all ranks", widths, " elements")
     check_alike(name, "one dtype on all ranks", [dtype_of(number) for number in dtypes])
+    if len(set(shapes)) > 1:  # as many numbers in another order
+        differ = [number for number, other in enumerate(shapes) if other != shapes[rank(group)]]
+        raise ValueError(
+            f"{name}: expected rows of one shape on all ranks, got {tuple(shape)} here,"
+            f" else on ranks {differ}"
+        )
     if len(set(marks)) > 1:
         own = ", ".join(f"{width} × {dtype_of(number)}" for width, number in others)
         differ = [number for number, other in enumerate(marks) if other != mark]
@@ -226,6 +230,14 @@ def rows_of_ranks(
             f" vector's numbers, dtypes) and the same asked of it, got {own} here, else on ranks {differ}"
         )
     return rows, any(wanted)
+
+
+def _mark(numbers: Iterable[int]) -> int:
+    """One number for several, however many: the message has one length on all ranks."""
+    mark = 0
+    for number in numbers:
+        mark = (1000003 * mark + number + 1) % (1 << 61)
+    return mark
 
 
 def _width(tensor: Tensor) -> int:
@@ -268,7 +280,7 @@ def first_row(tensor: Tensor, group: Group = None, name: str = "tensor") -> int:
 
     Raises:
         TypeError: ``tensor`` is not a tensor.
-        ValueError: it has no rows (0-dim), or the ranks disagree about a row's size or dtype.
+        ValueError: it has no rows (0-dim), or the ranks disagree about a row's shape or dtype.
     """
     _check_rows(tensor, name)
     if alone(group):
