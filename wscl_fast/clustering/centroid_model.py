@@ -52,6 +52,9 @@ class CentroidModel(Estimator):
     def rename(self, names: Tensor) -> None:
         """Give cluster k the number `names[k]`; labels and centroids follow.
 
+        So do those of zero vectors under the cosine, which are as near to every centroid: `predict` says 0 of
+        them all the same.
+
         Args:
             names: int64 [K], a permutation of 0 … K − 1.
 
