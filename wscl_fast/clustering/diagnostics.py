@@ -79,8 +79,8 @@ def entropy(counts: npt.ArrayLike) -> float:
     counts = np.asarray(counts)
     if counts.size and counts.dtype.kind not in "iuf":
         raise TypeError(f"counts: expected numbers, got {counts.dtype}")
-    if not bool((np.isfinite(counts) & (counts >= 0)).all()):
-        bad = counts[~(np.isfinite(counts) & (counts >= 0))]
+    bad = counts[~(np.isfinite(counts) & (counts >= 0))]
+    if bad.size:
         raise ValueError(f"counts: expected finite numbers of at least 0, got {bad[0]}")
     # In order, so that the same counts have the same entropy to the last bit, whichever comes first; in units
     # of the largest, so that their sum is within range.

@@ -217,19 +217,23 @@ def rows_of_ranks(
     check_alike(name, "rows of one size on all ranks", widths, " elements")
     check_alike(name, "one dtype on all ranks", [dtype_of(number) for number in dtypes])
     if len(set(shapes)) > 1:  # as many numbers in another order
-        differ = [number for number, other in enumerate(shapes) if other != shapes[rank(group)]]
         raise ValueError(
             f"{name}: expected rows of one shape on all ranks, got {tuple(shape)} here,"
-            f" else on ranks {differ}"
+            f" else on ranks {_differing(shapes, group)}"
         )
     if len(set(marks)) > 1:
         own = ", ".join(f"{width} × {dtype_of(number)}" for width, number in others)
-        differ = [number for number, other in enumerate(marks) if other != mark]
         raise ValueError(
             f"{name}: expected as much known of a row on all ranks (levels, words of tags, an auxiliary"
-            f" vector's numbers, dtypes) and the same asked of it, got {own} here, else on ranks {differ}"
+            f" vector's numbers, dtypes) and the same asked of it, got {own} here, else on ranks"
+            f" {_differing(marks, group)}"
         )
     return rows, any(wanted)
+
+
+def _differing(told: Sequence[int], group: Group) -> list[int]:
+    """The ranks that told another number than this one."""
+    return [number for number, other in enumerate(told) if other != told[rank(group)]]
 
 
 def _mark(numbers: Iterable[int]) -> int:

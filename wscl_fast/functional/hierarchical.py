@@ -12,7 +12,14 @@ from torch import Tensor
 
 from wscl_fast import reference
 from wscl_fast.functional._arrays import takes_arrays
-from wscl_fast.functional._checks import LARGEST_FLOAT32, check_choice, check_id, check_range, refuse_vmap
+from wscl_fast.functional._checks import (
+    LARGEST_FLOAT32,
+    check_choice,
+    check_id,
+    check_range,
+    check_tensor,
+    refuse_vmap,
+)
 from wscl_fast.functional._inputs import Batch, Impl, Reduction, no_autocast, prepare, reduce_rows
 from wscl_fast.functional._passes import Passes
 from wscl_fast.functional._requests import (
@@ -253,8 +260,7 @@ def _somewhere(clusters: Tensor, ignore_index: int) -> Tensor:
 
 def check_levels(name: str, value: object) -> int:
     """How many levels there are, if it is a column of ids for each."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+    value = check_tensor(name, value)
     if value.dtype != torch.int64:
         raise TypeError(f"{name}: expected int64, got {value.dtype}")
     if value.ndim != 2 or value.shape[1] == 0:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
-from wscl_fast.functional._checks import check_device, check_floating, check_tensor
+from wscl_fast.functional._checks import check_floating, check_vector
 
 Contrast = Literal["all", "cross"]  # which views of the batch meet
 
@@ -29,18 +28,13 @@ def check_rows(name: str, value: object, batch: int, *, dimensions: tuple[int, .
         raise ValueError(f"{name}: expected a tensor of shape {shape}, got {tuple(value.shape)}")
 
 
-def check_ids(
-    name: str, value: object, rows: Tensor, *, dimensions: tuple[int, ...] = (1,), other: str = "features"
-) -> None:
+def check_ids(name: str, value: object, rows: Tensor, *, other: str = "features") -> None:
     """Refuse what is not int64 for each row, beside it: under the name that the caller of a module knows.
 
     The functions behind the modules would refuse it too, but know it by another name.
     """
-    check_rows(name, value, len(rows), dimensions=dimensions)
-    value = check_tensor(name, value)
-    if value.dtype != torch.int64:
-        raise TypeError(f"{name}: expected int64, got {value.dtype}")
-    check_device(name, value, rows, other=other)
+    check_rows(name, value, len(rows))
+    check_vector(name, value, len(rows), rows, integer=True, other=other)
 
 
 def check_across(views: Tensor, given: dict[str, object]) -> None:

@@ -30,7 +30,6 @@ from wscl_fast.losses._views import (
     Contrast,
     check_across,
     check_features,
-    check_ids,
     check_rows,
     of_views,
     others_of,
@@ -188,8 +187,10 @@ class HierarchicalInfoNCE(_OfViews):
             weights: ``[B]``.
             exclude_self: see :func:`wscl_fast.functional.clustered_infonce`; counts rows of all views.
         """
-        check_ids("clusters", clusters, check_features(features), dimensions=(2,))
+        views = check_features(features)
+        check_rows("clusters", clusters, len(views), dimensions=(2,))
         check_levels("clusters", clusters)
+        check_device("clusters", clusters, views, other="features")
         compute = partial(
             self._choose(hierarchical_infonce, distributed_hierarchical),
             level_weights=self.level_weights,
