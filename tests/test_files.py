@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from wscl_fast.files import remove_leftovers, replacing, write_text
+from wscl_fast.files import claimed, remove_leftovers, replacing, write_text
 
 
 def test_the_old_content_stands_until_the_new_is_whole(tmp_path: Path) -> None:
@@ -74,3 +74,29 @@ def test_what_a_kill_left_is_removed_and_what_others_write_stays(tmp_path: Path)
     remove_leftovers(file)
     assert sorted(tmp_path.iterdir()) == sorted(others)
     remove_leftovers(tmp_path / "no folder" / "ids.csv")
+
+
+def test_a_folder_is_one_processes_until_that_is_done_or_dies(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    script = (
+        "import sys; from pathlib import Path; from wscl_fast.files import claimed\n"
+        "with claimed(Path(sys.argv[1])):\n"
+        "    print('has it', flush=True); sys.stdin.read()"
+    )
+    for end in ("close", "kill"):
+        with subprocess.Popen(
+            [sys.executable, "-c", script, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as other:
+            assert other.stdin
+            assert other.stdout
+            assert other.stdout.readline() == b"has it\n"
+            with (
+                pytest.raises(ValueError, match="run is being written to by another process"),
+                claimed(folder),
+            ):
+                pass
+            other.kill() if end == "kill" else other.stdin.close()
+            other.wait()
+        with claimed(folder):
+            pass
+    assert not list(folder.iterdir())

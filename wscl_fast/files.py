@@ -1,7 +1,11 @@
-"""Files that are replaced whole: a reader finds the old or the new, at whatever moment a writer dies."""
+"""Files that are replaced whole: a reader finds the old or the new, at whatever moment a writer dies.
+
+And folders that one process at a time writes to.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 from collections.abc import Iterator
@@ -27,6 +31,34 @@ def replacing(file: Path) -> Iterator[Path]:
         os.replace(beside, file)
     finally:
         beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """``folder`` for the caller alone: a second one, of whatever process, is refused until the first is done.
+
+    Whoever dies lets go of it. Where the file system has no locks no one is refused.
+
+    Args:
+        folder: made where there is none.
+
+    Raises:
+        ValueError: another has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"{folder} is being written to by another process: wait for it, or choose another folder"
+            ) from None
+        except OSError:  # no locks there
+            pass
+        yield
+    finally:
+        os.close(lock)
 
 
 def write_text(file: Path, text: str) -> None:

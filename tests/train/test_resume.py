@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from wscl_fast.files import claimed
 from wscl_fast.train.checkpoint import load_checkpoint, read_metrics
 from wscl_fast.train.cli import main
 from wscl_fast.train.settings import load_config
@@ -215,6 +216,18 @@ def test_a_setting_that_cannot_be_leaves_the_folder_as_it_is(
     (run / "config.yaml").write_text("train: {epochs: 1}\n")
     assert main(["train", *own_data, *wrong, "--overwrite"]) == 2
     assert [p.read_text() for p in run.iterdir()] == ["train: {epochs: 1}\n"]
+
+
+@pytest.mark.parametrize("command", [["train", "--overwrite"], ["compare", "--compare.methods", "pixels"]])
+def test_two_do_not_write_to_one_run(
+    command: list[str], own_data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "runs" / command[0]
+    held = run if command[0] == "train" else run / "pixels"
+    with claimed(held):
+        assert main([*command, *own_data]) == 2
+        assert f"{held} is being written to by another process" in capsys.readouterr().err
+        assert not list(held.iterdir())
 
 
 def test_features_that_are_not_finite_are_no_result(

@@ -11,13 +11,14 @@ import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from wscl_fast.data import ImageDataset
-from wscl_fast.files import replacing, write_text
+from wscl_fast.files import claimed, replacing, write_text
 from wscl_fast.train.config import CompareConfig, Config, replace
 from wscl_fast.train.figures import draw_curves, draw_embedding, draw_neighbours
 from wscl_fast.train.loop import (
@@ -112,7 +113,7 @@ def compare(config: Config, folder: Path, dataset: ImageDataset, *, overwrite: b
 
     Raises:
         ValueError: no method, no seed, or a method that the data cannot serve; folders that hold other runs,
-            or this one on other data. Nothing was written then.
+            or this one on other data, or that another process writes to. Nothing was written then.
     """
     if config.compare.methods is None:
         config = replace(config, **{"compare.methods": servable_methods(dataset)})
@@ -131,26 +132,28 @@ def compare(config: Config, folder: Path, dataset: ImageDataset, *, overwrite: b
     kept = [m for m in members if m.begun() and not overwrite]
     _check_settings([m for m in members if m not in kept], dataset)
 
-    todo = [m for m in members if m not in kept or not m.done()]
-    for member in todo:
-        if member in kept:
-            (member.folder / EVALUATION).unlink(missing_ok=True)
-            go_on(member.folder, member.config)
-        else:
-            begin_run(member.folder, member.config, digests[member])
-    todo.sort(key=lambda m: m.method in BASELINES)  # the long ones first
-    if len(todo) < len(members):
-        print(
-            f"{len(members) - len(todo)} of {len(members)} runs stand already (--overwrite does them again)"
-        )
-    if todo:
-        _run(todo, workers, max(1, cores // workers), dataset)
-    results = [load_result(m.folder) for m in members]
-    if overwrite:
-        clear_run(folder)
-    go_on(folder, config)
-    _write(folder, config, dataset, members, results)
-    return results
+    with ExitStack() as stack:
+        for own in (folder, *(m.folder for m in members)):
+            stack.enter_context(claimed(own))
+        todo = [m for m in members if m not in kept or not m.done()]
+        for member in todo:
+            if member in kept:
+                (member.folder / EVALUATION).unlink(missing_ok=True)
+                go_on(member.folder, member.config)
+            else:
+                begin_run(member.folder, member.config, digests[member])
+        todo.sort(key=lambda m: m.method in BASELINES)  # the long ones first
+        if len(todo) < len(members):
+            standing = len(members) - len(todo)
+            print(f"{standing} of {len(members)} runs stand already (--overwrite does them again)")
+        if todo:
+            _run(todo, workers, max(1, cores // workers), dataset)
+        results = [load_result(m.folder) for m in members]
+        if overwrite:
+            clear_run(folder)
+        go_on(folder, config)
+        _write(folder, config, dataset, members, results)
+        return results
 
 
 def _check_standing(folder: Path, config: Config, digests: Mapping[Member, str]) -> None:

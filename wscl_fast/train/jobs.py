@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from wscl_fast.data import ImageDataset
-from wscl_fast.files import replacing, write_text
+from wscl_fast.files import claimed, replacing, write_text
 from wscl_fast.train.compare import compare, summary, write_pictures
 from wscl_fast.train.config import Config
 from wscl_fast.train.evaluation import judged_columns
@@ -94,8 +94,8 @@ def run_train(config: Config, folder: Path, *, resume: bool, overwrite: bool) ->
 
     Raises:
         ValueError: the folder holds a run, or files of such names; to be resumed, but on other data than it
-            began on, or results without a checkpoint; settings that the data or the model cannot follow.
-            Nothing was written then.
+            began on, or results without a checkpoint; settings that the data or the model cannot follow;
+            or another process writes to it. Nothing was written then.
         TrainingError: a loss, or features in the end, that are not finite.
     """
     dataset = load_data(config.data)
@@ -111,28 +111,29 @@ def run_train(config: Config, folder: Path, *, resume: bool, overwrite: bool) ->
     if resume and not stands:
         check_unfinished(folder)
     learner = prepare(config, dataset, folder / CHECKPOINT if stands else None)
-    if resume:
-        go_on(folder, config)
-    else:
-        begin_run(folder, config, digest)
-    model = train(config, dataset, folder, learner, monitor=Bar())
-    seed = config.train.seed
-    result = judge(config, dataset, method, seed, model)
-    save_encoder(folder, model, config, method)
-    save_result(folder, result, config, dataset)
-    results = [load_result(folder)]
-    if columns:
-        results = [
-            judge(config, dataset, baseline, seed, None) for baseline in ("random", "pixels")
-        ] + results
-        write_evaluation(folder / EVALUATION, results[::-1], config, dataset)
-    write_pictures(folder, results, dataset)
-    title = f"{dataset.name}: {TITLES[method]}"
-    text = report(
-        title, results, config, dataset, clusterings=[saved_clustering(folder)], encoder_of=TITLES[method]
-    )
-    write_text(folder / REPORT, text)
-    print("\n" + summary(folder, results, config, dataset))
+    with claimed(folder):
+        if resume:
+            go_on(folder, config)
+        else:
+            begin_run(folder, config, digest)
+        model = train(config, dataset, folder, learner, monitor=Bar())
+        seed = config.train.seed
+        result = judge(config, dataset, method, seed, model)
+        save_encoder(folder, model, config, method)
+        save_result(folder, result, config, dataset)
+        results = [load_result(folder)]
+        if columns:
+            results = [
+                judge(config, dataset, baseline, seed, None) for baseline in ("random", "pixels")
+            ] + results
+            write_evaluation(folder / EVALUATION, results[::-1], config, dataset)
+        write_pictures(folder, results, dataset)
+        title = f"{dataset.name}: {TITLES[method]}"
+        text = report(
+            title, results, config, dataset, clusterings=[saved_clustering(folder)], encoder_of=TITLES[method]
+        )
+        write_text(folder / REPORT, text)
+        print("\n" + summary(folder, results, config, dataset))
 
 
 def _judged(config: Config, dataset: ImageDataset) -> tuple[str, ...]:
