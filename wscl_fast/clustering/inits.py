@@ -53,6 +53,8 @@ def _with_direction(points: Points, chosen: Tensor) -> Tensor:
     """
     if points.metric != "cosine" or points.weights is None:  # `settle` has given zero vectors the weight 0
         return chosen
+    if bool(points.ranks.gather(points.weights)[chosen].gt(0).all()):
+        return chosen
     mine = torch.zeros(points.n, dtype=torch.uint8, device=points.device)
     for rows, block in points.parts():
         mine[rows] = block.any(dim=1).to(mine)
