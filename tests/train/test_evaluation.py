@@ -100,6 +100,13 @@ def test_refusals() -> None:
     unlabelled = np.where(data.split == "test", -1, data.labels["class"])
     with pytest.raises(ValueError, match="'class' has no labelled test sample"):
         evaluate(features, dataclasses.replace(data, labels={"class": unlabelled}), EvalConfig())
+    with pytest.raises(
+        ValueError, match=r"features: expected a row for each of 400 samples, got \(399, 16\)"
+    ):
+        evaluate(features[1:], data, EvalConfig())
+    features[[7, 9], 3] = np.nan, np.inf
+    with pytest.raises(ValueError, match="features: expected finite numbers, got NaN or infinity in row 7"):
+        evaluate(features, data, EvalConfig())
 
 
 def test_columns_without_a_test_label_are_not_judged() -> None:

@@ -81,8 +81,14 @@ def evaluate(
         seed: of the held-out part.
 
     Raises:
-        ValueError: an unknown label column; no labelled training or test sample.
+        ValueError: features of another number of samples, or not finite; an unknown label column; no labelled
+            training or test sample.
     """
+    if features.ndim != 2 or len(features) != len(dataset):
+        raise ValueError(f"features: expected a row for each of {len(dataset)} samples, got {features.shape}")
+    bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
+    if len(bad):
+        raise ValueError(f"features: expected finite numbers, got NaN or infinity in row {bad[0]}")
     return {
         column: _evaluate_column(features, dataset, dataset.labels[column], column, config, seed)
         for column in _named_columns(dataset, config)
