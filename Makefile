@@ -14,8 +14,9 @@ VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 # pip's own chatter about indexes and versions is noise here
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-# Most of ten thousand modules are never imported: those that are get compiled then.
+# Most of ten thousand modules are never imported: those that are get compiled then, once, whatever the shell has.
 INSTALL = $(PIP) install --no-compile
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train reproduce test cpp-tests lint style bench sanitize simulate gpu cuda check-tools clean
