@@ -11,7 +11,9 @@
 
 PYTHON ?= python3
 VENV := .venv
-BIN := $(CURDIR)/$(VENV)/bin
+BIN := $(VENV)/bin
+# By its whole name, since what is built is built in other folders; in quotes, since there may be spaces in it.
+WITH_BIN = PATH="$(CURDIR)/$(BIN):$$PATH"
 # pip's own chatter about indexes and versions is noise here
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Most of ten thousand modules are never imported: those that are get compiled then, once, whatever the shell has.
@@ -63,7 +65,7 @@ $(VENV)/.tools: $(VENV)/.trainer
 
 $(VENV)/.built: $(VENV)/.installed setup.py $(CORE_SOURCES)
 	@echo "wscl_fast: building the extension"
-	@PATH="$(BIN):$$PATH" $(PIP) install --no-build-isolation --no-deps --editable .
+	@$(WITH_BIN) $(PIP) install --no-build-isolation --no-deps --editable .
 	@$(BIN)/python -c 'import wscl_fast; print(wscl_fast.build_info())'
 	@touch $@
 
@@ -80,8 +82,8 @@ PEERS := .venv-peers
 $(PEERS)/.installed: $(VENV)/.built benchmarks/requirements-peers.txt
 	@echo "wscl_fast: installing the peers into $(PEERS)"
 	@$(PYTHON) -m venv --clear $(PEERS)
-	@{ echo $(CURDIR); $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; } \
-	  >$$($(PEERS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/wscl_fast.pth
+	@{ echo "$(CURDIR)"; $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; } \
+	  >"$$($(PEERS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/wscl_fast.pth"
 	@$(PEERS)/bin/python -m pip --disable-pip-version-check --quiet install --no-deps \
 	  --requirement benchmarks/requirements-peers.txt && touch $@ || echo "wscl_fast: the peers could not be installed"
 
@@ -123,11 +125,11 @@ bench: setup $(PEERS)/.installed
 	@$(BIN)/python -m benchmarks.bench_ring
 
 # cmake comes from the system where it is there, else into .venv.
-CMAKE = $$(PATH="$(BIN):$$PATH" command -v cmake || { $(PIP) install cmake >&2 && echo $(BIN)/cmake; })
+CMAKE = $$($(WITH_BIN) command -v cmake || { $(PIP) install cmake >&2 && echo $(BIN)/cmake; })
 
 build/%/.built: $(VENV)/.installed CMakeLists.txt CMakePresets.json $(CORE_SOURCES) $(wildcard tests/cpp/* tests/cuda/*.cu)
 	@echo "wscl_fast: building by CMake ($*)"
-	@mkdir -p build; cmake=$(CMAKE); export PATH="$(BIN):$$PATH"; \
+	@mkdir -p build; cmake=$(CMAKE); export $(WITH_BIN); \
 	  $$cmake --preset $* >build/cmake-$*.log 2>&1 || $$cmake --preset $* && \
 	  $$cmake --build --preset $* >/dev/null || $$cmake --build --preset $*
 	@touch $@
@@ -136,7 +138,7 @@ build/%/.built: $(VENV)/.installed CMakeLists.txt CMakePresets.json $(CORE_SOURC
 # folder of their own, since a build by the preset has to compile what changed.
 build/linked/.built: $(VENV)/.built CMakeLists.txt CMakePresets.json $(CORE_SOURCES) $(wildcard tests/cpp/*)
 	@echo "wscl_fast: linking the C++ tests"
-	@cmake=$(CMAKE); export PATH="$(BIN):$$PATH"; log=build/cmake-linked.log; \
+	@cmake=$(CMAKE); export $(WITH_BIN); log=build/cmake-linked.log; \
 	  objects="$(CURDIR)/build/objects.$$(python -c 'import sysconfig; print(sysconfig.get_config_var("SOABI"))')"; \
 	  test -d "$$objects" || { rm $(VENV)/.built; $(MAKE) --no-print-directory $(VENV)/.built; } && \
 	  { $$cmake --preset release -B build/linked -DWSCL_CORE_OBJECTS="$$objects" && \
@@ -160,7 +162,7 @@ cuda: check-tools
 
 CUDA_INPUTS := $(wildcard csrc/core/*.cu csrc/core/*.cuh csrc/core/*_cuda.h)
 # $(1): the build's folder in build/; $(2): the preset and its settings; $(3): the target
-compile_cuda = rm -rf build/$(1); mkdir -p build/$(1); cmake=$(CMAKE); export PATH="$(BIN):$$PATH"; \
+compile_cuda = rm -rf build/$(1); mkdir -p build/$(1); cmake=$(CMAKE); export $(WITH_BIN); \
   log=build/$(1)/ptxas.log; \
   { $$cmake -B build/$(1) --preset $(2) && $$cmake --build build/$(1) --target $(3); } >$$log 2>&1 || \
     { cat $$log; exit 1; }

@@ -15,10 +15,10 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def check(**variables: str) -> subprocess.CompletedProcess[str]:
+def make(*arguments: str, folder: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:
     settings = [f"{name}={value}" for name, value in {"PYTHON": sys.executable, **variables}.items()]
     return subprocess.run(
-        ["make", "--silent", "-C", str(ROOT), "check-tools", *settings],
+        ["make", "--silent", "-C", str(folder), *arguments, *settings],
         capture_output=True,
         text=True,
         check=False,
@@ -34,7 +34,7 @@ def stub(folder: Path, name: str, script: str) -> str:
 
 
 def test_this_machine_has_everything() -> None:
-    done = check()
+    done = make("check-tools")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout == ""
 
@@ -61,7 +61,25 @@ def test_this_machine_has_everything() -> None:
 )
 def test_what_is_missing_is_named(tmp_path: Path, name: str, script: str | None, message: str) -> None:
     program = str(tmp_path / "nothing") if script is None else stub(tmp_path, "stand-in", script)
-    done = check(**{name: program})
+    done = make("check-tools", **{name: program})
     assert done.returncode != 0
     assert message in done.stdout
     assert len(done.stdout.splitlines()) == 1
+
+
+def test_the_folder_may_have_spaces_in_its_name(tmp_path: Path) -> None:
+    """What is called by its whole name is called in quotes, and found while the extension is built."""
+    folder = tmp_path / "a folder"
+    tools = folder / ".venv" / "bin"
+    tools.mkdir(parents=True)
+    for name in ("Makefile", "pyproject.toml", "setup.py", "constraints.txt"):
+        shutil.copy(ROOT / name, folder)
+    for stamp in (".created", ".installed"):
+        (folder / ".venv" / stamp).touch()
+    stub(tools, "python", 'echo "$*" >>said; command -v ninja >>said')
+    stub(tools, "ninja", "")
+    done = make(".venv/.built", folder=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = (folder / "said").read_text()
+    assert "install --no-build-isolation --no-deps --editable ." in said
+    assert f"{tools}/ninja" in said
