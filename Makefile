@@ -21,7 +21,8 @@ INSTALL = $(PIP) install --no-compile
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train reproduce test cpp-tests lint style bench sanitize simulate gpu cuda check-tools clean
+.PHONY: help setup train reproduce test cpp-tests lint style bench sanitize simulate gpu cuda clean
+.PHONY: check-tools check-simulator check-gpu
 
 help:
 	@sed -n '1,10s/^# \{0,1\}//p' Makefile
@@ -186,15 +187,24 @@ build/cuda-all/%/.built: $(VENV)/.installed CMakeLists.txt CMakePresets.json $(C
 	@$(call compile_cuda,cuda-all/$*,cuda -DWSCL_CUDA_ARCHITECTURES=$*-real,wscl_core_cuda)
 	@touch $@
 
+# Nothing is set up or compiled, minutes each, for what cannot run here.
+check-simulator:
+	@command -v $${PTXSIM_NVCC:-nvcc} >/dev/null || { echo "wscl_fast: nvcc is not on PATH: the CUDA kernels cannot be compiled"; exit 1; }
+	@test -n "$(SIMULATED)" || { echo "wscl_fast: no ptxsim in $(or $(PTXSIM_PATH),../shared): set PTXSIM_PATH to the folder that contains it"; exit 1; }
+
+# Either is there where a GPU may be; what PyTorch finds is asked once it is installed.
+check-gpu:
+	@command -v nvidia-smi >/dev/null || ls /dev/nvidia* /dev/dxg >/dev/null 2>&1 || { echo "wscl_fast: no NVIDIA GPU here: neither nvidia-smi nor /dev/nvidia*"; exit 1; }
+
 # What was simulated already is not simulated again: cut it off and go on as you like.
-simulate: setup cuda build/cuda/.built
+simulate: check-simulator setup cuda build/cuda/.built
 	@$(BIN)/python tests/cuda/matrix.py
 	@WSCL_SIMULATE=all $(BIN)/python -m pytest tests/cuda -m simulated
 	@$(BIN)/python tests/cuda/tables.py
 
 # The extension is built for the GPU that is here alone, where nothing else is asked for.
 gpu: export TORCH_CUDA_ARCH_LIST ?= $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader --id=0 2>/dev/null)
-gpu: setup
+gpu: check-gpu setup
 	@$(BIN)/python -m benchmarks.gpu_report --check
 	@$(MAKE) --no-print-directory $(PEERS)/.gpu
 	@$(PEERS)/bin/python -m benchmarks.gpu_report

@@ -83,3 +83,29 @@ def test_the_folder_may_have_spaces_in_its_name(tmp_path: Path) -> None:
     said = (folder / "said").read_text()
     assert "install --no-build-isolation --no-deps --editable ." in said
     assert f"{tools}/ninja" in said
+
+
+@pytest.mark.parametrize(
+    ("target", "there", "message"),
+    [
+        ("simulate", [], "nvcc is not on PATH"),
+        ("simulate", ["nvcc"], "no ptxsim in "),
+        ("gpu", [], "no NVIDIA GPU here"),
+    ],
+)
+def test_nothing_is_set_up_for_what_cannot_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, there: list[str], message: str
+) -> None:
+    if target == "gpu" and (any(Path("/dev").glob("nvidia*")) or Path("/dev/dxg").exists()):
+        pytest.skip("there may be a GPU here")
+    for name in there:
+        stub(tmp_path, name, "")
+    for name in ("make", "sh", "ls"):
+        (tmp_path / name).symlink_to(str(shutil.which(name)))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("PTXSIM_NVCC", raising=False)
+    monkeypatch.setenv("PTXSIM_PATH", str(tmp_path))
+    done = make(target)
+    assert done.returncode != 0
+    assert message in done.stdout
+    assert len(done.stdout.splitlines()) == 1

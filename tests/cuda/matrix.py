@@ -269,6 +269,8 @@ def summary(results: dict[str, dict[str, Any]]) -> str:
 
 
 def main() -> int:
+    import simulator
+
     parser = argparse.ArgumentParser(description="The whole matrix of simulated cases")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument(
@@ -278,6 +280,8 @@ def main() -> int:
     parser.add_argument("--only", action="append", choices=FAMILIES, help="may be repeated")
     parser.add_argument("--summary", type=Path, default=SUMMARY)
     options = parser.parse_args()
+    if reason := simulator.why_not():  # a worker that skips would be started anew, again and again
+        parser.exit(1, f"wscl_fast: {reason}\n")
     os.environ["PTXSIM_THREADS"] = "1"  # a process for each core does better
     os.environ["PTXSIM_QUIET"] = "1"
     torch.set_num_threads(1)

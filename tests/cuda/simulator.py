@@ -23,15 +23,26 @@ ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
 
 
+def folder_of_ptxsim() -> Path:
+    return Path(os.environ.get("PTXSIM_PATH", ROOT.parent / "shared"))
+
+
+def why_not() -> str:
+    """Why nothing can be simulated here; empty where it can."""
+    if not (shutil.which("nvcc") or os.environ.get("PTXSIM_NVCC")):
+        return "nvcc is not on PATH: CUDA kernels cannot be compiled"
+    folder = folder_of_ptxsim()
+    if not (folder / "ptxsim" / "__init__.py").is_file():
+        return f"no ptxsim in {folder}: set PTXSIM_PATH to the folder that contains it"
+    return ""
+
+
 @functools.cache
 def ptxsim() -> Any:
     """The simulator's module; skips the test, with the reason, where it or nvcc is missing."""
-    if not (shutil.which("nvcc") or os.environ.get("PTXSIM_NVCC")):
-        pytest.skip("nvcc is not on PATH: CUDA kernels cannot be compiled")
-    folder = Path(os.environ.get("PTXSIM_PATH", ROOT.parent / "shared"))
-    if not (folder / "ptxsim" / "__init__.py").is_file():
-        pytest.skip(f"no ptxsim in {folder}: set PTXSIM_PATH to the folder that contains it")
-    sys.path.insert(0, str(folder))
+    if reason := why_not():
+        pytest.skip(reason)
+    sys.path.insert(0, str(folder_of_ptxsim()))
     import ptxsim
 
     ptxsim.set_option("GLOBAL_RACE", True)  # the one check that is off by default: between CTAs

@@ -54,3 +54,17 @@ def test_a_line_that_was_cut_off_does_not_count(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "tags-of-before").mkdir()
     (tmp_path / "tags-of-before" / "1.jsonl").write_text(json.dumps({"case": "c"}) + "\n")
     assert list(matrix.kept()) == ["a"]
+
+
+def test_without_the_simulator_it_ends_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PTXSIM_NVCC", "nvcc")
+    monkeypatch.setenv("PTXSIM_PATH", str(tmp_path))
+    monkeypatch.setattr("sys.argv", ["matrix.py"])
+    monkeypatch.setattr(matrix.multiprocessing, "get_context", lambda _: pytest.fail("went on"))
+    with pytest.raises(SystemExit, match="1"):
+        matrix.main()
+    assert capsys.readouterr().err == (
+        f"wscl_fast: no ptxsim in {tmp_path}: set PTXSIM_PATH to the folder that contains it\n"
+    )
