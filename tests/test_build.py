@@ -81,6 +81,30 @@ except RuntimeError as error:
     assert "hidden for this test" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("schema", "said"),
+    [(None, "infonce_forward is missing"), ("infonce_forward(Tensor queries) -> Tensor", "is another")],
+)
+def test_an_extension_of_other_sources_is_told(schema: str | None, said: str) -> None:
+    """As an editable install has it whose sources changed and that was not built again."""
+    done = run(
+        f"""
+import sys, types, torch
+sys.modules["wscl_fast._C"] = stale = types.ModuleType("wscl_fast._C")
+stale.__file__ = "stale.so"
+library = torch.library.Library("wscl_fast", "DEF")
+if {schema!r}:
+    library.define({schema!r})
+import wscl_fast
+"""
+    )
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert "ImportError: wscl_fast: stale.so was built from other sources" in last
+    assert said in last
+    assert "install wscl-fast anew" in last
+
+
 @pytest.mark.usefixtures("extension")
 def test_the_instruction_set_can_be_chosen() -> None:
     def start(capability: str) -> subprocess.CompletedProcess[str]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from wscl_fast._ops.extension import extension, obstacle, require
+from wscl_fast._ops.registration import register_fake
 
 # The precision of the product that proposes candidates; the results do not depend on it.
 Candidates = Literal["auto", "full", "bfloat16"]
@@ -181,8 +182,8 @@ def _fake_potentials(
 
 
 if extension is not None:
-    torch.library.register_fake("wscl_fast::kmeans_distances", _fake_distances)
-    torch.library.register_fake("wscl_fast::kmeans_potentials", _fake_potentials)
-    torch.library.register_fake("wscl_fast::kmeans_assign", _fake_assign)
-    torch.library.register_fake("wscl_fast::kmeans_update", _fake_update)
-    torch.library.register_fake("wscl_fast::kmeans_update_bounded", _fake_update_bounded)
+    register_fake("kmeans_distances", _fake_distances)
+    register_fake("kmeans_potentials", _fake_potentials)
+    register_fake("kmeans_assign", _fake_assign)
+    register_fake("kmeans_update", _fake_update)
+    register_fake("kmeans_update_bounded", _fake_update_bounded)

@@ -7,6 +7,7 @@ Python costs 40 µs a call, and 7 where there is none to be had.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, NoReturn
@@ -27,6 +28,24 @@ _below_autograd: Callable[[], AbstractContextManager[None]] | None = getattr(
 _are_transforms_active: Callable[[], bool] | None = getattr(
     torch._C, "_are_functorch_transforms_active", None
 )
+
+
+def register_fake(operator: str, fake: Fake) -> None:
+    """Register an operator's fake kernel, whose parameters are the operator's (the last ones may be ``*``).
+
+    Raises:
+        ImportError: the extension has no such operator, since it was built from other sources.
+    """
+    found = getattr(torch.ops.wscl_fast, operator, None)
+    takes = [argument.name for argument in found.default._schema.arguments] if found else []
+    expected = inspect.getfullargspec(fake)
+    if not found or takes[: len(expected.args) if expected.varargs else None] != expected.args:
+        raise ImportError(
+            f"wscl_fast: {getattr(extension, '__file__', None)} was built from other sources"
+            f" (its operator {operator} {'is another' if found else 'is missing'}):"
+            " install wscl-fast anew to build it again"
+        )
+    torch.library.register_fake(f"wscl_fast::{operator}", fake)
 
 
 def register(
@@ -83,7 +102,7 @@ def _register(
     if extension is None:
         return _absent
     name = f"wscl_fast::{operator}"
-    torch.library.register_fake(name, fake)
+    register_fake(operator, fake)
     torch.library.register_autograd(name, backward, setup_context=setup_context)
     overload: Operator = getattr(torch.ops.wscl_fast, operator).default
     below_autograd = _below_autograd

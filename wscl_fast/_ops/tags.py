@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from wscl_fast._ops.extension import extension, require
+from wscl_fast._ops.registration import register_fake
 
 
 def tag_weighted_sum(
@@ -49,5 +50,5 @@ def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor |
 
 
 if extension is not None:
-    torch.library.register_fake("wscl_fast::tag_weighted_sum", _fake)
+    register_fake("tag_weighted_sum", _fake)
     torch.library.register_autograd("wscl_fast::tag_weighted_sum", _backward, setup_context=_setup_context)
