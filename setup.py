@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import sys
 import sysconfig
 from pathlib import Path
@@ -17,6 +18,8 @@ from setuptools import setup
 
 ROOT = Path(__file__).parent
 KERNELS = ("portable", "avx2", "avx512") if platform.machine() in ("x86_64", "AMD64") else ("portable",)
+LEAST_CUDA = (8, 0)
+EVERY_GPU = "8.0;8.6;8.9;9.0;10.0;12.0+PTX"  # where no architectures are asked for
 
 
 def say(text: str) -> None:
@@ -34,6 +37,30 @@ def sources(cuda: bool) -> list[str]:
     return sorted(str(p.relative_to(ROOT)) for p in found)
 
 
+def numbered(wish: str) -> str:
+    """A list of architectures as PyTorch reads it, names ("Hopper") as numbers; what is too old left out.
+
+    The extension is asked at run time which devices it serves, by numbers; NVIDIA's images ask for old ones.
+    """
+    from torch.utils import cpp_extension
+
+    os.environ["TORCH_CUDA_ARCH_LIST"] = wish
+    try:
+        codes = re.findall(r"code=(\w+)", " ".join(cpp_extension._get_cuda_arch_flags()))
+    except (ValueError, IndexError) as error:
+        sys.exit(
+            f"wscl_fast: TORCH_CUDA_ARCH_LIST: expected a list such as {EVERY_GPU}, got {wish!r} ({error})"
+        )
+    found = {}
+    for major, minor, kind in re.findall(r"\bsm_(\d+)(\d)([af]?)\b", " ".join(codes)):
+        ptx = "+PTX" if f"compute_{major}{minor}{kind}" in codes else ""
+        found[int(major), int(minor), kind] = f"{major}.{minor}{kind}{ptx}"
+    old = [found.pop(key) for key in sorted(found) if key[:2] < LEAST_CUDA]
+    if old:
+        say(f"CUDA kernels: not for {', '.join(old)}: they need {LEAST_CUDA[0]}.{LEAST_CUDA[1]}")
+    return ";".join(found[key] for key in sorted(found))
+
+
 def cuda_architectures() -> str:
     """The CUDA architectures to build for; empty, with the reason told, where there are none."""
     from torch.utils import cpp_extension
@@ -47,8 +74,10 @@ def cuda_architectures() -> str:
         reason = "no CUDA toolkit found, or this PyTorch is a CPU build"
     elif not Path(cpp_extension.CUDA_HOME, "include", "cuda_runtime.h").exists():
         reason = f"no cuda_runtime.h in {cpp_extension.CUDA_HOME}/include: set CUDA_HOME to the toolkit"
+    elif architectures := numbered(os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip() or EVERY_GPU):
+        return architectures
     else:
-        return os.environ.get("TORCH_CUDA_ARCH_LIST") or "8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+        reason = f"TORCH_CUDA_ARCH_LIST has none from {LEAST_CUDA[0]}.{LEAST_CUDA[1]} on"
     if wish == "1":
         sys.exit(f"wscl_fast: WSCL_CUDA=1, but {reason}")
     say(f"CUDA kernels: none ({reason})")

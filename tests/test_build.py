@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -146,6 +147,44 @@ def test_the_build_says_what_becomes_of_cuda(wish: str, code: int, said: str) ->
     done = set_up(wish)
     assert done.returncode == code, done.stderr
     assert f"wscl_fast: {said}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("wish", "built", "said"),
+    [
+        ("", "8.0;8.6;8.9;9.0;10.0;12.0+PTX", ""),
+        (" ", "8.0;8.6;8.9;9.0;10.0;12.0+PTX", ""),
+        ("9.0a 8.6", "8.6;9.0a", ""),
+        ("Hopper", "9.0+PTX", ""),
+        ("7.0 7.5 8.0 9.0+PTX", "8.0;9.0+PTX", "not for 7.0, 7.5: they need 8.0"),
+        ("7.5", "", "CUDA kernels: none (TORCH_CUDA_ARCH_LIST has none from 8.0 on)"),
+        ("abacus", None, "TORCH_CUDA_ARCH_LIST: expected a list such as 8.0;8.6;"),
+    ],
+)
+@pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="no setup.py: an installed package")
+def test_architectures_are_built_as_the_extension_reads_them(
+    wish: str,
+    built: str | None,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "include").mkdir()
+    (tmp_path / "include" / "cuda_runtime.h").touch()
+    monkeypatch.setattr(cpp_extension, "CUDA_HOME", str(tmp_path))
+    monkeypatch.setattr("setuptools.setup", lambda **_: None)
+    monkeypatch.setattr("sys.argv", ["setup.py", "egg_info"])
+    monkeypatch.setenv("WSCL_CUDA", "")
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", wish)
+    architectures = runpy.run_path(str(ROOT / "setup.py"))["cuda_architectures"]
+    if built is None:
+        with pytest.raises(SystemExit, match=said):
+            architectures()
+        return
+    assert architectures() == built
+    assert said in capsys.readouterr().err
+    assert not built or runs_on((9, 0), built)
 
 
 @pytest.mark.parametrize(
