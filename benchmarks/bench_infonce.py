@@ -10,7 +10,6 @@ sides; in the batch; of both directions at once. Beside them run the bare logits
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +21,8 @@ from torch.nn.functional import normalize
 
 from benchmarks.harness import (
     Timing,
+    add_counts,
+    check_only,
     interleave,
     keep,
     machine,
@@ -372,27 +373,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Clustered InfoNCE on the CPU, against the machine")
     parser.add_argument("--full", action="store_true", help="all shapes (about 20 minutes on 2 cores, 7 GB)")
     parser.add_argument("--only", default="", help="what has this in its name; the tables' other rows stay")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: all cores")
-    parser.add_argument("--turns", type=int, default=7, help="how often each side is timed (default: 7)")
+    add_counts(parser, turns=7)
     options = parser.parse_args()
+    everything = cases()
+    extra = {"threads": bench_threads, "scaling": bench_scaling, "memory": bench_memory}
+    check_only(parser, options.only, [*extra, *(case.name for case in everything)])
     torch.set_num_threads(options.threads)
     print(machine(), flush=True)
-    everything = cases()
-    chosen = [c for c in everything if options.only in c.name]
-    if not options.full and not options.only:
-        chosen = [c for c in everything if is_quick(c)]
+    whole = options.full or options.only
+    chosen = [c for c in everything if options.only in c.name and (whole or is_quick(c))]
     rows = [{**row, "machine": machine()} for case in chosen for row in bench_case(case, options.turns)]
     if rows:
         rows = keep("infonce", rows, [case.name for case in everything])
         write_csv("infonce", rows)
         draw(rows)
-    for name, bench in (
-        ("threads", lambda: bench_threads(options.turns)),
-        ("scaling", lambda: bench_scaling(options.turns)),
-        ("memory", lambda: bench_memory(options.threads)),
-    ):
+    for name, bench in extra.items():
         if options.only in name:
-            write_csv(f"infonce_{name}", [{**row, "machine": machine()} for row in bench()])
+            found = bench(options.threads if name == "memory" else options.turns)
+            write_csv(f"infonce_{name}", [{**row, "machine": machine()} for row in found])
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +35,17 @@ from torch import Tensor
 
 from benchmarks.bench_infonce import peak_of
 from benchmarks.elsewhere import Elsewhere
-from benchmarks.harness import RESULTS, Timing, interleave, machine, peak_memory, save_figure, show, write_csv
+from benchmarks.harness import (
+    RESULTS,
+    Timing,
+    add_counts,
+    interleave,
+    machine,
+    peak_memory,
+    save_figure,
+    show,
+    write_csv,
+)
 from benchmarks.peers_kmeans import CASES, FIT_ITERATIONS, PEERS_OF, Case, environment, inertia
 from wscl_fast import KMeans, _ops
 from wscl_fast.clustering.inits import plus_plus
@@ -355,8 +364,7 @@ def main() -> None:
         "--only", nargs="+", choices=TASKS + LONG, default=list(TASKS), help="default: all but largest"
     )
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES), help="default: all")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: all cores")
-    parser.add_argument("--turns", type=int, help="how often each side is timed (default: 7; a fit: 1)")
+    add_counts(parser, turns=None, said="7; a fit: 1")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(machine(), end="\n\n", flush=True)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from benchmarks.harness import keep, machine, peak_memories, show, step, write_csv
+from benchmarks.harness import at_least_one, check_only, keep, machine, peak_memories, show, step, write_csv
 from wscl_fast.functional import (
     clip_loss,
     clustered_infonce,
@@ -122,11 +122,10 @@ measured = steps({shape!r}, {only!r})
 def main() -> None:
     parser = argparse.ArgumentParser(description="The memory of every loss")
     parser.add_argument("--only", default="", help="losses that have this in their name; other rows stay")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: all cores")
+    parser.add_argument("--threads", type=at_least_one, default=os.cpu_count(), help="default: all cores")
     options = parser.parse_args()
     every = list(losses(Shape(1, 1, 1)))
-    if not any(options.only in name for name in every):
-        parser.error(f"--only: expected a part of one of {every}, got {options.only!r}")
+    check_only(parser, options.only, every)
     print(machine(), flush=True)
     rows: dict[str, dict[str, object]] = {}
     for shape in SHAPES:

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from benchmarks.harness import machine, show, write_csv
+from benchmarks.harness import at_least_one, machine, show, write_csv
 from wscl_fast import distributed, functional
 
 SHAPES = [(1024, 16384, 128), (1024, 65536, 128)]  # N, M, d of a rank
@@ -114,8 +114,8 @@ def measure(ranks: int, variant: str | None, shape: tuple[int, int, int], turns:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Clustered InfoNCE over several processes")
-    parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4], help="default: 2 4")
-    parser.add_argument("--turns", type=int, default=5, help="how often each variant is timed (default: 5)")
+    parser.add_argument("--ranks", type=at_least_one, nargs="+", default=[2, 4], help="default: 2 4")
+    parser.add_argument("--turns", type=at_least_one, default=5, help="of each variant (default: 5)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[dict[str, object]] = []

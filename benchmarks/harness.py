@@ -6,6 +6,7 @@ Machines are shared and noisy, so an absolute time says little. The sides of a c
 
 from __future__ import annotations
 
+import argparse
 import csv
 import os
 import platform
@@ -33,6 +34,26 @@ RESULTS = Path(os.environ.get("WSCL_RESULTS", Path(__file__).parent / "results")
 SHORT = 0.1  # seconds: threads that were woken on one core stay there for some milliseconds
 IDLE = 0.005  # until torch's threads no longer spin
 _PEAK = "peak of"  # how a child marks its lines
+
+
+def at_least_one(text: str) -> int:
+    """The type of an option that counts."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def add_counts(parser: argparse.ArgumentParser, turns: int | None, said: str = "") -> None:
+    """The options of what is timed in turns; ``said``: how many where there is no one default."""
+    parser.add_argument("--threads", type=at_least_one, default=os.cpu_count(), help="default: all cores")
+    told = f"how often each side is timed (default: {said or turns})"
+    parser.add_argument("--turns", type=at_least_one, default=turns, help=told)
+
+
+def check_only(parser: argparse.ArgumentParser, only: str, names: Sequence[str]) -> None:
+    """Ends the command where ``--only`` is part of no name: nothing would be measured without a word."""
+    if not any(only in name for name in names):
+        parser.error(f"--only: expected a part of one of {list(names)}, got {only!r}")
 
 
 class Seconds(float):

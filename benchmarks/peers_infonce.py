@@ -10,7 +10,6 @@ torch.compile, pytorch-metric-learning's SupConLoss and NTXentLoss, lightly's NT
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,18 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from benchmarks import peers
-from benchmarks.harness import interleave, keep, machine, peak_memory, save_figure, show, step, write_csv
+from benchmarks.harness import (
+    add_counts,
+    check_only,
+    interleave,
+    keep,
+    machine,
+    peak_memory,
+    save_figure,
+    show,
+    step,
+    write_csv,
+)
 from wscl_fast.functional import clustered_infonce
 
 CLUSTERS = 150
@@ -216,14 +226,11 @@ def draw(rows: Sequence[dict[str, object]], memory: Sequence[dict[str, object]])
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Clustered InfoNCE beside its peers, on the CPU")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: all cores")
-    parser.add_argument("--turns", type=int, default=5, help="how often each side is timed (default: 5)")
+    add_counts(parser, turns=5)
     parser.add_argument("--only", default="", help="those cases whose name has this; the other rows stay")
     options = parser.parse_args()
+    check_only(parser, options.only, [case.name for case in CASES])
     chosen = [i for i, case in enumerate(CASES) if options.only in case.name]
-    if not chosen:
-        every = [case.name for case in CASES]
-        parser.error(f"--only: expected a part of one of {every}, got {options.only!r}")
     torch.set_num_threads(options.threads)
     print(machine(), end="\n\n", flush=True)
     rows = [row for i in chosen for row in bench_case(CASES[i], options.turns)]

@@ -11,7 +11,16 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import bench_kmeans, peers, peers_infonce, peers_kmeans, stages
+from benchmarks import (
+    bench_infonce,
+    bench_kmeans,
+    bench_memory,
+    bench_ring,
+    peers,
+    peers_infonce,
+    peers_kmeans,
+    stages,
+)
 from benchmarks.harness import Timing, interleave
 from benchmarks.peers_infonce import Case
 
@@ -120,3 +129,27 @@ def test_stages_tells_that_perf_may_not_record(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(RuntimeError, match="perf record ended with 255: no permission"):
         stages.samples(stages.CASES[0], "forward", 0.1)
     assert time.monotonic() - begin < 10
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "said"),
+    [
+        (bench_infonce, ["--only", "zzz"], "--only: expected a part of one of ['threads', "),
+        (bench_infonce, ["--threads", "0"], "--threads: expected a whole number of at least 1, got '0'"),
+        (bench_kmeans, ["--turns", "-1"], "--turns: expected a whole number of at least 1, got '-1'"),
+        (bench_memory, ["--threads", "two"], "--threads: expected a whole number of at least 1, got 'two'"),
+        (bench_ring, ["--ranks", "0"], "--ranks: expected a whole number of at least 1, got '0'"),
+        (peers_infonce, ["--turns", "0"], "--turns: expected a whole number of at least 1, got '0'"),
+    ],
+)
+def test_options_are_checked_before_anything_is_timed(
+    module: Any,
+    arguments: list[str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sys.argv", ["benchmark", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        module.main()
+    assert said in capsys.readouterr().err
