@@ -113,10 +113,13 @@ const SimilarityKernels* initial() {
   const SimilarityKernels* best = nullptr;
   for (const Candidate& c : candidates())
     if (c.supported && c.pays) best = c.kernels;
-  if (const char* wanted = std::getenv("WSCL_CPU_CAPABILITY")) {
+  const char* wanted = std::getenv("WSCL_CPU_CAPABILITY");
+  if (wanted && *wanted) {
     if (const SimilarityKernels* found = find(wanted)) return found;
-    std::fprintf(stderr, "wscl_fast: WSCL_CPU_CAPABILITY=%s is not available here, using %s\n", wanted,
-                 best->name);
+    std::string there;
+    for (const std::string& name : supported_instruction_sets()) there += (there.empty() ? "" : ", ") + name;
+    std::fprintf(stderr, "wscl_fast: WSCL_CPU_CAPABILITY: expected one of %s, got '%s'; using %s\n",
+                 there.c_str(), wanted, best->name);
   }
   return best;
 }
