@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -146,6 +147,24 @@ def test_nested_levels():
             parents = [set(coarse.clusters[fine.clusters == k].tolist()) for k in range(len(fine.centroids))]
             assert max(map(len, parents)) == 1
         assert [len(found.centroids) for found in levels] == [40, 12, 4]
+    assert [found.moved for found in levels] == [0, 0, 0]  # the upper ones turn along
+
+
+@pytest.mark.parametrize("broken", [math.nan, 0.0])  # the first level refuses it, or the last one alone
+def test_a_refused_step_leaves_the_models_as_they_were(broken):
+    x, _ = blobs(200, 8, 6)
+    scheduler = ClusterScheduler((4, 8))
+    features = x.clone()
+    features[6:] = broken
+    with pytest.raises(ValueError, match=r"NaN|at most the 6 samples"):
+        scheduler.step(features)
+    assert not any(hasattr(model, "cluster_centers_") for model in scheduler.models)
+    before = scheduler.step(x)
+    with pytest.raises(ValueError, match=r"NaN|at most the 6 samples"):
+        scheduler.step(features)
+    for model, found in zip(scheduler.models, before, strict=True):
+        assert torch.equal(model.predict(x), found.clusters)
+    assert [found.moved for found in scheduler.step(x)] == [0, 0]
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -164,14 +165,16 @@ class ClusterScheduler:
             raise ValueError("samples: expected each sample once on a rank, got one several times")
         drift = self._drift(features, samples)
         levels: list[Level] = []
-        for number, model in enumerate(self.models):
-            if self.nested and number:
-                ids = self._coarser(model, levels[-1], number)
-            else:
-                mine = self._fit(model, number, features, samples, drift)
-                ids = torch.full((size,), NO_CLUSTER, device=features.device)
-                ids[everyone] = self.ranks.gather(mine)
-            levels.append(self._named(model, number, ids))
+        with _all_or_none(self.models):
+            for number, model in enumerate(self.models):
+                if hasattr(self, "clusters_"):
+                    self._turn(model, number, features, samples)
+                if self.nested and number:
+                    ids = self._coarser(model, levels[-1])
+                else:
+                    ids = torch.full((size,), NO_CLUSTER, device=features.device)
+                    ids[everyone] = self.ranks.gather(model.fit(features, drift=drift).labels_)
+                levels.append(self._named(model, number, ids))
         if self.carry_bounds:
             self._last = features.detach().clone(), samples.clone()
         self.clusters_ = torch.stack([found.clusters for found in levels])
@@ -224,28 +227,24 @@ class ClusterScheduler:
             return {"sharded": False, "group": None, "shard_centroids": False}
         return {"sharded": True, "group": self.ranks.group}
 
-    def _fit(
-        self, model: KMeans, level: int, features: Tensor, samples: Tensor, drift: Tensor | None
-    ) -> Tensor:
-        """The ids of the rank's samples, from the means of the features over the last ids on."""
-        if hasattr(self, "clusters_"):
-            known = samples < self.clusters_.shape[1]
-            ids = self.clusters_[level].to(features.device)[samples.where(known, 0)].where(known, NO_CLUSTER)
-            points = Points(features[ids >= 0], metric=self.metric, ranks=self.ranks)
-            if points.dim != model.n_features_in_:
-                width = model.n_features_in_
-                raise ValueError(f"features: expected {width} columns as in the last step, got {points.dim}")
-            k, ids = model.n_clusters, ids[ids >= 0]
-            sums = self.ranks.sum(cluster_sums(points, ids, k))
-            counts = self.ranks.sum(torch.bincount(ids, minlength=k))[:, None]
-            old = torch.as_tensor(model.cluster_centers_).to(sums)
-            usable = (counts > 0) & (sums != 0).any(dim=1, keepdim=True)
-            model.cluster_centers_ = torch.where(usable, sums / counts.clamp(min=1), old).to(points.dtype)
-        model.fit(features, drift=drift)
-        labels: Tensor = model.labels_
-        return labels
+    def _turn(self, model: KMeans, level: int, features: Tensor, samples: Tensor) -> None:
+        """Let the model start from the means of the features over the last ids."""
+        known = samples < self.clusters_.shape[1]
+        ids = self.clusters_[level].to(features.device)[samples.where(known, 0)].where(known, NO_CLUSTER)
+        if not bool((known := ids >= 0).all()):
+            features, ids = features[known], ids[known]
+        points = Points(features, metric=self.metric, ranks=self.ranks)
+        if points.dim != model.n_features_in_:
+            width = model.n_features_in_
+            raise ValueError(f"features: expected {width} columns as in the last step, got {points.dim}")
+        k = model.n_clusters
+        sums = self.ranks.sum(cluster_sums(points, ids, k))
+        counts = self.ranks.sum(torch.bincount(ids, minlength=k))[:, None]
+        old = torch.as_tensor(model.cluster_centers_).to(sums)
+        usable = (counts > 0) & (sums != 0).any(dim=1, keepdim=True)
+        model.cluster_centers_ = torch.where(usable, sums / counts.clamp(min=1), old).to(points.dtype)
 
-    def _coarser(self, model: KMeans, finer: Level, level: int) -> Tensor:
+    def _coarser(self, model: KMeans, finer: Level) -> Tensor:
         """Ids out of clusters of the finer level's centroids."""
         weights = torch.bincount(finer.clusters[finer.clusters >= 0], minlength=len(finer.centroids))
         model.fit(finer.centroids, sample_weight=weights.double())
@@ -282,6 +281,19 @@ class ClusterScheduler:
         for (rows, x), (_, y) in zip(here.parts(), there.parts(), strict=True):
             drift[rows] = (here.directions(x) - here.directions(y)).norm(dim=1)
         return drift * (1 + 2.0**-14) + 2.0**-20
+
+
+@contextmanager
+def _all_or_none(models: Sequence[KMeans]) -> Iterator[None]:
+    """What the models were before comes back where the block fails: features may be refused at any level."""
+    before = [vars(model).copy() for model in models]
+    try:
+        yield
+    except BaseException:
+        for model, attributes in zip(models, before, strict=True):
+            vars(model).clear()
+            vars(model).update(attributes)
+        raise
 
 
 def _check_targets(targets: object) -> list[Any]:
