@@ -90,6 +90,7 @@ def empty_clusters(group: Any) -> None:
     start = torch.cat([whole[:4], torch.full((3, 6), 1e3) + torch.arange(3.0)[:, None]])
     for empty in ("farthest", "split"):
         same(whole, group, n_clusters=7, init=start, empty=empty)
+    same(whole[:4].repeat(100, 1), group, n_clusters=9, init="random")  # all samples are as far
 
 
 @case

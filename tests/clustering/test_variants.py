@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from wscl_fast import KMeans
 from wscl_fast.clustering import BalancedKMeans, BisectingKMeans, HierarchicalKMeans, diagnose
+from wscl_fast.clustering.empty import fill_empty
 from wscl_fast.clustering.hierarchical_kmeans import even_shares
+from wscl_fast.clustering.points import Points
 
 
 def blobs(n: int, d: int, k: int, *, seed: int = 0, spread: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -426,6 +428,15 @@ def test_empty_clusters(empty, algorithm):
     else:
         model.fit(x)
         assert model.counts_.min() > 0
+
+
+def test_of_equally_far_samples_the_first_fill_empty_clusters():
+    """Whatever else lies as far, and in whatever block or shard: `topk` takes any of equal ones."""
+    x, ids = torch.arange(100.0)[:, None], torch.arange(4).repeat(25)
+    sums, counts = torch.zeros(7, 1).index_add(0, ids, x).double(), torch.bincount(ids, minlength=7)
+    filled, counts = fill_empty(Points(x), ids, torch.zeros(100), sums, counts.double())
+    assert filled[4:].flatten().tolist() == [0, 1, 2]
+    assert counts.tolist() == [24, 24, 24, 25, 1, 1, 1]
 
 
 def test_a_direction_that_lost_its_samples_stays_whatever_their_sum_rounds_to():

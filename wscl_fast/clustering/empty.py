@@ -38,10 +38,10 @@ def fill_empty(
     if weights is not None:
         square = square.where(weights > 0, -1)
     # Twice as many candidates as needed, since the only sample of a cluster must stay in it.
-    nearest = square.topk(min(2 * len(empty), points.n)).indices
-    weight = torch.ones_like(square[nearest]) if weights is None else weights[nearest]
-    number = (nearest + points.first_row).double()  # exact to 2^53
-    offered = torch.stack([square[nearest], number, assignment[nearest].double(), weight], dim=1)
+    far = _farthest(square, min(2 * len(empty), points.n))
+    weight = torch.ones_like(square[far]) if weights is None else weights[far]
+    number = (far + points.first_row).double()  # exact to 2^53
+    offered = torch.stack([square[far], number, assignment[far].double(), weight], dim=1)
     offered = points.ranks.gather(offered)
     # Farthest first; of equally far ones the first, however the rows are cut into shards.
     offered = offered[offered[:, 1].argsort()]
@@ -54,11 +54,11 @@ def fill_empty(
         if not empty:
             break
         rows = points.directions(points.rows_of_all(some[:, 1].long())).double()
-        for row, (far, _, cluster, w) in zip(rows, some.tolist(), strict=True):
+        for row, (apart, _, cluster, w) in zip(rows, some.tolist(), strict=True):
             donor = int(cluster)
             if not empty:
                 break
-            if far < 0 or members[donor] <= 1:
+            if apart < 0 or members[donor] <= 1:
                 continue
             target = empty.pop(0)
             if 0 <= donor - first < len(sums):
@@ -69,6 +69,15 @@ def fill_empty(
             counts[target] = w
             members[donor] -= 1
     return sums, counts
+
+
+def _farthest(square: Tensor, count: int) -> Tensor:
+    """Rows of the largest distances, int64 [count]; of equal ones the first, where `topk` takes any."""
+    if not count:
+        return square.new_empty(0, dtype=torch.int64)
+    least = square.topk(count).values[-1]
+    beyond = (square > least).nonzero()[:, 0]
+    return torch.cat([beyond, (square == least).nonzero()[: count - len(beyond), 0]])
 
 
 def split_largest(points: Points, centroids: Tensor, assignment: Tensor, counts: Tensor) -> Tensor:
