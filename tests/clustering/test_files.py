@@ -65,6 +65,35 @@ def test_files_are_one_matrix(kind, tmp_path):
     assert files.take(torch.empty(0, dtype=torch.int64)).shape == (0, 6)
 
 
+@pytest.fixture
+def spans(monkeypatch):
+    """How many rows each read asks for."""
+    seen, read = [], FeatureFiles.read
+
+    def counted(self, start, stop):
+        seen.append(stop - start)
+        return read(self, start, stop)
+
+    monkeypatch.setattr(FeatureFiles, "read", counted)
+    return seen
+
+
+@pytest.mark.parametrize("kind", ["npy", "parquet-arrays"])
+def test_rows_that_are_taken_are_read_together(kind, tmp_path, spans):
+    """A row of a Parquet file costs as much as its group, and a start takes thousands of rows."""
+    x = blobs(500, 6, 5)
+    index = torch.randint(500, (400,), generator=torch.Generator().manual_seed(0))
+    assert np.array_equal(written(tmp_path, kind, x).take(index).numpy(), x[index])
+    assert len(spans) <= 14  # blocks of 37 rows
+    assert max(spans) <= 37
+
+
+def test_what_lies_between_rows_is_passed_over_where_that_is_cheaper(tmp_path, spans):
+    np.save(tmp_path / "x.npy", blobs(40_000, 4, 5))
+    FeatureFiles(tmp_path).take(torch.tensor([30_000, 5, 10]))
+    assert spans == [6, 1]
+
+
 def parquet(file: Path, **columns: object) -> Path:
     pytest.importorskip("polars").DataFrame(columns).write_parquet(file)
     return file

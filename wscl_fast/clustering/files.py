@@ -123,15 +123,16 @@ class FeatureFiles:
         return found
 
     def take(self, index: Tensor) -> Tensor:
-        """Some rows by number; what is consecutive is read together."""
-        index = index.cpu()
-        found = torch.empty(len(index), self.shape[1], dtype=self.dtype)
-        ends = (index.diff() != 1).nonzero()[:, 0] + 1
-        for rows, places in zip(
-            index.tensor_split(ends), torch.arange(len(index)).tensor_split(ends), strict=True
-        ):
-            if len(rows):
-                found[places] = self.read(int(rows[0]), int(rows[-1]) + 1)
+        """Some rows by number; those that lie near each other are read together, a block at most."""
+        rows, order = index.cpu().sort(stable=True)
+        found = torch.empty(len(rows), self.shape[1], dtype=self.dtype)
+        gap = max(part.gap for part in self.parts) / (self.shape[1] * self.dtype.itemsize)
+        apart = (rows.diff() > gap) | ((rows // self.block).diff() != 0)
+        ends = apart.nonzero()[:, 0] + 1
+        for some, places in zip(rows.tensor_split(ends), order.tensor_split(ends), strict=True):
+            if len(some):
+                first = int(some[0])
+                found[places] = self.read(first, int(some[-1]) + 1)[some - first]
         return found.to(self.device)
 
     def fingerprint(self) -> list[Any]:
@@ -142,6 +143,8 @@ class FeatureFiles:
 
 class _Part(ABC):
     """One file's matrix, of width 0 where no row tells it."""
+
+    gap: float = 1 << 16  # bytes between two rows that are sooner read than passed over
 
     def __init__(self, file: Path, rows: int, width: int, dtype: torch.dtype) -> None:
         self.file, self.rows, self.width, self.dtype = file, rows, width, dtype
@@ -181,6 +184,8 @@ class _Plain(_Part):
 
 class _Parquet(_Part):
     """Columns of a Parquet file, of which polars unpacks the row groups that are asked for."""
+
+    gap = math.inf  # one row costs as much as all of its group
 
     def __init__(self, file: Path, column: str | None) -> None:
         try:
