@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from wscl_fast import KMeans
 from wscl_fast.clustering import BalancedKMeans, BisectingKMeans, HierarchicalKMeans, diagnose
-from wscl_fast.clustering.empty import fill_empty
+from wscl_fast.clustering.empty import fill_empty, split_largest
 from wscl_fast.clustering.hierarchical_kmeans import even_shares
 from wscl_fast.clustering.points import Points
 
@@ -437,6 +437,29 @@ def test_of_equally_far_samples_the_first_fill_empty_clusters():
     filled, counts = fill_empty(Points(x), ids, torch.zeros(100), sums, counts.double())
     assert filled[4:].flatten().tolist() == [0, 1, 2]
     assert counts.tolist() == [24, 24, 24, 25, 1, 1, 1]
+
+
+def test_the_heaviest_are_split_towards_their_farthest_sample_and_halves_in_the_next_pass():
+    x = torch.tensor([[0.0, 0], [0, 4], [9, 0], [40, 0], [42, 0], [80, 0]])
+    weights = torch.tensor([2.0, 2, 0, 2, 2, 1], dtype=torch.float64)
+    ids = torch.tensor([0, 0, 0, 1, 1, 2])
+    centroids = torch.tensor([[0.0, 2], [41, 0], [80, 0], [7e3, 0], [8e3, 0], [9e3, 0]])
+    counts = torch.bincount(ids, weights, minlength=6)
+    moved = split_largest(Points(x, weights=weights), centroids, ids, counts)
+    step = 2.0**-7
+    halves = {0: [0, 2 + 2 * step], 3: [0, 2 - 2 * step], 1: [41 + step, 0], 4: [41 - step, 0]}
+    expected = centroids.clone()  # the light one is not split, and nothing is left for the last one
+    for cluster, where in halves.items():
+        expected[cluster] = torch.tensor(where)
+    assert torch.equal(moved, expected)
+
+
+def test_splitting_fills_many_empty_clusters_as_well_as_a_good_start():
+    x, _ = blobs(3000, 8, 12, spread=0.5)
+    start = np.concatenate([x[:1], np.full((11, 8), 1e3) + np.arange(11)[:, None]])
+    model = KMeans(12, init=start, empty="split").fit(x)
+    assert model.counts_.min() > 0
+    assert model.inertia_ < 1.5 * KMeans(12, n_init=5).fit(x).inertia_
 
 
 def test_a_direction_that_lost_its_samples_stays_whatever_their_sum_rounds_to():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
-
 import torch
 from torch import Tensor
 
@@ -81,27 +79,33 @@ def _farthest(square: Tensor, count: int) -> Tensor:
 
 
 def split_largest(points: Points, centroids: Tensor, assignment: Tensor, counts: Tensor) -> Tensor:
-    """Give each empty cluster half of the heaviest one: both halves end up beside its centroid.
+    """Give empty clusters half of the heaviest ones: both halves end up beside the centroid.
 
-    The plane between them goes through the centroid, across the direction of its farthest sample.
+    The plane between them goes through the centroid, across the direction of its farthest sample. The
+    heaviest come first, but for those whose samples are all alike, down to half of the heaviest: its halves
+    may be next once a pass has told what is in them. What is still empty stays where it was until then.
     """
-    heap = [(-weight, k) for k, weight in enumerate(counts.tolist()) if weight > 0]
-    heapq.heapify(heap)
-    halves: list[tuple[int, int]] = []
-    for target in (counts == 0).nonzero()[:, 0].tolist():
-        weight, donor = heapq.heappop(heap)
-        halves.append((donor, target))
-        heapq.heappush(heap, (weight / 2, donor))
-        heapq.heappush(heap, (weight / 2, target))
-    square = distances(points, centroids, assignment)
+    most, farthest = _farthest_of_each(points, distances(points, centroids, assignment), assignment, counts)
+    weights, donors = counts.where(most > 0, 0).sort(descending=True, stable=True)
+    donors = donors[2 * weights > weights[0]]
+    targets = (counts == 0).nonzero()[: len(donors), 0]
+    donors = donors[: len(targets)]
+    step = _STEP * (points.directions(points.rows_of_all(farthest[donors])) - centroids[donors])
     moved = centroids.clone()
-    for donor, target in halves:
-        own = square.where(assignment == donor, -1)
-        far = own.argmax() if points.n else own.new_zeros((), dtype=torch.int64)
-        best = own[far] if points.n else own.new_full((), -1)
-        offered = points.ranks.of_all(torch.stack([best, (far + points.first_row).double()]))
-        number = offered[offered[:, 0].argmax(), 1].long()
-        step = _STEP * (points.directions(points.rows_of_all(number[None]))[0] - centroids[donor])
-        moved[target] = moved[donor] + step
-        moved[donor] = moved[donor] - step
+    moved[targets] = centroids[donors] + step
+    moved[donors] -= step
     return points.directions(moved)
+
+
+def _farthest_of_each(
+    points: Points, square: Tensor, assignment: Tensor, counts: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The largest distance in each cluster [K], and the first row of all ranks' that has it, int64 [K]."""
+    if points.weights is not None:
+        square = square.where(points.weights > 0, -1)
+    most = square.new_full(counts.shape, -1).scatter_reduce(0, assignment, square, "amax")
+    most = -points.ranks.least(-most)
+    there = (square == most[assignment]).nonzero()[:, 0]
+    first = torch.full(counts.shape, points.n_all, device=points.device)
+    first.scatter_reduce_(0, assignment[there], there + points.first_row, "amin")
+    return most, points.ranks.least(first)
