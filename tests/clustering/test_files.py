@@ -94,6 +94,12 @@ def test_what_lies_between_rows_is_passed_over_where_that_is_cheaper(tmp_path, s
     assert spans == [6, 1]
 
 
+@pytest.mark.parametrize(("paths", "name"), [(None, "paths"), (3, "paths"), (["a.npy", 3], r"paths\[1\]")])
+def test_what_is_no_path_is_told(paths, name):
+    with pytest.raises(TypeError, match=f"^{name}: expected a path"):
+        FeatureFiles(paths)
+
+
 def parquet(file: Path, **columns: object) -> Path:
     pytest.importorskip("polars").DataFrame(columns).write_parquet(file)
     return file

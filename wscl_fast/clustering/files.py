@@ -6,7 +6,7 @@ import json
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ class FeatureFiles:
 
     Raises:
         FileNotFoundError: no such file, or nothing of these kinds in the folder.
-        TypeError: integers, or another dtype that is no float.
+        TypeError: `paths` that are none; integers, or another dtype that is no float.
         ValueError: another kind of file, not a matrix, files that do not fit together, or (once they are
             read) lists of several lengths.
         ImportError: Parquet without polars.
@@ -248,9 +248,16 @@ def _listed(paths: str | Path | Sequence[str | Path]) -> list[Path]:
             if not found:
                 raise FileNotFoundError(f"{folder}: no {', '.join(_SUFFIXES)} file in it")
         return found
-    if not paths:
+    if not isinstance(paths, Iterable):
+        raise TypeError(f"paths: expected a path or several, got {type(paths).__name__}")
+    files = []
+    for path in paths:
+        if not isinstance(path, str | os.PathLike):
+            raise TypeError(f"paths[{len(files)}]: expected a path, got {type(path).__name__}")
+        files.append(Path(path))
+    if not files:
         raise ValueError("paths: expected at least one file, got none")
-    return [Path(path) for path in paths]
+    return files
 
 
 def _open(file: Path, column: str | None) -> _Part:
