@@ -17,6 +17,7 @@ from torch import Tensor
 
 from wscl_fast.pairs import Pairs
 from wscl_fast.scatter import add_rows
+from wscl_fast.slices import slices
 from wscl_fast.values import may_look
 
 __all__ = [
@@ -363,8 +364,7 @@ def dot(rows: Tensor, grads: Tensor) -> Tensor:
 
 def _columns(rows: Tensor) -> Iterator[slice]:
     """So many columns that sums of them in double precision stay small beside the rows."""
-    step = max(COLUMNS // max(len(rows), 1), LEAST_COLUMNS)
-    return (slice(start, start + step) for start in range(0, rows.shape[1], step))
+    return slices(rows.shape[1], max(COLUMNS // max(len(rows), 1), LEAST_COLUMNS))
 
 
 def _wide(values: Tensor) -> torch.dtype:
@@ -380,5 +380,4 @@ def chunks(values: Tensor, beside: int = 0) -> Iterator[slice]:
 
 
 def _chunks(rows: int, width: int) -> Iterator[slice]:
-    step = max(CHUNK // max(width, 1), 1)
-    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+    return slices(rows, max(CHUNK // max(width, 1), 1))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from wscl_fast.pairs import Meets, Pairs, present
 from wscl_fast.reference import masked_logsumexp
+from wscl_fast.slices import slices
 from wscl_fast.values import Unchanged
 
 SORTED_ROWS = 128  # fewer rows span fewer ids, and so a narrower range of keys
@@ -26,6 +27,10 @@ SORTED_ROWS = 128  # fewer rows span fewer ids, and so a narrower range of keys
 # From the logits of a tile, the mask of the pairs that meet and what is given for the rows: a value a row, or
 # several, ``[values, rows]``.
 TileFunction = Callable[..., Tensor]
+
+# A block of keys: where it lies, and the keys. The blocks are split off together: a slice of its own would
+# have a gradient of the size of all keys. (A class of it would bind a traced graph to the number of keys.)
+Tile = tuple[slice, Tensor]
 
 
 def logsumexp(pairs: Pairs, meets: Meets, factor: float = 1.0) -> Tensor:
@@ -112,11 +117,6 @@ def tile_shape(like: Tensor) -> tuple[int, int]:
     return (256, 2048) if like.device.type == "cpu" else (1024, 4096)
 
 
-def blocks(start: int, stop: int, step: int) -> Iterator[slice]:
-    """The slices of a range, at least one: an empty tile keeps the graph of gradients whole."""
-    return (slice(i, min(i + step, stop)) for i in range(start, max(stop, start + 1), step))
-
-
 def _reduce(
     pairs: Pairs, meets: Meets, function: TileFunction, join: Callable[[Tensor], Tensor], *vectors: Tensor
 ) -> Tensor:
@@ -124,7 +124,7 @@ def _reduce(
     if meets == "same" and not torch.compiler.is_compiling():  # the ranges depend on the ids' values
         return _reduce_by_id(pairs, function, join, *vectors)
     most_rows, most_columns = tile_shape(pairs.queries)
-    tiles = [Tile(*tile) for tile in row_blocks(most_columns, pairs.keys)]
+    tiles: list[Tile] = list(row_blocks(most_columns, pairs.keys))
     rows = row_blocks(most_rows, pairs.queries, *vectors)
     return torch.cat([_row_block(pairs, meets, function, join, tiles, *of_rows) for of_rows in rows], -1)
 
@@ -153,12 +153,12 @@ def _reduce_by_id(
     # The keys are cut wherever a block of rows begins or ends to meet them.
     ranges = [
         (low[rows.start], high[rows.stop - 1]) if low else (0, 0)
-        for rows in blocks(0, len(query_ids), SORTED_ROWS)
+        for rows in slices(len(query_ids), SORTED_ROWS)
     ]
     step = tile_shape(pairs.queries)[1]
     cuts = sorted({0, *(cut for start, stop in ranges for cut in (*range(start, stop, step), stop))})
     tiles = _cut(ordered.keys, cuts)
-    none = Tile(slice(0, 0), tiles[0].keys[:0])
+    none = slice(0, 0), tiles[0][1][:0]
     vectors = tuple(vector.index_select(0, query_order) for vector in vectors)
     results = []
     for (start, stop), of_rows in zip(
@@ -169,26 +169,18 @@ def _reduce_by_id(
     return torch.cat(results, -1).index_select(-1, query_order.argsort())
 
 
-class Tile(NamedTuple):
-    """A block of keys. The blocks are split off together: a slice of its own would have a gradient of the
-    size of all keys.
-    """
-
-    columns: slice
-    keys: Tensor
-
-
 def _cut(keys: Tensor, starts: list[int]) -> list[Tile]:
     """The keys cut at these places."""
     columns = [slice(*ends) for ends in zip(starts, [*starts[1:], len(keys)], strict=True)]
     parts = torch.split(keys, [c.stop - c.start for c in columns])
-    return [Tile(*tile) for tile in zip(columns, parts, strict=True)]
+    return list(zip(columns, parts, strict=True))
 
 
 def row_blocks(step: int, *tensors: Tensor) -> Iterator[tuple[Any, ...]]:
     """The range of each block of rows, and these of every tensor; at least one block."""
-    ranges = blocks(0, len(tensors[0]), step)
-    return zip(ranges, *(torch.split(tensor, step) for tensor in tensors), strict=True)
+    size = len(tensors[0])
+    parts = ([tensor] if size <= step else torch.split(tensor, step) for tensor in tensors)
+    return zip(slices(size, step), *parts, strict=True)
 
 
 def _row_block(

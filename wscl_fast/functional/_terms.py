@@ -26,6 +26,7 @@ from wscl_fast.functional import _block as blocks
 from wscl_fast.functional._requests import AffinitySum, LogitSum, LogSumExp, Request, Softmax, SoftplusSum
 from wscl_fast.matching import Matching, chunks
 from wscl_fast.scatter import add_rows
+from wscl_fast.slices import slices
 
 __all__ = ["Needs", "Term", "term_of"]
 
@@ -345,7 +346,7 @@ def _rows(request: Request) -> Iterator[slice]:
     n, width = request.pairs.queries.shape
     most = max(n, 1) * max(width, 1) if request.most is None else request.most
     step = max(most // max(width, 1), LEAST_QUERIES)
-    return (slice(start, min(start + step, n)) for start in range(0, max(n, 1), step))
+    return slices(n, step)
 
 
 def _plus(gathered: Tensor | None, grad: Tensor) -> Tensor:

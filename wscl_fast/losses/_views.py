@@ -21,11 +21,12 @@ def check_features(features: object) -> Tensor:
 
 def check_rows(name: str, value: object, batch: int, *, dimensions: tuple[int, ...] = (1,)) -> None:
     """Refuse what is not a tensor with a row for each sample."""
-    shape = f"({batch},)" if dimensions == (1,) else f"({batch}, ...)"
+    # The shape is spelt out for an error alone: it would bind a traced graph to this very batch size.
+    more = "," if dimensions == (1,) else ", ..."
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: expected a tensor of shape {shape}, got {type(value).__name__}")
+        raise TypeError(f"{name}: expected a tensor of shape ({batch}{more}), got {type(value).__name__}")
     if value.ndim not in dimensions or len(value) != batch:
-        raise ValueError(f"{name}: expected a tensor of shape {shape}, got {tuple(value.shape)}")
+        raise ValueError(f"{name}: expected a tensor of shape ({batch}{more}), got {tuple(value.shape)}")
 
 
 def check_ids(name: str, value: object, rows: Tensor, *, other: str = "features") -> None:
