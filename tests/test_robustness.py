@@ -358,12 +358,16 @@ def test_func_grad_of_the_definition(name: str) -> None:
     """PyTorch's function transforms do not take operators with their own gradients, nor checkpoints."""
     q, k, qc, kc = problem(12, 20, 4, seed=0)
 
-    def loss(x: Tensor) -> Tensor:
-        return LOSSES[name](x, k, qc, kc, impl="reference")
+    def loss(x: Tensor, impl: str = "reference") -> Tensor:
+        return LOSSES[name](x, k, qc, kc, impl=impl)
 
     leaf = q.clone().requires_grad_()
     (want,) = torch.autograd.grad(loss(leaf), leaf)
     torch.testing.assert_close(torch.func.grad(loss)(q), want)
+    for impl in IMPLS:
+        if impl != "reference":
+            with pytest.raises(NotImplementedError, match=f"impl: expected 'reference' .*, got '{impl}'"):
+                torch.func.grad(loss)(q, impl)
 
 
 def own_not_finite(bad: float) -> tuple[tuple[Tensor, ...], dict[str, object]]:

@@ -97,6 +97,15 @@ def refuse_vmap(name: str, value: Tensor) -> None:
         value = functorch.get_unwrapped(value)
 
 
+def refuse_func_grad(impl: str, *tensors: Tensor) -> None:
+    """Refuse gradients by ``torch.func``, which takes neither the kernels' own nor checkpoints."""
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return
+    tracked = torch._C._functorch.is_gradtrackingtensor
+    if any(tracked(tensor) and tensor.requires_grad for tensor in tensors):
+        raise NotImplementedError(f"impl: expected 'reference' under torch.func.grad, got {impl!r}")
+
+
 def check_tensor(name: str, value: object) -> Tensor:
     """A dense tensor."""
     if not isinstance(value, Tensor):

@@ -21,6 +21,7 @@ from wscl_fast.functional._checks import (
     check_matrix,
     check_positive,
     check_vector,
+    refuse_func_grad,
     refuse_vmap,
 )
 from wscl_fast.functional._passes import Passes, in_blocks
@@ -131,6 +132,8 @@ def prepare(
 
     inputs = check_inputs(batch, keep_halves=halves and fused, keep_keys=keep_keys)
     impl = choose(impl, inputs.pairs.queries)
+    if impl != "reference":
+        refuse_func_grad(impl, inputs.pairs.queries, inputs.pairs.keys, inputs.scale)
     return inputs, impl, passes(impl == "fused")
 
 
