@@ -154,6 +154,19 @@ def test_a_checkpoint_that_does_not_fit_changes_nothing(settings: dict[str, int]
         assert value.equal(before[name]), name
 
 
+def test_a_checkpoint_without_one_of_the_buffers_changes_nothing() -> None:
+    queue, other = ClusterQueue(10, 3), ClusterQueue(10, 3)
+    queue.enqueue(*batch(5))
+    state = queue.state_dict()
+    del state["written"]
+    for strict in (True, False):
+        with pytest.raises(RuntimeError, match="written: expected beside clusters, got none"):
+            other.load_state_dict(state, strict=strict)
+        assert not other.keys.any()
+        assert bool((other.clusters == -1).all())
+    other.load_state_dict({}, strict=False)  # of a model that had no queue
+
+
 def test_a_checkpoint_without_an_ignore_index() -> None:
     queue, other = ClusterQueue(10, 3), ClusterQueue(10, 3)
     queue.enqueue(*batch(5))

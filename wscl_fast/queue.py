@@ -145,10 +145,10 @@ class ClusterQueue(Grouped, nn.Module):
             keys, ids = gather_rows(keys, self.group), gather_rows(ids, self.group)
         # Slots come from the buffer on the device, so that nothing waits for a GPU.
         slots = (self.written + torch.arange(len(keys), device=self.keys.device)) % self.size
+        slots = slots[-self.size :]
+        self.keys[slots] = keys[-self.size :]
+        self.clusters[slots], self.samples[slots] = ids[-self.size :].unbind(1)
         self.written += len(keys)
-        slots, keys, ids = slots[-self.size :], keys[-self.size :], ids[-self.size :]
-        self.keys[slots] = keys
-        self.clusters[slots], self.samples[slots] = ids.unbind(1)
 
     @torch.no_grad()
     def refresh(self, clusters_of_samples: Tensor) -> None:
@@ -209,12 +209,15 @@ class ClusterQueue(Grouped, nn.Module):
         error_msgs: list[str],
     ) -> None:
         # PyTorch takes buffer by buffer: what does not fit as a whole is to leave all of them alone.
-        extra = f"{prefix}_extra_state"
+        extra, own = f"{prefix}_extra_state", {prefix + name: own for name, own in self.named_buffers()}
+        there = own.keys() & state_dict.keys()
         wrong = [
-            f"{prefix}{name}: expected shape {tuple(own.shape)}, got {tuple(state_dict[prefix + name].shape)}"
-            for name, own in self.named_buffers()
-            if prefix + name in state_dict and state_dict[prefix + name].shape != own.shape
+            f"{name}: expected shape {tuple(own[name].shape)}, got {tuple(state_dict[name].shape)}"
+            for name in own
+            if name in there and state_dict[name].shape != own[name].shape
         ]
+        if there:
+            wrong += [f"{name}: expected beside {min(there)}, got none" for name in own if name not in there]
         if extra in state_dict and int(state_dict[extra]) != self.ignore_index:
             wrong.append(f"{prefix}ignore_index: expected {self.ignore_index}, got {int(state_dict[extra])}")
         if wrong:

@@ -327,6 +327,8 @@ def test_a_step_that_cannot_work_is_refused_before_the_clustering(step, error, m
         (lambda: ClusterScheduler((4, 2), nested="no"), TypeError, "nested: expected a bool, got str"),
         (lambda: ClusterScheduler(2, carry_bounds=1), TypeError, "carry_bounds: expected a bool, got int"),
         (lambda: ClusterScheduler(2, sharded=None), TypeError, "sharded: expected a bool, got NoneType"),
+        (lambda: ClusterScheduler(2, warm_start=False), TypeError, "parameters: expected .*, got warm_start"),
+        (lambda: ClusterScheduler(2, foo=1), TypeError, "parameters: expected ones of .*max_iter.*, got foo"),
     ],
 )
 def test_errors_name_the_argument(make, error, match):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -61,6 +62,9 @@ class ClusterScheduler:
         group: a process group; by default all processes.
         parameters: more of :class:`KMeans`, such as `init`, `max_iter` or `random_state`.
 
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+
     Attributes:
         models: the k-means of each level.
         clusters_: int64 [levels, samples], the ids of the last step.
@@ -92,6 +96,10 @@ class ClusterScheduler:
         self.every, self.warmup = check_count(every, "every"), check_count(warmup, "warmup", least=0)
         self.metric, self.nested, self.carry_bounds = check_metric(metric), nested, carry_bounds
         self.ranks = Ranks(sharded, group)
+        free = inspect.signature(KMeans).parameters.keys() - {"n_clusters", "metric", "warm_start"}
+        for name in parameters:
+            if name not in free:
+                raise TypeError(f"parameters: expected ones of {', '.join(sorted(free))}, got {name}")
         self.models = [
             KMeans(k, metric=metric, warm_start=True, **{**parameters, **self._sharing(level)})
             for level, k in enumerate(self.n_clusters)
