@@ -166,6 +166,9 @@ def test_hold_out_is_stratified_and_keeps_groups_together() -> None:
     assert [int((labels[held] == c).sum()) for c in range(5)] == [
         round(0.2 * (labels == c).sum()) for c in range(5)
     ]
+    without_first = np.where(labels == 0, 1, labels)  # a class that none of the rows has
+    kept, held = hold_out(rows, without_first, None, 0.2, seed=0)
+    assert not set(kept) & set(held)
     single = np.arange(4)
     assert [x.tolist() for x in hold_out(single, single, None, 0.5, seed=0)] == [[0, 1, 2, 3], [0, 1, 2, 3]]
 

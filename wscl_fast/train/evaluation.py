@@ -184,7 +184,7 @@ def hold_out(
     rng = np.random.default_rng(seed)
     of_row = rows if groups is None else np.unique(groups[rows], return_inverse=True)[1]
     sizes = np.bincount(labels[rows])
-    room = np.minimum(np.round(share * sizes), sizes - 1).astype(np.int64)
+    room = np.minimum(np.round(share * sizes), np.maximum(sizes - 1, 0)).astype(np.int64)
     held = np.zeros(len(rows), dtype=bool)
     order = np.argsort(of_row, kind="stable")
     members_of = np.split(order, np.flatnonzero(np.diff(of_row[order])) + 1)
