@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,18 +56,17 @@ def draw_curves(file: Path, results: Sequence[Result]) -> None:
 
 def _draw_losses(axis: Axes, results: Sequence[Result]) -> None:
     for method in methods_of(results):
-        curves = [
-            [m["loss"] for m in r.metrics if m["kind"] == "epoch"] for r in results if r.method == method
-        ]
-        curves = [c for c in curves if c]
-        if not curves:
+        losses: dict[int, list[float]] = {}  # of the seeds, by epoch: some of a log may have been lost
+        for m in itertools.chain.from_iterable(r.metrics for r in results if r.method == method):
+            if m["kind"] == "epoch":
+                losses.setdefault(m["epoch"] + 1, []).append(m["loss"])
+        if not losses:
             continue
-        epochs = np.arange(1, len(curves[0]) + 1)
-        axis.plot(epochs, np.mean(curves, axis=0), color=COLOURS[method], lw=2, label=TITLES[method])
-        if len(curves) > 1:
-            axis.fill_between(
-                epochs, np.min(curves, 0), np.max(curves, 0), color=COLOURS[method], alpha=0.2, lw=0
-            )
+        epochs = sorted(losses)
+        least, mean, greatest = (np.array([f(losses[e]) for e in epochs]) for f in (np.min, np.mean, np.max))
+        axis.plot(epochs, mean, color=COLOURS[method], lw=2, label=TITLES[method])
+        if (least < greatest).any():
+            axis.fill_between(epochs, least, greatest, color=COLOURS[method], alpha=0.2, lw=0)
     axis.set(xlabel="epoch", ylabel="loss", title="training loss")
     axis.locator_params(axis="x", integer=True)
     if axis.get_lines():  # baselines have no curve
@@ -111,31 +111,27 @@ def draw_embedding(file: Path, results: Sequence[Result], dataset: ImageDataset,
     groups, colours = _colouring(labels, names)
     across = min(3, len(firsts))
     down = -(-len(firsts) // across)
+    size = max(9, 40 - len(rows) // 20)
     with _style():
         figure = _figure(4.1 * across, 4.1 * down + 0.9)
         axes = figure.subplots(down, across, squeeze=False).ravel()
         for axis, result in zip(axes, firsts, strict=False):
             where = map_to_plane(result.features[rows], seed=seed)
-            for (name, members), colour in zip(groups, colours, strict=True):
-                axis.scatter(
-                    *where[members].T,
-                    s=max(9, 40 - len(rows) // 20),
-                    color=colour,
-                    lw=0,
-                    alpha=0.85,
-                    label=name,
-                )
+            drawn = [
+                axis.scatter(*where[members].T, s=size, color=colour, lw=0, alpha=0.85)
+                for (_, members), colour in zip(groups, colours, strict=True)
+            ]
             axis.set(title=TITLES[result.method], xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
             axis.margins(0.06)
         for axis in axes[len(firsts) :]:
             axis.set_axis_off()
-        handles, texts = axes[0].get_legend_handles_labels()
+        names = [name for name, _ in groups]  # given here: a label of its own that begins with _ has no entry
         once = "" if dataset.groups is None else ", one of each group of variants"
         if column:
             title = f"t-SNE of {len(rows):,} test images{once}, coloured by {column}"
-            where_to: Any = {"loc": "outside lower center", "ncols": min(5, len(texts)), "markerscale": 2.5}
-            figure.legend(handles, texts, title=title, **where_to)
+            where_to: Any = {"loc": "outside lower center", "ncols": min(5, len(names)), "markerscale": 2.5}
+            figure.legend(drawn, names, title=title, **where_to)
         _save(figure, file)
 
 
