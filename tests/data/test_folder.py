@@ -161,6 +161,22 @@ def test_minus_one_is_no_cluster(home: Home, suffix: str, ids: list[Any]) -> Non
     assert clusters.tolist() == [2, -1, 0, 1, -1, 2]
 
 
+def test_nan_is_a_missing_value(home: Home, tmp_path: Path) -> None:
+    nan, table = float("nan"), tmp_path / "floats.parquet"
+    floats = [1.0, 2.0, 1.0, nan, 2.0, nan]
+    frame = pl.DataFrame(home.columns).with_columns(label=pl.Series(floats))
+    blank = pl.DataFrame({"path": [None], "label": [nan]}, schema_overrides={"path": pl.String})
+    pl.concat([frame, blank], how="diagonal").write_parquet(table)
+    options: dict[str, Any] = {"attribute_columns": ["label"], "hierarchy_columns": ["coarse", "label"]}
+    data = load_folder(home.folder, table, image_size=SIZE, cache_dir=home.cache, **options)
+    assert data.label_names == {"label": ["1.0", "2.0"]}
+    assert data.labels["label"].tolist() == [0, 1, 0, -1, 1, -1]
+    assert data.attributes is not None
+    assert data.attributes["label"].tolist() == ["1.0", "2.0", "1.0", "", "2.0", ""]
+    assert data.hierarchy is not None
+    assert data.hierarchy[5] == ("pet",)
+
+
 def test_blank_rows_are_no_rows(home: Home) -> None:
     pl.DataFrame(home.columns).write_csv(home.table)
     header, first, *rest = home.table.read_text().splitlines()

@@ -44,7 +44,8 @@ def load_folder(
     """Pictures in a folder with the table that describes them, decoded once and cached.
 
     The cache is keyed by the files' paths, sizes and times of change and by ``image_size``: a changed tag
-    costs nothing, a changed picture is decoded again. Rows that are blank throughout are no rows.
+    costs nothing, a changed picture is decoded again. Rows that are blank throughout are no rows. NaN in a
+    column of floats is an empty cell, but for clusters.
 
     Args:
         folder: paths in the table start here.
@@ -107,7 +108,7 @@ def load_folder(
     tags = None if tag_column is None else rows.cells(tag_column)
     attributes = {name: rows.column(name) for name in attribute_columns}
     levels = [rows.cells(name) for name in hierarchy_columns]
-    clusters = None if cluster_column is None else rows.column(cluster_column)
+    clusters = None if cluster_column is None else rows.column(cluster_column, keep_nan=True)
 
     errors = RowErrors(rows.path.name, paths)
     for column, cells in ((path_column, paths), (split_column, splits), (cluster_column, clusters)):

@@ -13,7 +13,7 @@ _SHOWN = 10
 
 
 class Table:
-    """Columns of a CSV or Parquet file, read as text; an empty or blank cell is None.
+    """Columns of a CSV or Parquet file, read as text; a cell that is empty, blank or NaN is None.
 
     Args:
         path: a file whose name ends in .csv, .parquet or .pq.
@@ -30,6 +30,7 @@ class Table:
     def __init__(self, path: Path) -> None:
         with train_extra():
             import polars as pl
+            from polars import selectors
         if not path.is_file():
             raise ValueError(f"table: {path} is no file")
         suffix = path.suffix.lower()
@@ -45,22 +46,30 @@ class Table:
         self.names: list[str] = frame.columns
         self.n_rows: int = frame.height
         there = pl.any_horizontal(pl.all().is_not_null())
-        self.filled: list[int] = (
-            self._frame.select(there).to_series().arg_true().to_list() if frame.height else []
-        )
+        known = self._frame.with_columns(selectors.float().fill_nan(None))
+        self.filled: list[int] = known.select(there).to_series().arg_true().to_list() if frame.height else []
         if not self.filled:
             raise ValueError(f"table: {path} has no rows")
 
-    def column(self, name: str) -> list[str | None]:
+    def column(self, name: str, *, keep_nan: bool = False) -> list[str | None]:
         """The cells of a column as text; the entries of a list are joined by spaces.
+
+        Args:
+            name: of the column.
+            keep_nan: NaN is the text "NaN", not None.
 
         Raises:
             ValueError: as `cells`.
         """
-        return [" ".join(cell) if isinstance(cell, tuple) else cell for cell in self.cells(name)]
+        cells = self.cells(name, keep_nan=keep_nan)
+        return [" ".join(cell) if isinstance(cell, tuple) else cell for cell in cells]
 
-    def cells(self, name: str) -> list[Cell]:
+    def cells(self, name: str, *, keep_nan: bool = False) -> list[Cell]:
         """The cells of a column; in a column of lists each is a tuple of what is not blank in it.
+
+        Args:
+            name: of the column.
+            keep_nan: NaN is the text "NaN", not None.
 
         Raises:
             ValueError: if there is no such column (the nearest name is offered), it cannot be read as text,
@@ -74,10 +83,12 @@ class Table:
             raise ValueError(
                 f"column {name!r} is not in {self.path.name}: {hint}It has {', '.join(map(repr, self.names))}"
             )
-        kind = self._frame.schema[name]
+        column, kind = self._frame[name], self._frame.schema[name]
+        if kind.is_float() and not keep_nan:
+            column = column.fill_nan(None)
         lists = isinstance(kind, pl.List | pl.Array)
         try:
-            values = self._frame[name].cast(pl.List(pl.String) if lists else pl.String).to_list()
+            values = column.cast(pl.List(pl.String) if lists else pl.String).to_list()
         except pl.exceptions.PolarsError as error:
             raise ValueError(
                 f"column {name!r} of {self.path.name}: expected text, numbers or lists of them, got {kind}"
@@ -90,9 +101,12 @@ class Table:
         return cells
 
     def serves(self, name: str, *, in_every_row: bool = False) -> bool:
-        """Whether there is such a column with a value in some row, or in every row that is filled at all."""
+        """Whether there is such a column with a value in some row, or in every row that is filled at all.
+
+        Only ids of clusters are needed in every row, and NaN is one of them.
+        """
         try:
-            cells = self.cells(name)
+            cells = self.cells(name, keep_nan=in_every_row)
         except ValueError:
             return False
         return not in_every_row or all(cells[row] is not None for row in self.filled)
