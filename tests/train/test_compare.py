@@ -18,7 +18,7 @@ from wscl_fast.train.cli import main
 from wscl_fast.train.config import DataConfig
 from wscl_fast.train.evaluation import Accuracies, Score
 from wscl_fast.train.monitor import Bar, Monitor, Silent
-from wscl_fast.train.report import table
+from wscl_fast.train.report import aligned, table
 from wscl_fast.train.results import Result
 from wscl_fast.train.workers import WorkerError, run_tasks
 
@@ -162,6 +162,14 @@ def test_the_table_has_mean_and_spread() -> None:
     ]
     by_group = table(results, counting="groups").splitlines()
     assert by_group[2] == "| InfoNCE, no auxiliary information |  45.0 ± 7.1 | 45.0 ± 7.1 |"
+
+
+def test_names_do_not_break_the_table() -> None:
+    assert aligned(["", "dog|cat\nlinear"], [["x", "1"]]).splitlines() == [
+        r"|   | dog\|cat linear |",
+        r"|:--|----------------:|",
+        r"| x |               1 |",
+    ]
 
 
 class Heard(Silent):

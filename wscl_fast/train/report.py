@@ -47,6 +47,8 @@ def table(results: Sequence[Result], *, top: int = 1, counting: Counting = "imag
 
 def aligned(header: list[str], rows: list[list[str]]) -> str:
     """A Markdown table whose columns line up; the first to the left, the others to the right."""
+    # Columns and classes are called as the user calls them.
+    header, *rows = ([" ".join(c.split()).replace("|", r"\|") for c in row] for row in (header, *rows))
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
 
     def line(cells: list[str]) -> str:
