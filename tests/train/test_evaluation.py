@@ -93,6 +93,13 @@ def test_a_validation_split_picks_the_decay() -> None:
     assert score.n_train == (split == "train").sum()
 
 
+def test_scores_do_not_depend_on_the_scale() -> None:
+    features, data = made(signal=1.0)
+    scores = evaluate(features, data, EvalConfig())
+    for power in (100, -100):
+        assert evaluate(np.ldexp(features, power), data, EvalConfig()) == scores
+
+
 def test_refusals() -> None:
     features, data = made(signal=1.0)
     with pytest.raises(ValueError, match="no label column 'clas': choose from class"):

@@ -89,6 +89,8 @@ def evaluate(
     bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
     if len(bad):
         raise ValueError(f"features: expected finite numbers, got NaN or infinity in row {bad[0]}")
+    # By a power of two to numbers near 1: the squares of much larger or smaller ones are not float32's.
+    features = np.ldexp(features, -np.frexp(np.abs(features).max(initial=0))[1])
     return {
         column: _evaluate_column(features, dataset, dataset.labels[column], column, config, seed)
         for column in _named_columns(dataset, config)
