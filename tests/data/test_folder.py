@@ -379,6 +379,15 @@ def test_column_errors_are_never_skipped(home: Home, on_error: str) -> None:
         home.load(cluster_column="zzz", on_error=on_error)
 
 
+def test_a_name_of_two_columns_is_refused(home: Home) -> None:
+    text = pl.DataFrame(home.columns).write_csv()
+    home.table.write_text(text.replace("colour", "label", 1).replace("fine", "coarse", 1))
+    options: dict[str, Any] = {"image_size": SIZE, "cache_dir": home.cache}
+    with pytest.raises(ValueError, match=r"column 'label' stands more than once in metadata.csv"):
+        load_folder(home.folder, home.table, **options)
+    assert len(load_folder(home.folder, home.table, label_columns=["group"], **options)) == 6
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

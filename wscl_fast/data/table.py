@@ -72,8 +72,8 @@ class Table:
             keep_nan: NaN is the text "NaN", not None.
 
         Raises:
-            ValueError: if there is no such column (the nearest name is offered), it cannot be read as text,
-                or it is empty throughout.
+            ValueError: if there is no such column (the nearest name is offered) or more than one, or it
+                cannot be read as text, or is empty throughout.
         """
         import polars as pl
 
@@ -83,6 +83,7 @@ class Table:
             raise ValueError(
                 f"column {name!r} is not in {self.path.name}: {hint}It has {', '.join(map(repr, self.names))}"
             )
+        self._check_once(name)
         column, kind = self._frame[name], self._frame.schema[name]
         if kind.is_float() and not keep_nan:
             column = column.fill_nan(None)
@@ -104,12 +105,20 @@ class Table:
         """Whether there is such a column with a value in some row, or in every row that is filled at all.
 
         Only ids of clusters are needed in every row, and NaN is one of them.
+
+        Raises:
+            ValueError: if there is more than one.
         """
+        self._check_once(name)
         try:
             cells = self.cells(name, keep_nan=in_every_row)
         except ValueError:
             return False
         return not in_every_row or all(cells[row] is not None for row in self.filled)
+
+    def _check_once(self, name: str) -> None:
+        if f"{name}_duplicated_0" in self.names:  # what polars calls a second one in a CSV file
+            raise ValueError(f"column {name!r} stands more than once in {self.path.name}")
 
 
 def _stripped(value: str | list[str | None] | None) -> Cell:
