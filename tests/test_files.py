@@ -39,6 +39,23 @@ def test_an_error_leaves_what_was_there_and_nothing_beside_it(tmp_path: Path) ->
     assert [*tmp_path.iterdir()] == [file]
 
 
+def test_several_at_once_each_write_a_whole_one(tmp_path: Path) -> None:
+    """Threads of a process; processes of one number in containers that share a folder are no different."""
+    file = tmp_path / "ids.csv"
+    with replacing(file) as last:
+        with replacing(file) as first:
+            first.write_text("first")
+            last.write_text("la")
+        assert file.read_text() == "first"
+        last.write_text("last")
+        with replacing(file) as left:
+            pass
+        left.write_text("of a third that was killed")
+    assert file.read_text() == "last"
+    remove_leftovers(file)
+    assert [*tmp_path.iterdir()] == [file]
+
+
 def test_others_may_read_it(tmp_path: Path) -> None:
     file, plain = tmp_path / "ids.csv", tmp_path / "plain.csv"
     write_text(file, "new")

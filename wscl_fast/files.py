@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,15 +16,16 @@ from pathlib import Path
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """A path beside ``file`` to write to, with its suffix; at the end what is there takes its place.
+    """An empty file beside ``file`` to write to, with its suffix; at the end it takes its place.
 
+    It is the caller's alone: of several that replace ``file`` at once the last one's stands, whole.
     After an error ``file`` is what it was, and nothing is left beside it; a kill leaves what was written, see
     :func:`remove_leftovers`.
 
     Args:
         file: need not exist; its folder has to.
     """
-    beside = file.with_name(f".{file.stem}.{os.getpid()}{file.suffix}")
+    beside = _beside(file)
     try:
         yield beside
         with beside.open("rb") as written:
@@ -31,6 +33,19 @@ def replacing(file: Path) -> Iterator[Path]:
         os.replace(beside, file)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _beside(file: Path) -> Path:
+    """A new file that `remove_leftovers` knows, of this process's number."""
+    beside = file.with_name(f".{file.stem}.{os.getpid()}{file.suffix}")
+    try:
+        beside.touch(exist_ok=False)
+    except (
+        FileExistsError
+    ):  # a leftover, another thread's, or that of a container where a process has our number
+        beside = file.with_name(f".{file.stem}.{os.getpid()}-{secrets.token_hex(4)}{file.suffix}")
+        beside.touch()
+    return beside
 
 
 @contextmanager
@@ -77,7 +92,9 @@ def remove_leftovers(file: Path) -> None:
         file: neither it nor its folder need exist.
     """
     for beside in file.parent.glob(".*"):
-        found = re.fullmatch(rf"\.{re.escape(file.stem)}\.([0-9]+){re.escape(file.suffix)}", beside.name)
+        found = re.fullmatch(
+            rf"\.{re.escape(file.stem)}\.([0-9]+)(?:-[0-9a-f]{{8}})?{re.escape(file.suffix)}", beside.name
+        )
         if found and not _is_another(int(found[1])):
             beside.unlink(missing_ok=True)
 
