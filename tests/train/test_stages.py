@@ -213,6 +213,12 @@ def test_kmeans_comes_back_and_starts_late() -> None:
     assert clusters_for_epoch(anew, FULL, "kmeans", 5, features=give, seed=1, previous=late).moved is None
     many = ClusterConfig(kmeans=KMeansConfig(n_clusters=500))
     assert len(np.unique(fit_clusters(many, FULL, "kmeans", features=features).ids[:8])) == 8
+    partly = np.where(np.arange(N)[:, None] < 3, 0, features)  # three samples without a direction
+    fewer = fit_clusters(many, FULL, "kmeans", features=partly)
+    assert len(fewer.state["centroids"]) == 5
+    assert fit_clusters(many, FULL, "kmeans", features=features, previous=fewer).moved is None
+    with pytest.raises(ValueError, match="'cosine' needs directions: the features of all 8 training samples"):
+        fit_clusters(many, FULL, "kmeans", features=np.zeros_like(features))
     with pytest.raises(ValueError, match="features"):
         fit_clusters(config, FULL, "kmeans")
     with pytest.raises(ValueError, match="unknown clustering method"):

@@ -220,13 +220,20 @@ def _kmeans(
     previous: Clustering | None,
 ) -> Clustering:
     """Clusters of the training split's features, under the previous ids where they are to stay."""
-    clusters = min(config.n_clusters, len(train))
+    directed = len(train) if config.metric == "euclidean" else int(features[train].any(axis=1).sum())
+    if not directed:
+        raise ValueError(
+            f"cluster.kmeans.metric '{config.metric}' needs directions: the features of all {len(train)} "
+            "training samples are zero; lower optim.lr or choose 'euclidean'"
+        )
+    clusters = min(config.n_clusters, directed)
     scheduler = ClusterScheduler(clusters, metric=config.metric, max_iter=_MAX_ITER, random_state=seed)
     if config.stable_ids and previous is not None and previous.method == "kmeans":
         centroids = torch.from_numpy(previous.state["centroids"])
-        scheduler.load_state_dict(
-            {"clusters": torch.from_numpy(previous.ids[train])[None], "centroids": [centroids]}
-        )
+        if len(centroids) == clusters:
+            scheduler.load_state_dict(
+                {"clusters": torch.from_numpy(previous.ids[train])[None], "centroids": [centroids]}
+            )
     (found,) = scheduler.step(torch.from_numpy(features[train]))
     model = scheduler.models[0]
     ids = model.predict(features)
