@@ -21,7 +21,8 @@ class AugmentConfig:
 
     Attributes:
         scale: least and greatest share of the picture's area that a crop covers.
-        ratio: least and greatest width / height of a crop, relative to the picture's.
+        ratio: least and greatest width / height of a crop, relative to the picture's. A crop that would be
+            wider or higher than the picture is cut to it and covers less: all of it with a ratio of 1 only.
         flip: probability of a horizontal flip.
         rotate: greatest angle to either side, in degrees.
         jitter: probability that colours are jittered at all.
