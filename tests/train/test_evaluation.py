@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from wscl_fast.data import ImageDataset
+from wscl_fast.train import evaluation
 from wscl_fast.train.config import EvalConfig
 from wscl_fast.train.evaluation import (
     Score,
@@ -152,6 +155,29 @@ def test_knn_votes_are_those_of_the_definition() -> None:
             expected[labels[j]] += torch.exp((similarity[j] - similarity.max()) / 0.1)
         torch.testing.assert_close(vote, expected)
     assert knn_votes(queries, bank[:3], labels[:3], 3, k=20, temperature=0.1).shape == (5, 3)
+
+
+class Largest(TorchFunctionMode):
+    """Remembers how many numbers the largest tensor has that was made."""
+
+    numbers = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor):
+            self.numbers = max(self.numbers, made.numel())
+        return made
+
+
+def test_the_similarities_to_a_large_bank_are_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    queries, bank = F.normalize(torch.randn(50, 4), dim=1), F.normalize(torch.randn(300, 4), dim=1)
+    labels = torch.randint(0, 3, (300,))
+    votes = knn_votes(queries, bank, labels, 3, k=7, temperature=0.1)
+    monkeypatch.setattr(evaluation, "MOST_SIMILARITIES", 2000)
+    with Largest() as largest:
+        again = knn_votes(queries, bank, labels, 3, k=7, temperature=0.1)
+    torch.testing.assert_close(again, votes)
+    assert largest.numbers <= 2000
 
 
 def test_hold_out_is_stratified_and_keeps_groups_together() -> None:

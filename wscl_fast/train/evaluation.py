@@ -21,6 +21,7 @@ from wscl_fast.train.features import Features
 
 Labels = npt.NDArray[np.int64]
 WEIGHT_DECAYS = (1.0, 0.3, 0.1, 0.03, 0.01, 1e-3, 1e-4, 1e-5)  # strong to weak
+MOST_SIMILARITIES = 1 << 26  # of queries and bank at a time: 256 MiB
 PATIENCE = 2  # weaker decays to try without a gain
 
 
@@ -304,12 +305,13 @@ def knn_votes(
         classes: number of classes.
         k: neighbours that vote (all, where the bank is smaller).
         temperature: of the votes.
-        chunk: queries at a time.
+        chunk: queries at a time, fewer where the bank is so large that they would take more than 256 MiB.
 
     Returns:
         float32 [m, classes].
     """
     votes = torch.zeros(len(queries), classes)
+    chunk = max(1, min(chunk, MOST_SIMILARITIES // max(1, len(bank))))
     for start in range(0, len(queries), chunk):
         similarity, nearest = (queries[start : start + chunk] @ bank.T).topk(min(k, len(bank)), dim=1)
         weights = ((similarity - similarity[:, :1]) / temperature).exp()  # the largest is 1: no overflow
