@@ -40,9 +40,8 @@ def _beside(file: Path) -> Path:
     beside = file.with_name(f".{file.stem}.{os.getpid()}{file.suffix}")
     try:
         beside.touch(exist_ok=False)
-    except (
-        FileExistsError
-    ):  # a leftover, another thread's, or that of a container where a process has our number
+    except FileExistsError:
+        # A leftover's, another thread's, or that of a container in which another process has this number.
         beside = file.with_name(f".{file.stem}.{os.getpid()}-{secrets.token_hex(4)}{file.suffix}")
         beside.touch()
     return beside
