@@ -93,7 +93,7 @@ def test_what_a_kill_left_is_removed_and_what_others_write_stays(tmp_path: Path)
     remove_leftovers(tmp_path / "no folder" / "ids.csv")
 
 
-def test_a_folder_is_one_processes_until_that_is_done_or_dies(tmp_path: Path) -> None:
+def test_a_folder_is_for_one_process_until_it_is_done_or_dies(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     script = (
         "import sys; from pathlib import Path; from wscl_fast.files import claimed\n"
