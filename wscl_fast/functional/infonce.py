@@ -105,7 +105,9 @@ def clustered_infonce(
     first for cosine similarities. ``docs/objective.md`` has the equations of every option.
 
     Args:
-        queries: ``[N, d]``, float32 or float64 (bfloat16 and float16 are computed in float32).
+        queries: ``[N, d]``, float32, float64, bfloat16 or float16. Halves are added up in float32; where they
+            are multiplied as halves (bfloat16 on many processors, both on a GPU), the softmax's weights that
+            gradients sum by are rounded to them.
         keys: ``[M, d]``. Without keys the queries are contrasted with each other, each without itself.
         query_clusters: ``[N]``, int64 cluster ids, any values.
         key_clusters: ``[M]``, int64; by default ``query_clusters`` (then M = N).
