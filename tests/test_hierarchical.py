@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from wscl_fast import _ops
-from wscl_fast.functional import clustered_infonce, hierarchical_infonce
+from wscl_fast.functional import clustered_infonce, hierarchical_infonce, soft_infonce
 
 IMPLS = ["chunked"] + (["fused"] if _ops.serves(torch.device("cpu")) else [])
 
@@ -111,6 +111,24 @@ def test_random_shapes(n: int, m: int | None, constraint: str, seed: int) -> Non
         )
         assert torch.isfinite(got)
         assert_same(got, want, leaves)
+
+
+@pytest.mark.parametrize("impl", [*IMPLS, "reference"])
+@pytest.mark.parametrize("loss", [hierarchical_infonce, soft_infonce])
+def test_a_logit_of_minus_infinity_in_the_batch(loss: Any, impl: str) -> None:
+    """The sample that it is of is no one's positive: the others' losses are as without it."""
+    x, ids = torch.rand(20, 5) + 0.1, torch.arange(20) % 3
+    x[7], ids[7] = -torch.inf, 9
+    others = torch.arange(20) != 7
+
+    def rows(some: Tensor) -> Tensor:
+        if loss is soft_infonce:
+            options: dict[str, Any] = {"query_auxiliary": 1 << ids[some], "affinity": "shared"}
+        else:
+            options = {"query_clusters": torch.stack([ids[some] // 2, ids[some]], 1)}
+        return loss(x[some], positives="in", reduction="none", impl=impl, **options)  # type: ignore[no-any-return]
+
+    torch.testing.assert_close(rows(others | True)[others], rows(others))
 
 
 @pytest.mark.parametrize("impl", [*IMPLS, "reference"])

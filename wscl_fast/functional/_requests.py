@@ -81,7 +81,8 @@ class InBatchLogSumExp(LogSumExp):
     """:class:`LogSumExp` over the batch itself: queries are keys and have one id, or none, on both sides.
 
     Of a batch of one cluster the plain loss is ``lse_i − mean_j S_ij``, and its kernel takes half of the
-    pairs; the mean needs no pass.
+    pairs; the mean needs no pass. A logit of −∞ leaves the log-sum-exp as it is but not the mean: then, where
+    looking costs nothing, all pairs are taken (on a GPU such rows are NaN).
     """
 
     def here(self, fused: bool) -> Tensor:
@@ -91,7 +92,8 @@ class InBatchLogSumExp(LogSumExp):
             return super().here(fused)
         loss, count = fused_infonce(self.pairs, False, in_batch=True, sparing=True)
         mean = matching_logits(self.pairs) / count.clamp(min=1).to(loss.dtype)
-        return torch.where(count > 0, loss + mean, -torch.inf)
+        lse = torch.where(count > 0, loss + mean, -torch.inf)
+        return super().here(fused) if may_look(lse) and bool(lse.isnan().any()) else lse
 
 
 @dataclass(frozen=True)
