@@ -194,7 +194,7 @@ check-simulator:
 
 # Either is there where a GPU may be; what PyTorch finds is asked once it is installed.
 check-gpu:
-	@command -v nvidia-smi >/dev/null || ls /dev/nvidia* /dev/dxg >/dev/null 2>&1 || { echo "wscl_fast: no NVIDIA GPU here: neither nvidia-smi nor /dev/nvidia*"; exit 1; }
+	@command -v nvidia-smi >/dev/null || test -n "$$(ls /dev/nvidia* /dev/dxg 2>/dev/null)" || { echo "wscl_fast: no NVIDIA GPU here: neither nvidia-smi nor /dev/nvidia*"; exit 1; }
 
 # What was simulated already is not simulated again: cut it off and go on as you like.
 simulate: check-simulator setup cuda build/cuda/.built
